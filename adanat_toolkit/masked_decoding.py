@@ -1,0 +1,110 @@
+"""The one parallel-decoding step of every masked-token generator (AdaNAT section 3.1; MaskGIT section 3.2).
+
+Noise is injected: one uniform a cell draws its token, one Gumbel a cell perturbs its confidence. Nothing here reads global
+random state. The token is drawn by inverting the cumulative distribution rather than by Gumbel-max over the vocabulary:
+the law is the same, but a cell consumes one random number instead of V, which is what makes per-sample seeds affordable.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MIN_TOKEN_TEMPERATURE = 1e-6
+"""Temperatures below this one are raised to it: the draw is then the arg-max."""
+
+
+class StepKnobs(NamedTuple):
+    """Physical values of one step, each (B,) float32; see ``actions.TOKEN_KNOBS`` for meanings and ranges."""
+
+    mask_ratio: Tensor
+    mask_temperature: Tensor
+    token_temperature: Tensor
+    guidance: Tensor
+
+
+class StepNoise(NamedTuple):
+    """``token``: (B, N) float32 uniform in (0, 1); ``remask``: (B, N) float32 standard Gumbel."""
+
+    token: Tensor
+    remask: Tensor
+
+
+class StepResult(NamedTuple):
+    """``proposal``: (B, N) int64 with no mask left; ``tokens``: (B, N) int64, the proposal with some cells masked again;
+    ``log_prob``: (B, N) float32, log-probability of the proposal under the guided logits at temperature one."""
+
+    proposal: Tensor
+    tokens: Tensor
+    log_prob: Tensor
+
+
+def guide(conditional: Tensor, unconditional: Tensor | None, guidance: Tensor) -> Tensor:
+    """cond + g (cond - uncond), g per sample (B,); the conditional logits alone where no unconditional ones are given."""
+    if unconditional is None:
+        return conditional
+    return conditional + guidance[:, None, None] * (conditional - unconditional)
+
+
+def draw_tokens(logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
+    """One categorical draw a cell from softmax(logits / temperature), by inverse transform.
+
+    Args:
+        logits: (B, N, V) float32. temperature: (B,). uniform: (B, N) in (0, 1).
+
+    Returns:
+        (B, N) int64 in [0, V).
+    """
+    scaled = logits / temperature.clamp_min(MIN_TOKEN_TEMPERATURE)[:, None, None]
+    cumulative = torch.exp(scaled - scaled.amax(-1, keepdim=True)).cumsum(-1)
+    threshold = uniform.unsqueeze(-1) * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, threshold).squeeze(-1).clamp_max(logits.shape[-1] - 1)
+
+
+def remask_count(mask_ratio: Tensor, cells: Tensor | int) -> Tensor:
+    """k = min(floor(cells * ratio), cells - 1): how many cells a step asks to mask again, (B,) int64, >= 0."""
+    count = torch.floor(mask_ratio * cells).long()
+    return torch.minimum(count, torch.as_tensor(cells, device=count.device) - 1).clamp_min(0)
+
+
+def masked_decoding_step(
+    tokens: Tensor,
+    conditional: Tensor,
+    unconditional: Tensor | None,
+    knobs: StepKnobs,
+    noise: StepNoise,
+    mask_id: int,
+    editable: Tensor | None = None,
+) -> StepResult:
+    """One step: guide, draw every unknown cell, mask the least confident cells again.
+
+    Args:
+        tokens: (B, N) int64; ``mask_id`` marks unknown cells, which alone are drawn.
+        conditional: (B, N, V) logits given the context; unconditional: the same for the null context, or None for g = 0.
+        knobs: physical values per sample.
+        noise: see :class:`StepNoise`.
+        editable: (B, N) bool, or None for all: in masked editing, the cells the generator may change; the masking ratio is
+            then a share of these.
+
+    Returns:
+        :class:`StepResult`. Every sample is independent of the others. The cut-off is the k-th smallest confidence counting
+        from 0 and cells strictly below it are masked: k cells, fewer where confidences tie at the cut-off, and no more than
+        were unknown, since known cells have infinite confidence.
+    """
+    unknown = tokens == mask_id
+    logits = guide(conditional, unconditional, knobs.guidance)
+    drawn = draw_tokens(logits, knobs.token_temperature, noise.token)
+    proposal = torch.where(unknown, drawn, tokens)
+
+    # Confidence uses temperature ONE, not the sampling temperature (as the published code; the paper's text is silent).
+    chosen = logits.gather(-1, proposal.clamp_max(logits.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
+    log_prob = chosen - torch.logsumexp(logits, dim=-1)
+    confidence = log_prob + knobs.mask_temperature[:, None] * noise.remask
+    confidence = confidence.masked_fill(~unknown, float("inf"))
+
+    cells = tokens.shape[1] if editable is None else editable.sum(1)
+    count = remask_count(knobs.mask_ratio, cells)
+    cutoff = confidence.sort(dim=1).values.gather(1, count[:, None])
+    return StepResult(proposal, proposal.masked_fill(confidence < cutoff, mask_id), log_prob)
