@@ -1,0 +1,1 @@
+"""The ``adanat`` command: thin Typer commands without logic of their own."""
