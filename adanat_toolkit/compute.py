@@ -1,0 +1,92 @@
+"""Devices, compute dtypes and micro-batches: the few places where hardware shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError
+
+CPU_CHUNK = 32
+"""Samples that go through a network at once on a CPU: larger chunks fall out of the cache and are up to twice as slow
+(benchmarks/throughput.md)."""
+MINIMUM_BF16_BATCH = 8
+"""Smallest bfloat16 batch on a CPU: below it the matrix library picks another kernel, whose rounding would make an image
+depend on the batch it is made in."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps`` -> a device that exists.
+
+    Raises:
+        ConfigError: the device is not there, with what is.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r} is not a device; use auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            found = f"{count} CUDA device(s) found" if count else "no CUDA device was found (driver or CPU build of torch)"
+            raise ConfigError(f"device {name!r} is not available: {found}. Use --device cpu, or see adanat doctor.")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device 'mps' is not available on this machine. Use --device cpu.")
+    return device
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products are faster than float32 ones: any recent GPU, and CPUs with AMX tiles."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` (bfloat16 where it is fast, else float32), ``float32``, ``bfloat16``.
+
+    Raises:
+        ConfigError: another name.
+    """
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r} is not supported; use auto, {' or '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def in_chunks(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], *tensors: Tensor, chunk: int | None = None, minimum: int = 1
+) -> tuple[Tensor, ...]:
+    """``function(*tensors)`` computed in chunks along the first axis, outputs concatenated (always a tuple).
+
+    Args:
+        chunk: samples at once; None picks :data:`CPU_CHUNK` on a CPU and everything at once elsewhere.
+        minimum: smaller chunks are padded by repeating their last sample, and the surplus is cut.
+    """
+    total = tensors[0].shape[0]
+    size = chunk or (CPU_CHUNK if tensors[0].device.type == "cpu" else total)
+    parts: list[tuple[Tensor, ...]] = []
+    for start in range(0, total, size):
+        pieces = [t[start : start + size] for t in tensors]
+        count = pieces[0].shape[0]
+        if count < minimum:
+            pieces = [torch.cat([p, p[-1:].expand(minimum - count, *p.shape[1:])]) for p in pieces]
+        out = function(*pieces)
+        out = (out,) if isinstance(out, Tensor) else out
+        parts.append(tuple(o[:count] for o in out))
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def minimum_batch(dtype: torch.dtype, device: torch.device) -> int:
+    """The smallest batch for which an image does not depend on the batch (see :data:`MINIMUM_BF16_BATCH`)."""
+    return MINIMUM_BF16_BATCH if dtype == torch.bfloat16 and device.type == "cpu" else 1

@@ -1,0 +1,174 @@
+"""``maskgit``: class-conditional masked-token generators."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
+from adanat_toolkit.compute import in_chunks, minimum_batch
+from adanat_toolkit.errors import ConfigError, nearest
+from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions, TokenGenerator
+from adanat_toolkit.noise import CONTEXT, Noise
+
+from ..emoji64 import FOLDER
+from ..fingerprints import fingerprint_state
+from ..tokenizers.vqmodel import VQModelTokenizer
+from .uvit import UViT
+
+HAND_MADE = "cosine,guidance=0:3,mask_temperature=4.5:0"
+"""The best hand-made schedule of the embedded generator (benchmarks/hand_made.md has the grid it was chosen from)."""
+
+
+class UViTClassGenerator(TokenGenerator):
+    """A class-conditional U-ViT with its tokenizer.
+
+    Args:
+        network: in float32, its class table's last row is the null class of guidance.
+        tokenizer: has ``decode(codes, grid)`` and ``encode(images)``.
+    """
+
+    context_kind = "class"
+
+    def __init__(
+        self,
+        name: str,
+        network: UViT,
+        tokenizer: Any,
+        *,
+        grid: tuple[int, int],
+        image_size: tuple[int, int],
+        class_names: tuple[str, ...] | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        default_schedule: str = HAND_MADE,
+    ) -> None:
+        self.name = name
+        self.action_space = ActionSpace(TOKEN_KNOBS)
+        self.fingerprint = fingerprint_state(network.state_dict())
+        self.network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.grid, self.image_size = grid, image_size
+        self.mask_id = self.codebook_size = network.codebook_size
+        self.feature_dim = network.norm.weight.shape[0]
+        table = network.context_embed.word_embeddings.weight  # type: ignore[union-attr]
+        self.null_class = table.shape[0] - 1
+        self.num_classes = self.null_class
+        self.class_names = class_names
+        self.default_schedule = default_schedule
+        self.device, self.dtype = device, dtype
+
+    @classmethod
+    def create(cls, variant, options, *, device, dtype, offline):  # type: ignore[no-untyped-def]
+        raise NotImplementedError("built by MaskGIT.create")
+
+    @classmethod
+    def variants(cls) -> tuple[str, ...]:
+        return MaskGIT.variants()
+
+    def parameters_count(self) -> dict[str, int]:
+        count = {"generator": sum(p.numel() for p in self.network.parameters())}
+        if isinstance(self.tokenizer, torch.nn.Module):
+            count["tokenizer"] = sum(p.numel() for p in self.tokenizer.parameters())
+        return count
+
+    def sample_contexts(self, noise: Noise) -> Context:
+        """Classes drawn uniformly (the data's label frequencies are not known for these weights)."""
+        assert self.num_classes is not None
+        drawn = (noise.uniform(CONTEXT, 0, (1,))[:, 0] * self.num_classes).long()
+        return Context(len(noise), classes=drawn.to(self.device))
+
+    def null_context(self, size: int) -> Context:
+        return Context(size, classes=torch.full((size,), self.null_class, dtype=torch.int64, device=self.device))
+
+    @torch.no_grad()
+    def predict(self, tokens: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        assert context.classes is not None
+
+        def run(ids: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+            logits, features = self.network(ids, classes)
+            return logits.float(), features.float()
+
+        minimum = minimum_batch(self.dtype, self.device)
+        logits, features = in_chunks(run, tokens, context.classes[:, None], minimum=minimum)
+        return logits, features
+
+    def decode_tokens(self, tokens: Tensor) -> Tensor:
+        return self.tokenizer.decode(tokens, self.grid)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        return self.tokenizer.encode(images)
+
+
+class Emoji64MaskGIT(UViTClassGenerator):
+    """The embedded generator: 64x64 emoji in 98 classes; classes are drawn with the data's own frequencies."""
+
+    def sample_contexts(self, noise: Noise) -> Context:
+        from ..emoji64.data import label_frequencies
+
+        cumulative = torch.as_tensor(label_frequencies(), dtype=torch.float64).cumsum(0).to(noise.seeds.device)
+        u = noise.uniform(CONTEXT, 0, (1,))[:, 0].double() * cumulative[-1]
+        drawn = torch.searchsorted(cumulative, u).clamp_max(len(cumulative) - 1)
+        return Context(len(noise), classes=drawn.to(self.device))
+
+    def real_images(self) -> ImageSource:
+        from ..emoji64.data import emoji_images
+
+        return emoji_images()
+
+
+class MaskGITOptions(PluginOptions):
+    weights: str | None = None
+    """Weights file, folder or hub id; None means the embedded or default file of the variant."""
+
+
+class MaskGIT:
+    """The plug-in: builds the variant asked for."""
+
+    Options = MaskGITOptions
+
+    @classmethod
+    def variants(cls) -> tuple[str, ...]:
+        return ("emoji64",)
+
+    @classmethod
+    def create(
+        cls, variant: str | None, options: dict[str, Any], *, device: torch.device, dtype: torch.dtype, offline: bool
+    ) -> TokenGenerator:
+        """See ``interfaces.Generator.create``."""
+        name = variant or "emoji64"
+        if name == "emoji64":
+            return _emoji64(device, dtype)
+        raise ConfigError(f"maskgit has no variant {name!r}{nearest(name, cls.variants())} "
+                          f"Variants: {', '.join(cls.variants())}.")
+
+
+def embedded_tokenizer(device: torch.device, dtype: torch.dtype) -> VQModelTokenizer:
+    """The tokenizer shared by all embedded generators: 64x64 pixels <-> 8x8 codes of 1,024."""
+    config = json.loads((FOLDER / "tokenizer.json").read_text())
+    return VQModelTokenizer.from_state(config, load_file(FOLDER / "tokenizer.safetensors"), device, dtype)
+
+
+def _emoji64(device: torch.device, dtype: torch.dtype) -> UViTClassGenerator:
+    file = FOLDER / "maskgit.safetensors"
+    with safe_open(file, "pt") as handle:
+        meta = handle.metadata()
+    network = UViT(
+        tokens=int(meta["tokens"]),
+        codebook_size=int(meta["codebook_size"]),
+        embed_dim=int(meta["embed_dim"]),
+        depth=int(meta["depth"]),
+        num_heads=int(meta["num_heads"]),
+        num_classes=int(meta["num_classes"]) + 1,
+    )
+    network.load_state_dict({key: value.float() for key, value in load_file(file).items()})
+    names = tuple(json.loads((FOLDER / "classes.json").read_text()))
+    return Emoji64MaskGIT(
+        "maskgit:emoji64", network, embedded_tokenizer(device, dtype),
+        grid=(8, 8), image_size=(64, 64), class_names=names, device=device, dtype=dtype,
+    )
