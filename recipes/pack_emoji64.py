@@ -2,8 +2,8 @@
 
     python recipes/pack_emoji64.py IMAGES.zip METADATA.jsonl CLASSES.json plugins/adanat_plugins/emoji64
 
-``IMAGES.zip`` holds 64x64 RGB images in any format Pillow reads; ``METADATA.jsonl`` has one line an image in the order of
-the data set. The output is byte-identical for the same input and libwebp version.
+``IMAGES.zip`` holds 64x64 RGB images in any format Pillow reads; ``METADATA.jsonl`` has one line an image in the order
+of the data set. The output is byte-identical for the same input and libwebp version.
 """
 
 from __future__ import annotations

@@ -1,0 +1,93 @@
+"""The embedded real images: 10,934 emoji of three styles with classes and captions (sources, licences: NOTICE.md)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from functools import cache
+from importlib.resources import as_file, files
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adanat_toolkit.data import MemoryImages, draw_positions
+from adanat_toolkit.image_files import ImageFiles, decode_many
+from adanat_toolkit.noise import CONTEXT, Noise
+
+SIZE = (64, 64)
+STYLES = ("noto", "twemoji", "fluent-3d")
+
+
+@cache
+def metadata() -> tuple[dict[str, Any], ...]:
+    """One row an image: file, style, category, subcategory, label, name, skin_tone, unicode, caption."""
+    raw = gzip.decompress((files(__package__) / "metadata.jsonl.gz").read_bytes()).decode()
+    return tuple(json.loads(line) for line in raw.splitlines())
+
+
+@cache
+def class_names() -> tuple[str, ...]:
+    """The 98 classes, "category / subcategory"."""
+    return tuple(json.loads((files(__package__) / "classes.json").read_text(encoding="utf-8")))
+
+
+@cache
+def labels() -> Tensor:
+    """(10934,) int64 class ids 0..97."""
+    return torch.tensor([row["label"] for row in metadata()])
+
+
+@cache
+def style_labels() -> Tensor:
+    """(10934,) int64 positions in :data:`STYLES`."""
+    return torch.tensor([STYLES.index(row["style"]) for row in metadata()])
+
+
+@cache
+def captions() -> tuple[str, ...]:
+    """10,934 captions, such as "3d emoji of waving hand sign, dark skin tone"."""
+    return tuple(row["caption"] for row in metadata())
+
+
+@cache
+def label_frequencies() -> Tensor:
+    """(98,) float64 shares of the classes."""
+    counts = torch.bincount(labels(), minlength=len(class_names())).double()
+    return counts / counts.sum()
+
+
+def sample_labels(noise: Noise) -> Tensor:
+    """(B,) int64 class ids, one a seed, in proportion to :func:`label_frequencies`."""
+    return draw_positions(noise.uniform(CONTEXT, 0, (1,))[:, 0], label_frequencies())
+
+
+def sample_captions(noise: Noise) -> tuple[str, ...]:
+    """One caption a seed, every image's caption being equally likely."""
+    count = len(captions())
+    positions = (noise.uniform(CONTEXT, 0, (1,))[:, 0].double() * count).long()
+    return tuple(captions()[i] for i in positions.tolist())
+
+
+@cache
+def fingerprint() -> str:
+    """Hash of the embedded files (of the files, not of the pixels: these may differ in a bit between WebP decoders)."""
+    digest = hashlib.sha256()
+    for name in ("images.zip", "metadata.jsonl.gz"):
+        digest.update((files(__package__) / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def emoji_images() -> MemoryImages:
+    """All images with labels and captions, decoded once a process (134 MB uint8; about 4 s on one core).
+
+    Class contexts by default; ``emoji_images().conditioned("text", generator.encode_prompts)`` gives prompts.
+    """
+    with as_file(files(__package__) / "images.zip") as path:
+        archive = ImageFiles.open(path)
+        pixels = decode_many(archive, [row["file"] for row in metadata()], SIZE)
+    return MemoryImages(
+        pixels, labels=labels(), captions=captions(), class_names=class_names(), fingerprint=fingerprint()
+    )
