@@ -1,0 +1,30 @@
+"""Weights: where they are, how they are read from whatever they were published in, and how they get into a module."""
+
+from .assets import ASSETS, Asset, asset, list_assets, resolve, weights_folder
+from .containers import container_of, flatten, plain, read_state, read_tree, select, strip_prefixes, unwrap, without
+from .flax_file import read_flax
+from .loading import build, load_into
+from .restricted import Inert, RestrictedUnpickler
+
+__all__ = [
+    "ASSETS",
+    "Asset",
+    "Inert",
+    "RestrictedUnpickler",
+    "asset",
+    "build",
+    "container_of",
+    "flatten",
+    "list_assets",
+    "load_into",
+    "plain",
+    "read_flax",
+    "read_state",
+    "read_tree",
+    "resolve",
+    "select",
+    "strip_prefixes",
+    "unwrap",
+    "weights_folder",
+    "without",
+]

@@ -1,0 +1,209 @@
+"""One reading path for every container that published weights come in.
+
+``.pth`` / ``.ckpt`` / ``.pt`` (torch), safetensors, a diffusers folder, Flax msgpack. The kind is told from the
+content, since published names say little (google/maskgit's files have no suffix). Files are memory-mapped where the
+format allows it: a tensor that is never used is never read.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from adanat_toolkit.errors import WeightsError
+
+from .flax_file import read_flax
+from .restricted import RESTRICTED_PICKLE, Inert
+
+Container = Literal["torch", "safetensors", "diffusers", "flax"]
+
+EMA_KEYS = ("model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "params_ema", "nnet_ema", "ema")
+WRAPPER_KEYS = (*EMA_KEYS, "model_state_dict", "state_dict", "model", "params", "nnet", "module")
+"""Top-level keys that published files wrap their weights in. Averaged weights (EMA) come first: they are what their
+authors evaluate."""
+
+PREFIXES = ("module.", "_orig_mod.", "nnet.", "ema.")
+"""Left behind by data parallelism, torch.compile and training wrappers."""
+
+
+def container_of(path: Path) -> Container:
+    """Which container a file or folder is.
+
+    Raises:
+        WeightsError: it is missing, empty, a download error page or a git-lfs pointer, or of an unknown kind.
+    """
+    if path.is_dir():
+        return "diffusers"
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist.")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if zipfile.is_zipfile(path):
+        return "torch"
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "torch"  # a bare pickle: torch before 1.6
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return "safetensors"
+    if head[:1] and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
+        return "flax"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise WeightsError(f"{path} is a web page, not weights: the download was answered with a form or an error. "
+                           "Fetch the file again in a browser.")
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path} is a git-lfs pointer, not weights; run `git lfs pull` where it comes from.")
+    raise WeightsError(f"{path} ({path.stat().st_size} bytes) is no torch, safetensors or Flax file, or it is cut "
+                       "short. Fetch it again.")
+
+
+def read_tree(path: Path | str) -> Any:
+    """Everything in a file, as stored: nested mappings and lists with tensors and plain values as leaves.
+
+    Objects that only their authors' code could rebuild are :class:`~adanat_plugins.weights.restricted.Inert`.
+
+    Raises:
+        WeightsError: see :func:`container_of`; or the file is damaged.
+    """
+    path = Path(path)
+    kind = container_of(path)
+    if kind == "flax":
+        return read_flax(path)
+    if kind == "diffusers":
+        return _read_diffusers(path)
+    if kind == "safetensors":
+        return _read_safetensors(path)
+    return _read_torch(path)
+
+
+def read_state(path: Path | str) -> dict[str, Tensor]:
+    """The named tensors of a published checkpoint, without its wrappers and prefixes.
+
+    Returns:
+        Flat mapping. Nested trees (Flax) are keyed by "/" paths, without the leading ``params/``.
+
+    Raises:
+        WeightsError: see :func:`read_tree`; or the file holds no named tensors.
+    """
+    state = strip_prefixes(dict(flatten(unwrap(read_tree(path)))))
+    if not state:
+        raise WeightsError(f"{path} holds no named tensors; it is no checkpoint of a network.")
+    return state
+
+
+def unwrap(tree: Any) -> Any:
+    """The mapping of weights inside a training checkpoint (see ``WRAPPER_KEYS``), or the tree itself."""
+    while isinstance(tree, Mapping) and not any(isinstance(value, Tensor) for value in tree.values()):
+        inner = next((tree[k] for k in WRAPPER_KEYS if isinstance(tree.get(k), Mapping) and _has_tensor(tree[k])), None)
+        if inner is None:
+            break
+        tree = inner
+    return tree
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """("/" path, tensor) of every tensor in nested mappings."""
+    if isinstance(tree, Tensor):
+        yield prefix, tree.detach()
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from flatten(value, f"{prefix}/{key}" if prefix else str(key))
+
+
+def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefixes in ``PREFIXES``, in any order, where all names share them.
+
+    A file that stores ``ema.*`` beside the raw weights is reduced to the averaged ones.
+    """
+    result = {name.replace("._orig_mod.", "."): value for name, value in state.items()}
+    averaged = {name: value for name, value in result.items() if name.startswith("ema.")}
+    result = averaged or result
+    while result:
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in result)), None)
+        if prefix is None:
+            break
+        result = {name.removeprefix(prefix): value for name, value in result.items()}
+    return result
+
+
+def select(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below ``prefix``, without it: the tokenizer inside a MAGE checkpoint, for instance."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors that are not below ``prefix``."""
+    return {name: value for name, value in state.items() if not name.startswith(prefix)}
+
+
+def plain(tree: Any) -> Any:
+    """JSON-able copy of what is not tensors: numbers, strings, and the attributes of inert objects."""
+    if isinstance(tree, Inert):
+        return plain(tree.state)
+    if isinstance(tree, Mapping):
+        return {str(key): plain(value) for key, value in tree.items() if _is_plain(value)}
+    if isinstance(tree, (list, tuple)):
+        return [plain(value) for value in tree if _is_plain(value)]
+    return tree
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (Mapping, list, tuple)):
+        return not _has_tensor(value)
+    if isinstance(value, Inert):
+        return bool(value.state)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _has_tensor(tree: Any) -> bool:
+    if isinstance(tree, Mapping):
+        return any(_has_tensor(value) for value in tree.values())
+    if isinstance(tree, (list, tuple)):
+        return any(_has_tensor(value) for value in tree)
+    return isinstance(tree, Tensor)
+
+
+def _read_torch(path: Path) -> Any:
+    options: dict[str, Any] = {"map_location": "cpu", "mmap": zipfile.is_zipfile(path)}
+    try:
+        try:
+            return torch.load(path, weights_only=True, **options)
+        except pickle.UnpicklingError:
+            # It names objects that are no tensors. Nothing of them is imported or run, see restricted.py.
+            return torch.load(path, weights_only=False, pickle_module=RESTRICTED_PICKLE, **options)
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        raise WeightsError(f"{path} cannot be read as a torch checkpoint: {str(error).splitlines()[0]} "
+                           "It is damaged or was cut short; fetch it again.") from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path))
+    except SafetensorError as error:
+        raise WeightsError(f"{path} cannot be read as safetensors: {error}. Fetch it again.") from None
+
+
+def _read_diffusers(folder: Path) -> dict[str, Tensor]:
+    """All weights of a diffusers model folder: one file, or shards named by an index file."""
+    for index in sorted(folder.glob("*.index.json")):
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise WeightsError(f"{folder} lacks {', '.join(missing)}, listed in {index.name}; fetch the whole folder.")
+        return {key: value for name in names for key, value in read_tree(folder / name).items()}
+    for pattern in ("*.safetensors", "*.bin"):
+        files = [f for f in sorted(folder.glob(pattern)) if ".fp16." not in f.name and ".non_ema." not in f.name]
+        if len(files) == 1:
+            return read_tree(files[0])
+        if len(files) > 1:
+            raise WeightsError(f"{folder} holds {len(files)} weight files ({', '.join(f.name for f in files)}); "
+                               "name one of them instead of the folder.")
+    raise WeightsError(f"{folder} holds neither *.safetensors nor *.bin; a diffusers model folder has one of them.")
