@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -178,7 +179,14 @@ class ActionSpace:
     def _acted_columns(self) -> list[int]:
         return [self.names.index(name) for name in self.acted]
 
+    @cached_property
+    def _tables(self) -> dict[tuple[str, torch.device, torch.dtype], Tensor]:
+        return {}  # copies of the two tables by device, so that no step waits for a transfer
+
     def _table(self, which: str, like: Tensor) -> Tensor:
-        table = self.base() if which == "base" else self.schedule
-        assert table is not None
-        return table.to(device=like.device, dtype=like.dtype)
+        key = which, like.device, like.dtype
+        if key not in self._tables:
+            table = self.base() if which == "base" else self.schedule
+            assert table is not None, "unbound action space"
+            self._tables[key] = table.to(device=like.device, dtype=like.dtype)
+        return self._tables[key]

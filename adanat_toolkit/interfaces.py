@@ -310,6 +310,7 @@ class TokenGenerator(Generator):
                 state.prediction = conditional, features[: len(state.context)]
             else:
                 state.prediction = self.predict(state.tokens, state.context)
+        assert state.prediction is not None
         return state.prediction[1]
 
     @torch.no_grad()

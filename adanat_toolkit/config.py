@@ -1,0 +1,193 @@
+"""The run's configuration: typed, frozen, unknown keys rejected; presets; how flags, files and ``--set`` are merged.
+
+Later sources win: defaults < preset < ``--config FILE.yaml`` < flags < ``--set a.b=c``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ConfigError, nearest
+from .ppo import PPOConfig
+from .registry import explain
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GeneratorConfig(_Frozen):
+    name: str = "maskgit"
+    """``NAME`` or ``NAME:VARIANT``."""
+    options: dict[str, Any] = {}
+
+
+class RewardConfig(_Frozen):
+    name: str = "adversarial"
+    """``NAME``, ``NAME:VARIANT`` or a mixture ``A:1,B:0.3``."""
+    options: dict[str, Any] = {}
+    warmup: int = Field(0, ge=0)
+    """Iterations at the start in which only the reward learns (their trajectories count)."""
+
+
+class PolicyConfig(_Frozen):
+    name: str = "adaptive"
+    options: dict[str, Any] = {}
+    schedule: str | None = None
+    """What residual actions are added to; None is the generator's best known hand-made schedule."""
+    residual: bool = True
+    knobs: tuple[str, ...] | None = None
+    """Knobs the policy sets (None: all); the others follow the schedule."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """Decay of an exponential moving average of the weights, exported instead of the last weights; 0 is off."""
+
+
+class DataConfig(_Frozen):
+    path: str | None = None
+    """Folder or zip file with real images; None: the generator's own."""
+    flip: bool = True
+    """Mirror half of the real images at random."""
+    shift: int = Field(0, ge=0)
+    """Shift real images by up to so many pixels."""
+
+
+class RunConfig(_Frozen):
+    """Everything a training run depends on, fully resolved."""
+
+    generator: GeneratorConfig = GeneratorConfig()
+    reward: RewardConfig = RewardConfig()
+    policy: PolicyConfig = PolicyConfig()
+    ppo: PPOConfig = PPOConfig()
+    data: DataConfig = DataConfig()
+    steps: int = Field(4, ge=1)
+    """T, generation steps of an image."""
+    trajectories: int = Field(8192, ge=1)
+    """Total number of trajectories (images generated for training), the unit of work."""
+    batch: int = Field(128, ge=2)
+    """Trajectories of one iteration, over all processes."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Samples in flight at once in one process; None: derived from the device."""
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    dtype: str = "auto"
+    """Compute type of the generator; the policy is always trained in float32."""
+    offline: bool = False
+    checkpoint_every: int = Field(10, ge=1)
+    """Iterations between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+
+    @property
+    def iterations(self) -> int:
+        return -(-self.trajectories // self.batch)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "gpu": {"batch": 1024, "trajectories": 153_600, "checkpoint_every": 20},
+    "paper": {
+        "ppo": PPOConfig.paper().model_dump(),
+        "policy": {"options": {"size": "paper", "feature_dtype": "float32"}, "residual": False},
+        "reward": {"options": {"architecture": "paper"}},
+        "batch": 4096,
+        "trajectories": 4_096_000,
+        "data": {"flip": False},
+    },
+}
+"""``paper``: the published algorithm (ImageNet recipe: no residual). Add ``--set policy.residual=true --set
+policy.schedule=adanat`` for the published CC3M recipe."""
+
+
+def resolve(
+    *,
+    preset: str = "default",
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """Merge all sources and validate.
+
+    Args:
+        flags: nested mapping of flags that were given. overrides: ``a.b=c`` texts, values read as YAML.
+
+    Raises:
+        ConfigError: unknown preset or key, unreadable file, or a value out of range.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}{nearest(preset, PRESETS)} Presets: {', '.join(PRESETS)}.")
+    values = merge({}, PRESETS[preset])
+    if file is not None:
+        values = merge(values, read_yaml(file))
+    values = merge(values, flags or {})
+    for text in overrides:
+        values = merge(values, parse_override(text))
+    return validate(values)
+
+
+def validate(values: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig of nested values.
+
+    Raises:
+        ConfigError: naming the key, the value and what is expected.
+    """
+    try:
+        config = RunConfig(**values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, RunConfig, "configuration")) from None
+    group = config.ppo.group
+    if config.batch % group:
+        raise ConfigError(f"batch = {config.batch} must be a multiple of ppo.group = {group}; choose another batch.")
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, as printed by --dry-run.")
+    return loaded
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """``a.b=c`` -> {"a": {"b": c}}, with c read as YAML."""
+    path, separator, value = text.partition("=")
+    if not separator or not path:
+        raise ConfigError(f"--set {text!r} must be written KEY=VALUE, for example ppo.learning_rate=1e-4.")
+    parsed = yaml.safe_load(value)
+    if isinstance(parsed, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    for key in reversed(path.split(".")):
+        parsed = {key: parsed}
+    return parsed
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested merge; ``over`` wins."""
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        out[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """``key: old -> new`` for every setting that differs."""
+    out = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return out

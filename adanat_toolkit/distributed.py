@@ -1,0 +1,78 @@
+"""One process or many: the few collectives the trainer needs. Without torch.distributed every call is a no-op.
+
+The unit is global: a batch of B trajectories is cut into one contiguous slice a rank, losses are sums over local samples
+divided by global counts, and gradients are summed. One rank and many ranks therefore compute the same update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """True in the one process that writes files and prints."""
+    return rank() == 0
+
+
+def local_slice(total: int) -> tuple[int, int]:
+    """(start, stop) of this rank's share of ``total`` items; shares differ by at most one item."""
+    r, n = rank(), world_size()
+    return total * r // n, total * (r + 1) // n
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of ``value`` over all ranks (in place where distributed)."""
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Sum gradients over ranks, in one flat transfer; a missing gradient counts as zero."""
+    if world_size() == 1:
+        return
+    chosen = [p for p in parameters if p.requires_grad]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in chosen])
+    dist.all_reduce(flat)
+    offset = 0
+    for p in chosen:
+        p.grad = flat[offset : offset + p.numel()].view_as(p).clone()
+        offset += p.numel()
+
+
+def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased standard deviation over all elements of all ranks (float64 sums); std 0 for a single element."""
+    v = values.double()
+    sums = sum_over_ranks(torch.stack([v.new_tensor(v.numel()), v.sum(), (v * v).sum()]))
+    count, mean = sums[0], sums[1] / sums[0]
+    if world_size() == 1:  # two-pass: exact for large means
+        deviation = ((v - mean) ** 2).sum()
+    else:
+        deviation = sum_over_ranks(((v - mean) ** 2).sum())
+    return mean.to(values.dtype), (deviation / (count - 1).clamp_min(1)).sqrt().to(values.dtype)
+
+
+def gather(value: Tensor) -> Tensor:
+    """Concatenate (n_r, ...) tensors of all ranks along the first axis, in rank order; sizes may differ."""
+    if world_size() == 1:
+        return value
+    counts = [torch.zeros(1, dtype=torch.int64, device=value.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([value.shape[0]], device=value.device))
+    largest = max(int(c) for c in counts)
+    padded = value.new_zeros(largest, *value.shape[1:])
+    padded[: value.shape[0]] = value
+    parts = [torch.zeros_like(padded) for _ in range(world_size())]
+    dist.all_gather(parts, padded)
+    return torch.cat([p[: int(c)] for p, c in zip(parts, counts, strict=True)])

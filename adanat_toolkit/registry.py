@@ -1,0 +1,212 @@
+"""Plug-ins: found through entry points, loaded when asked for, never able to stop the others.
+
+Groups: ``adanat.generators``, ``adanat.rewards``, ``adanat.policies``, ``adanat.features``, ``adanat.trackers``.
+Discovery reads metadata only (the ``entrypoints`` package) and imports nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import entrypoints
+from pydantic import BaseModel, ValidationError
+
+from .errors import ConfigError, PluginError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from .interfaces import FeatureExtractor, Generator, ImageSource, PluginOptions, RewardModel
+
+GROUPS = {
+    "generator": "adanat.generators",
+    "reward": "adanat.rewards",
+    "policy": "adanat.policies",
+    "features": "adanat.features",
+    "tracker": "adanat.trackers",
+}
+FIRST_PARTY = "adanat-toolkit"
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """One entry point.
+
+    Attributes:
+        kind: a key of :data:`GROUPS`. name: what users type. target: ``module:attribute``.
+        distribution, version: where it comes from.
+        shadowed: another distribution registered the same name and wins; this one cannot be used.
+    """
+
+    kind: str
+    name: str
+    target: str
+    distribution: str
+    version: str
+    shadowed: bool = False
+
+    def load(self) -> Any:
+        """Import the object.
+
+        Raises:
+            PluginError: whatever the import raised, with the plug-in's name and origin.
+        """
+        module, _, attribute = self.target.partition(":")
+        try:
+            return entrypoints.EntryPoint(self.name, module, attribute).load()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            raise PluginError(
+                f"{self.kind} {self.name!r} of {self.distribution} {self.version} could not be loaded from {self.target}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+def discover(kind: str) -> list[PluginInfo]:
+    """All plug-ins of a kind, sorted by name; of two with one name the first-party one wins, then the alphabetical first."""
+    found = []
+    for point in entrypoints.get_group_all(GROUPS[kind]):
+        distribution = (point.distro.name if point.distro else "unknown").replace("_", "-")
+        version = point.distro.version if point.distro else "?"
+        target = f"{point.module_name}:{point.object_name}"
+        found.append(PluginInfo(kind, point.name, target, distribution, version))
+    unique = {(p.name, p.target, p.distribution): p for p in found}  # a distribution can be found twice on the path
+    ordered = sorted(unique.values(), key=lambda p: (p.name, p.distribution != FIRST_PARTY, p.distribution, p.target))
+    seen: set[str] = set()
+    out = []
+    for plugin in ordered:
+        out.append(PluginInfo(**{**vars(plugin), "shadowed": plugin.name in seen}))
+        seen.add(plugin.name)
+    return out
+
+
+def load(kind: str, name: str) -> Any:
+    """The plug-in object of that name.
+
+    Raises:
+        PluginError: unknown (with the nearest names and the plug-ins that do not load), or it cannot be loaded.
+    """
+    plugins = [p for p in discover(kind) if not p.shadowed]
+    for plugin in plugins:
+        if plugin.name == name:
+            return plugin.load()
+    names = [p.name for p in plugins]
+    broken = []
+    for plugin in plugins:
+        if plugin.distribution == FIRST_PARTY:
+            continue
+        try:
+            plugin.load()
+        except PluginError as error:
+            broken.append(str(error))
+    message = f"unknown {kind} {name!r}{nearest(name, names)} Installed: {', '.join(names) or 'none'}."
+    if broken:
+        message += " Not loadable: " + "; ".join(broken)
+    raise PluginError(message)
+
+
+def parse_options(owner: str, model: type[PluginOptions], values: Mapping[str, Any]) -> PluginOptions:
+    """Validate plug-in options.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest ones) or a value that does not fit.
+    """
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, model, f"options of {owner}")) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    """A validation error in one sentence a fault: the key, the value, what is expected."""
+    parts = []
+    for fault in error.errors():
+        key = ".".join(str(p) for p in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = _fields(model, fault["loc"][:-1])
+            parts.append(f"unknown key {key!r}{nearest(str(fault['loc'][-1]), known)} Known: {', '.join(known)}")
+        else:
+            parts.append(f"{key} = {fault['input']!r}: {fault['msg']}")
+    return f"{where}: " + "; ".join(parts) + "."
+
+
+def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def create_generator(
+    spec: str, options: Mapping[str, Any] | None = None, *, device: torch.device, dtype: torch.dtype, offline: bool = False
+) -> Generator:
+    """A generator from ``NAME[:VARIANT]``.
+
+    Raises:
+        PluginError, ConfigError, WeightsError.
+    """
+    name, _, variant = spec.partition(":")
+    return load("generator", name).create(variant or None, dict(options or {}), device=device, dtype=dtype, offline=offline)
+
+
+def create_reward(
+    spec: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    generator: Generator,
+    real: ImageSource | None,
+    device: torch.device,
+    seed: int,
+) -> RewardModel:
+    """A reward from ``NAME`` or ``NAME:VARIANT`` or a mixture ``A:1,B:0.3`` (see the ``mix`` reward).
+
+    Raises:
+        PluginError, ConfigError, WeightsError; DataError when the reward needs real images and there are none.
+    """
+    values = dict(options or {})
+    name, _, variant = spec.partition(":")
+    if "," in spec or _is_number(variant):
+        name, values = "mix", {"terms": spec, **values}
+    elif variant:
+        values = {"variant": variant, **values}
+    reward_class = load("reward", name)
+    parsed = parse_options(f"reward {name!r}", reward_class.Options, values)
+    if "real_images" in reward_class.needs and real is None:
+        from .errors import DataError
+
+        raise DataError(f"reward {name!r} needs real images, and {generator.name} ships none. Give --data FOLDER or FILE.zip.")
+    return reward_class(parsed, generator=generator, real=real, device=device, seed=seed)
+
+
+def create_features(
+    name: str, options: Mapping[str, Any] | None = None, *, device: torch.device, offline: bool = False
+) -> FeatureExtractor:
+    """A feature protocol by name.
+
+    Raises:
+        PluginError, WeightsError.
+    """
+    return load("features", name).create(dict(options or {}), device=device, offline=offline)
+
+
+def toolkit_version() -> str:
+    try:
+        return importlib.metadata.version(FIRST_PARTY)
+    except importlib.metadata.PackageNotFoundError:
+        from . import __version__
+
+        return __version__
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,142 @@
+"""Trajectories on the device: contexts -> [observe -> policy -> step] x T -> decode -> embed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .actions import ActionSpace
+from .interfaces import Context, Generator, Policy, RewardModel
+from .noise import ACTION, Noise
+from .ppo import gaussian_log_prob
+
+
+@dataclass
+class Rollout:
+    """What B trajectories left behind, all on the generator's device.
+
+    Attributes:
+        context: contexts of the samples.
+        features: (B, T, N, D) in the policy's storage type, or None for a policy that does not read them.
+        actions: (B, T, A) raw. log_prob, values: (B, T). physical: (B, T, K).
+        embedded: (B, ...) from ``RewardModel.embed`` (None without a reward). images: (B, 3, H, W), where kept.
+    """
+
+    context: Context
+    features: Tensor | None
+    actions: Tensor
+    log_prob: Tensor
+    values: Tensor
+    physical: Tensor
+    embedded: Tensor | None
+    images: Tensor | None
+
+
+@torch.no_grad()
+def collect(
+    generator: Generator,
+    policy: Policy,
+    space: ActionSpace,
+    context: Context,
+    noise: Noise,
+    *,
+    critic: nn.Module | None = None,
+    sigma: float = 0.0,
+    action_noise: Noise | None = None,
+    reward: RewardModel | None = None,
+    micro_batch: int | None = None,
+    keep_features: bool = True,
+    keep_images: int = 0,
+) -> Rollout:
+    """Generate one image a context under the policy.
+
+    Args:
+        context, noise: B samples; a sample's image depends on its own entries only.
+        sigma: standard deviation of exploration in raw coordinates; 0 takes the mean.
+        action_noise: seeds of the exploration (default: ``noise``).
+        micro_batch: samples in flight at once; None for all.
+        keep_images: how many of the first images to keep.
+    """
+    size = len(context)
+    explore = noise if action_noise is None else action_noise
+    parts = []
+    for start in range(0, size, micro_batch or size):
+        rows = slice(start, min(start + (micro_batch or size), size))
+        kept = max(0, min(keep_images - rows.start, rows.stop - rows.start))
+        parts.append(
+            _collect(
+                generator, policy, space, context.select(rows), noise.select(rows), explore.select(rows), critic, sigma,
+                reward, keep_features, kept,
+            )
+        )
+    return parts[0] if len(parts) == 1 else _join(parts)
+
+
+def _collect(
+    generator: Generator,
+    policy: Policy,
+    space: ActionSpace,
+    context: Context,
+    noise: Noise,
+    explore: Noise,
+    critic: nn.Module | None,
+    sigma: float,
+    reward: RewardModel | None,
+    keep_features: bool,
+    keep_images: int,
+) -> Rollout:
+    size, device = len(context), generator.device
+    state = generator.reset(context, noise, space.steps)
+    features, actions, log_probs, values, physicals = [], [], [], [], []
+    guided = None if policy.trainable else _guided_steps(space)
+    for t in range(space.steps):
+        step = torch.full((size,), t, dtype=torch.int64, device=device)
+        seen = None
+        if policy.needs_features:
+            seen = generator.observe(state)
+        elif guided is not None:
+            generator.observe(state, guided=guided[t])
+        mean = policy(seen, step)
+        action = mean if sigma == 0 else mean + sigma * explore.normal(ACTION, t, (space.size,))
+        physical = space.to_physical(action, step)
+        actions.append(action)
+        physicals.append(physical)
+        if sigma > 0:
+            log_probs.append(gaussian_log_prob(action, mean, sigma))
+        if critic is not None:
+            values.append(critic(seen, step).squeeze(-1))
+        if keep_features and seen is not None:
+            features.append(seen.to(getattr(policy, "feature_dtype", seen.dtype)))
+        state = generator.step(state, physical, noise)
+    nothing = torch.zeros(size, space.steps, device=device)
+    images = generator.decode(state) if reward is not None or keep_images else None
+    return Rollout(
+        context=context,
+        features=torch.stack(features, 1) if features else None,
+        actions=torch.stack(actions, 1),
+        log_prob=torch.stack(log_probs, 1) if log_probs else nothing,
+        values=torch.stack(values, 1) if values else nothing,
+        physical=torch.stack(physicals, 1),
+        embedded=reward.embed(images, context) if reward is not None and images is not None else None,
+        images=images[:keep_images] if images is not None and keep_images else None,
+    )
+
+
+def _guided_steps(space: ActionSpace) -> list[bool]:
+    """At which steps a fixed schedule guides at all: elsewhere the unconditional forward is not run."""
+    if "guidance" not in space.names or space.schedule is None:
+        return [False] * space.steps
+    return (space.schedule[:, space.names.index("guidance")] != 0).tolist()
+
+
+def _join(parts: list[Rollout]) -> Rollout:
+    def cat(name: str) -> Tensor | None:
+        values = [getattr(p, name) for p in parts]
+        values = [v for v in values if v is not None]
+        return torch.cat(values) if values else None
+
+    joined = {name: cat(name) for name in ("features", "embedded", "images")}
+    required = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("actions", "log_prob", "values", "physical")}
+    return Rollout(context=Context.cat([p.context for p in parts]), **required, **joined)

@@ -1,0 +1,180 @@
+"""The run folder: config, metrics, checkpoints, policy. Nothing is ever half written: files are made aside and renamed.
+
+    config.json            the whole resolved configuration
+    metrics.jsonl          one JSON object an iteration
+    checkpoints/NNNNNN/    state.safetensors + state.json after iteration NNNNNN
+    policy/                policy.safetensors + policy.json, all that ``adanat sample`` needs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from .errors import CheckpointError, OutputError
+
+FORMAT = 1
+
+
+def prepare_folder(path: Path) -> Path:
+    """Create a folder and prove that it can be written, before any long work starts.
+
+    Raises:
+        OutputError: it is a file, read-only, or the disk is full.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".probe-") as probe:
+            probe.write(b"\0" * 65536)
+            probe.flush()
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {path}: {error.strerror or error}. Choose another --out, or free space / change permissions."
+        ) from None
+    return path
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write beside and rename; the old file stays whole until the new one is.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
+    payload = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as handle:
+            handle.write(payload)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror or error}. Nothing was lost; free space and run again.") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_file(path, json.dumps(value, indent=2) + "\n")
+
+
+def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """``folder/name.safetensors`` and ``folder/name.json``; the whole folder appears at once or not at all.
+
+    Raises:
+        OutputError: it cannot be written; an existing folder of that name is kept.
+    """
+    payload = save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
+    card = {"format": FORMAT, **facts, "sha256": hashlib.sha256(payload).hexdigest()}
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write_file(aside / f"{name}.safetensors", payload)
+        write_json(aside / f"{name}.json", card)
+        if folder.exists():
+            previous = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(previous, ignore_errors=True)
+            os.replace(folder, previous)
+            os.replace(aside, folder)
+            shutil.rmtree(previous, ignore_errors=True)
+        else:
+            os.replace(aside, folder)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}. Nothing was lost; free space and run again.") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def load_tensors(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Inverse of :func:`save_tensors`.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, damaged or of another format.
+    """
+    remedy = "It was left untouched; remove it to fall back to an older one, or choose another folder."
+    card_path, tensor_path = folder / f"{name}.json", folder / f"{name}.safetensors"
+    try:
+        card = json.loads(card_path.read_text())
+        payload = tensor_path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: {error.strerror}. {remedy}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise CheckpointError(f"{card_path} is damaged (not valid JSON). {remedy}") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        found = card.get("format") if isinstance(card, dict) else None
+        raise CheckpointError(f"{card_path} has format {found!r}; this version reads format {FORMAT}. {remedy}")
+    if hashlib.sha256(payload).hexdigest() != card.get("sha256"):
+        raise CheckpointError(f"{tensor_path} is damaged or truncated ({len(payload)} bytes, checksum differs). {remedy}")
+    try:
+        return load(payload), card
+    except SafetensorError as error:
+        raise CheckpointError(f"{tensor_path} is damaged: {error}. {remedy}") from None
+
+
+class RunFolder:
+    """A run's files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The stored configuration, None for a new run.
+
+        Raises:
+            CheckpointError: config.json is damaged.
+        """
+        file = self.path / "config.json"
+        if not file.exists():
+            return None
+        try:
+            return json.loads(file.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise CheckpointError(f"{file} is damaged (not valid JSON); restore it or choose another --out.") from None
+
+    def checkpoints(self) -> list[int]:
+        """Iterations with a complete checkpoint, ascending."""
+        return sorted(int(p.name) for p in (self.path / "checkpoints").glob("[0-9]*") if p.is_dir())
+
+    def checkpoint(self, iteration: int) -> Path:
+        return self.path / "checkpoints" / f"{iteration:06d}"
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest ``keep`` checkpoints."""
+        for iteration in self.checkpoints()[:-keep]:
+            shutil.rmtree(self.checkpoint(iteration), ignore_errors=True)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl; a last line cut off by a kill is ignored."""
+        file = self.path / "metrics.jsonl"
+        rows = []
+        if file.exists():
+            for line in file.read_text().splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return rows
+
+    def truncate_metrics(self, iterations: int) -> None:
+        """Keep the rows of the first ``iterations`` iterations (what the checkpoint stands for)."""
+        rows = [row for row in self.metrics() if row["iteration"] <= iterations]
+        write_file(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        try:
+            with open(self.path / "metrics.jsonl", "a") as handle:
+                handle.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror}. Free space and run again.") from None
