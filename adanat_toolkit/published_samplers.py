@@ -1,14 +1,14 @@
 """The published samplers of masked-token generators, with their own clamps, orders and schedules.
 
-The toolkit's step is ``masked_decoding.masked_decoding_step``; these are what the authors of MaskGIT, MAGE, Halton-MaskGIT
-and aMUSEd run themselves, so that a policy can be compared with their own baselines (``--policy fixed:maskgit``,
-``fixed:mage``, ``fixed:halton``, ``fixed:halton-confidence``, ``fixed:amused``).
+The toolkit's step is ``masked_decoding.masked_decoding_step``; these are what the authors of MaskGIT, MAGE,
+Halton-MaskGIT and aMUSEd run themselves, so that a policy can be compared with their own baselines (``--policy
+fixed:maskgit``, ``fixed:mage``, ``fixed:halton``, ``fixed:halton-confidence``, ``fixed:amused``).
 
-A sampler is two things: a table of knobs, one row a step (:meth:`PublishedSampler.schedule`), and a step that takes such a
-row, noise and logits (:meth:`PublishedSampler.decide`, the signature of ``masked_decoding_step`` and the grid). Knobs have
-the toolkit's units, so the published numbers are converted: Halton's softmax temperature multiplies the logits, hence
-``token_temperature`` is its inverse; aMUSEd's guidance scale g means ``guidance`` g - 1. Noise is injected and every
-sample is independent of the others, with the one exception that a published sampler has and an option keeps.
+A sampler is two things: a table of knobs, one row a step (:meth:`PublishedSampler.schedule`), and a step that takes
+such a row, noise and logits (:meth:`PublishedSampler.decide`: the signature of ``masked_decoding_step``, and the grid).
+Knobs have the toolkit's units, so the published numbers are converted: Halton's softmax temperature multiplies the
+logits, hence ``token_temperature`` is its inverse; aMUSEd's guidance scale g means ``guidance`` g - 1. Noise is injected,
+and samples are independent of each other (MAGE's published exception is an option).
 
 =================  =============================  =========================  ================================
 sampler            cells masked again             which                      confidence of a drawn token
@@ -20,8 +20,8 @@ halton             all but the first N_i          by the Halton order        non
 halton-confidence  all but the best N_i           strictly below the N_i-th  log p at the token temperature + noise
 =================  =============================  =========================  ================================
 
-U is the number of cells to fill: all of them, or those that masked editing may change. aMUSEd masks nothing after its last
-step; the other clamped ones keep one cell masked then, which does not matter, as the image is the last full draw.
+U is the number of cells to fill: all of them, or those that masked editing may change. aMUSEd masks nothing after its
+last step; the other clamped ones keep one cell masked then, which does not matter: the image is the last full draw.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,134 +37,16 @@ from torch import Tensor
 from .actions import ActionSpace
 from .errors import ConfigError, nearest
 from .interfaces import TokenGenerator, TokenState
-from .masked_decoding import StepKnobs, StepNoise, StepResult, draw_tokens, guide
+from .masked_decoding import MIN_TOKEN_TEMPERATURE, StepKnobs, StepNoise, StepResult, draw_tokens, guide
+from .published_schedules import (
+    clamp_count,
+    confidence_counts,
+    halton_counts,
+    halton_order,
+    mask_schedule,
+    step_ratios,
+)
 from .schedules import linear
-
-# --- schedules --------------------------------------------------------------------------------------------------------
-
-
-def mask_schedule(ratio: Tensor, method: str, total: int) -> Tensor:
-    """Masked share after a share ``ratio`` of the steps (MaskGIT section 3.3), clipped to [1e-6, 1].
-
-    Args:
-        ratio: (T,) float32 in (0, 1], (t + 1) / T.
-        method: ``uniform``, ``cosine``, ``log``, ``exp`` or ``pow`` with its exponent, as ``pow2.5``.
-        total: number of cells to fill (``log`` and ``exp`` depend on it).
-
-    Raises:
-        ConfigError: unknown method.
-    """
-    known = ("uniform", "cosine", "pow2", "log", "exp")
-    bits = math.log2(total) if total > 1 else 1.0
-    if method == "uniform":
-        value = 1 - ratio
-    elif method == "cosine":
-        value = torch.cos(math.pi / 2 * ratio)
-    elif method == "log":
-        value = -torch.log2(ratio) / bits
-    elif method == "exp":
-        value = 1 - torch.exp2(-bits * (1 - ratio))
-    elif method.startswith("pow"):
-        try:
-            exponent = float(method.removeprefix("pow"))
-        except ValueError:
-            raise ConfigError(f"mask schedule {method!r} has no exponent; write pow2 or pow2.5.") from None
-        value = 1 - ratio**exponent
-    else:
-        raise ConfigError(f"unknown mask schedule {method!r}{nearest(method, known)} Known: {', '.join(known)}.")
-    return value.clamp(1e-6, 1.0)
-
-
-def step_ratios(steps: int) -> Tensor:
-    """(t + 1) / T for t = 0..T-1, (T,) float32."""
-    return torch.tensor([(t + 1) / steps for t in range(steps)], dtype=torch.float64).float()
-
-
-def mask_counts(steps: int, total: int, method: str = "cosine") -> Tensor:
-    """floor(total * share): cells to mask after each step before any clamp, (T,) int64."""
-    return torch.floor(total * mask_schedule(step_ratios(steps), method, total)).long()
-
-
-def clamp_count(count: Tensor, unknown: Tensor) -> Tensor:
-    """At least one cell stays masked and at least one is revealed: max(1, min(count, unknown - 1))."""
-    return torch.minimum(count, unknown - 1).clamp_min(1)
-
-
-def clamped_counts(steps: int, total: int, method: str = "cosine") -> Tensor:
-    """Cells masked after each step of a decoder that clamps, from all masked, (T,) int64."""
-    unknown, out = torch.tensor(total), []
-    for count in mask_counts(steps, total, method):
-        unknown = clamp_count(count, unknown)
-        out.append(int(unknown))
-    return torch.tensor(out)
-
-
-def halton_counts(steps: int, total: int) -> Tensor:
-    """Cumulative number of revealed cells of the Halton sampler, (T,) int64, at most ``total``.
-
-    N_i = max(i + 1, int(total (1 - arccos((i + 1) / T) / (pi / 2)))), in float32 as published: the rounding decides.
-    """
-    share = 1 - torch.arccos(step_ratios(steps)) / (math.pi * 0.5)
-    counts = torch.maximum((share * total).long(), torch.arange(1, steps + 1))
-    return counts.clamp_max(total)
-
-
-def confidence_counts(steps: int, total: int, mode: str = "arccos", *, clamp: bool = True) -> Tensor:
-    """Cumulative number of revealed cells of Halton-MaskGIT's confidence sampler, (T,) int64.
-
-    Args:
-        mode: ``root``, ``linear``, ``square``, ``cosine`` or ``arccos``.
-        clamp: raise each entry i to at least i + 1 (the first one is 0 without it).
-
-    Raises:
-        ConfigError: unknown mode.
-    """
-    if steps == 1:
-        return torch.tensor([total])
-    r = torch.linspace(0, 1, steps)
-    curves = {
-        "root": r**0.5,
-        "linear": r,
-        "square": r**2,
-        "cosine": 1 - torch.cos(r * math.pi * 0.5),
-        "arccos": 1 - torch.arccos(r) / (math.pi * 0.5),
-    }
-    if mode not in curves:
-        raise ConfigError(f"unknown mode {mode!r}{nearest(mode, curves)} Known: {', '.join(curves)}.")
-    counts = (curves[mode] * total).long()
-    return torch.maximum(counts, torch.arange(1, steps + 1)).clamp_max(total) if clamp else counts
-
-
-def radical_inverse(base: int, count: int) -> Tensor:
-    """The van der Corput sequence 1..count of a base, in (0, 1): digits mirrored at the point, (count,) float64."""
-    index, value, scale = torch.arange(1, count + 1), torch.zeros(count, dtype=torch.float64), 1.0
-    while int(index.max()) > 0:
-        scale /= base
-        value += (index % base) * scale
-        index = index // base
-    return value
-
-
-@lru_cache(maxsize=16)
-def halton_order(grid: tuple[int, int], points: int = 10_000) -> Tensor:
-    """Cells in the order in which the points of the 2-D Halton sequence (bases 2 and 3) first visit them.
-
-    Args:
-        grid: (h, w). points: how many points are drawn; the published number leaves cells of very large grids unvisited,
-            so more are drawn until all are (the order of those visited earlier does not change).
-
-    Returns:
-        (h * w,) int64, row * w + column.
-    """
-    h, w = grid
-    # The published code scales in float32: at cell borders the rounding decides.
-    row = torch.floor(radical_inverse(2, points).float() * h).long()
-    column = torch.floor(radical_inverse(3, points).float() * w).long()
-    seen = dict.fromkeys((row * w + column).tolist())
-    return torch.tensor(list(seen)) if len(seen) == h * w else halton_order(grid, 2 * points)
-
-
-# --- steps ------------------------------------------------------------------------------------------------------------
 
 
 def ranks(order: Tensor, editable: Tensor) -> Tensor:
@@ -189,12 +70,30 @@ def token_log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
     return chosen - torch.logsumexp(logits, dim=-1)
 
 
+class Draw(NamedTuple):
+    """What a sampler decides on.
+
+    Attributes:
+        logits: (B, N, V) guided. proposal: (B, N) int64. log_prob: (B, N) of the proposal at temperature one.
+        unknown: (B, N) bool, masked before the step.
+        free: (B, N) bool, cells to fill: all but those that masked editing keeps.
+        grid: (h, w).
+    """
+
+    logits: Tensor
+    proposal: Tensor
+    log_prob: Tensor
+    unknown: Tensor
+    free: Tensor
+    grid: tuple[int, int]
+
+
 class PublishedSampler(ABC):
     """A published baseline: a table of knobs and the step they belong to. Instances are immutable."""
 
     name: ClassVar[str]
     source: ClassVar[str]
-    steps: ClassVar[int]
+    default_steps: ClassVar[int]
     """The number of steps the authors use by default."""
 
     @abstractmethod
@@ -202,6 +101,13 @@ class PublishedSampler(ABC):
         """Physical values of the knobs the sampler sets, one a step, in the toolkit's units."""
 
     @abstractmethod
+    def remask(self, draw: Draw, knobs: StepKnobs, noise: StepNoise) -> Tensor:
+        """Cells that are masked after the step, (B, N) bool; entries of known cells are ignored."""
+
+    def propose(self, logits: Tensor, tokens: Tensor, unknown: Tensor, knobs: StepKnobs, noise: StepNoise) -> Tensor:
+        """The full sequence after the draw, (B, N) int64: known cells keep their code."""
+        return torch.where(unknown, draw_tokens(logits, knobs.token_temperature, noise.token), tokens)
+
     def decide(
         self,
         tokens: Tensor,
@@ -218,12 +124,28 @@ class PublishedSampler(ABC):
 
         ``grid`` (h, w) gives the cells their places. Nothing depends on the number of the step: it is in the knobs.
         """
+        unknown = tokens == mask_id
+        free = torch.ones_like(unknown) if editable is None else editable
+        logits = guide(conditional, unconditional, knobs.guidance)
+        proposal = self.propose(logits, tokens, unknown, knobs, noise)
+        proposal = torch.where(free | unknown, proposal, tokens)
+        log_prob = token_log_prob(logits, proposal)
+        masked = self.remask(Draw(logits, proposal, log_prob, unknown, free, grid), knobs, noise) & unknown
+        return StepResult(proposal, proposal.masked_fill(masked, mask_id), log_prob)
+
+    def step(self, state: TokenState, knobs: StepKnobs, noise: StepNoise, generator: TokenGenerator) -> StepResult:
+        """Replaces ``TokenGenerator.decoding_step`` for a generator whose prediction is in ``state``."""
+        assert state.prediction is not None
+        return self.decide(
+            state.tokens, state.prediction[0], state.null_logits, knobs, noise, generator.mask_id, state.editable,
+            grid=generator.grid,
+        )
 
     def schedule(self, space: ActionSpace, steps: int, cells: int) -> Tensor:
         """The sampler's knob table for a generator: (T, len(space.knobs)) float64 physical values.
 
-        Knobs that the sampler has and the generator lacks are left out (no guidance for MAGE); knobs that the sampler does
-        not set have their neutral value.
+        Knobs that the sampler has and the generator lacks are left out (no guidance for MAGE); knobs that the sampler
+        does not set have their neutral value.
 
         Raises:
             ConfigError: fewer than one step.
@@ -234,58 +156,43 @@ class PublishedSampler(ABC):
         columns = [values.get(knob.name, [knob.neutral] * steps) for knob in space.knobs]
         return torch.tensor(columns, dtype=torch.float64).T.contiguous()
 
-    def step(self, state: TokenState, knobs: StepKnobs, noise: StepNoise, generator: TokenGenerator) -> StepResult:
-        """Replaces ``TokenGenerator.decoding_step`` for a generator whose prediction is in ``state``."""
-        assert state.prediction is not None
-        return self.decide(
-            state.tokens, state.prediction[0], state.null_logits, knobs, noise, generator.mask_id, state.editable,
-            grid=generator.grid,
-        )
 
-
-class _ClampedSampler(PublishedSampler):
-    """What MaskGIT, MAGE and aMUSEd share: draw at the token temperature, mask the least confident, clamp the count."""
+class ClampedSampler(PublishedSampler):
+    """What MaskGIT, MAGE and aMUSEd share: the least confident cells are masked again, at least one and not all."""
 
     inclusive: ClassVar[bool] = False
     """Cells equal to the cut-off are masked too, and the cut-off is one entry lower."""
-    floor: ClassVar[float] = float("-inf")
-    """Smallest log-probability that enters the confidence."""
+    smallest_log_prob: ClassVar[float] = float("-inf")
 
-    def counts(self, count: Tensor, unknown: Tensor, knobs: StepKnobs) -> Tensor:
-        """Cells to mask per sample, (B,) int64, from the unclamped number."""
-        return clamp_count(count, unknown)
+    def counts(self, wanted: Tensor, unknown: Tensor, knobs: StepKnobs) -> Tensor:
+        """Cells to mask, from the unclamped number and the unknown ones: (B,) int64 each."""
+        return clamp_count(wanted, unknown)
 
-    def decide(self, tokens, conditional, unconditional, knobs, noise, mask_id, editable=None, *, grid):  # type: ignore[no-untyped-def]
-        unknown = tokens == mask_id
-        logits = guide(conditional, unconditional, knobs.guidance)
-        proposal = torch.where(unknown, draw_tokens(logits, knobs.token_temperature, noise.token), tokens)
-        log_prob = token_log_prob(logits, proposal)
-        confidence = log_prob.clamp_min(self.floor) + knobs.mask_temperature[:, None] * noise.remask
-        confidence = confidence.masked_fill(~unknown, float("inf"))
-        cells = tokens.shape[1] if editable is None else editable.sum(1)
-        count = self.counts(torch.floor(knobs.mask_ratio * cells).long(), unknown.sum(1), knobs)
-        index = (count - 1).clamp_min(0) if self.inclusive else count.clamp_max(tokens.shape[1] - 1)
+    def remask(self, draw: Draw, knobs: StepKnobs, noise: StepNoise) -> Tensor:
+        log_prob = draw.log_prob.clamp_min(self.smallest_log_prob)
+        confidence = log_prob + knobs.mask_temperature[:, None] * noise.remask
+        confidence = confidence.masked_fill(~draw.unknown, float("inf"))
+        wanted = torch.floor(knobs.mask_ratio * draw.free.sum(1)).long()
+        count = self.counts(wanted, draw.unknown.sum(1), knobs)
+        index = (count - 1).clamp_min(0) if self.inclusive else count.clamp_max(confidence.shape[1] - 1)
         cutoff = confidence.sort(dim=1).values.gather(1, index[:, None])
-        below = confidence <= cutoff if self.inclusive else confidence < cutoff
-        # Where every cell is known the cut-off is infinite, and an inclusive comparison would mask them all.
-        masked = below & unknown & (count > 0)[:, None]
-        return StepResult(proposal, proposal.masked_fill(masked, mask_id), log_prob)
+        return confidence <= cutoff if self.inclusive else confidence < cutoff
 
 
 @dataclass(frozen=True)
-class MaskGITSampler(_ClampedSampler):
-    """The original parallel decoder (google-research/maskgit; MaskGIT section 3.2): no guidance.
+class MaskGITSampler(ClampedSampler):
+    """The original parallel decoder (MaskGIT section 3.2): no guidance.
 
     Attributes:
         choice_temperature: noise on the confidence falls linearly from nearly this to 0.
-        method: see :func:`mask_schedule`.
+        method: see ``published_schedules.mask_schedule``.
     """
 
     choice_temperature: float = 4.5
     method: str = "cosine"
     name: ClassVar[str] = "maskgit"
-    source: ClassVar[str] = "google-research/maskgit, Chang et al., CVPR 2022"
-    steps: ClassVar[int] = 16
+    source: ClassVar[str] = "google-research/maskgit; Chang et al., CVPR 2022"
+    default_steps: ClassVar[int] = 16
 
     def knob_values(self, steps: int, cells: int) -> dict[str, list[float]]:
         ratios = step_ratios(steps)
@@ -296,43 +203,43 @@ class MaskGITSampler(_ClampedSampler):
 
 
 @dataclass(frozen=True)
-class MAGESampler(_ClampedSampler):
-    """MAGE's unconditional decoder (LTH14/mage; Li et al., CVPR 2023): MaskGIT's, with ties masked and a cosine only.
+class MAGESampler(ClampedSampler):
+    """MAGE's unconditional decoder: MaskGIT's with the cosine schedule, and cells that tie at the cut-off are masked.
 
     Attributes:
         choice_temperature: as in MaskGIT.
-        shared_count: as published, the first sample's number of masked cells is used for the whole batch. Off by default,
-            as a sample then depends on the batch it is made with. From an all-masked start both give the same unless
-            confidences tie.
+        shared_count: as published, the first sample's number of masked cells is used for the whole batch. Off by
+            default, since a sample then depends on the batch it is made with; from an all-masked start both give the
+            same unless confidences tie.
     """
 
     choice_temperature: float = 4.5
     shared_count: bool = False
     name: ClassVar[str] = "mage"
-    source: ClassVar[str] = "LTH14/mage, Li et al., CVPR 2023"
-    steps: ClassVar[int] = 12
+    source: ClassVar[str] = "LTH14/mage; Li et al., CVPR 2023"
+    default_steps: ClassVar[int] = 12
     inclusive: ClassVar[bool] = True
 
-    def counts(self, count: Tensor, unknown: Tensor, knobs: StepKnobs) -> Tensor:
-        clamped = clamp_count(count, unknown)
+    def counts(self, wanted: Tensor, unknown: Tensor, knobs: StepKnobs) -> Tensor:
+        clamped = clamp_count(wanted, unknown)
         return clamped[:1].expand_as(clamped) if self.shared_count else clamped
 
     def knob_values(self, steps: int, cells: int) -> dict[str, list[float]]:
-        ratios = step_ratios(steps)
+        ratios = [(t + 1) / steps for t in range(steps)]
         return {
-            "mask_ratio": torch.cos(math.pi / 2 * ratios).clamp_min(0).tolist(),
-            "mask_temperature": (self.choice_temperature * (1 - ratios)).tolist(),
+            "mask_ratio": [math.cos(math.pi / 2 * r) for r in ratios],
+            "mask_temperature": [self.choice_temperature * (1 - r) for r in ratios],
         }
 
 
 @dataclass(frozen=True)
-class AmusedSampler(_ClampedSampler):
-    """aMUSEd's scheduler and pipeline defaults (diffusers ``AmusedScheduler``; Patil et al. 2024).
+class AmusedSampler(ClampedSampler):
+    """aMUSEd's scheduler with the defaults of its pipeline.
 
     Attributes:
         first_temperature, last_temperature: noise on the confidence, linear over the steps.
         guidance_scale: g of uncond + g (cond - uncond), at least 1 (none): the knob is g - 1.
-        method: ``cosine`` or ``uniform`` (diffusers calls it linear).
+        method: ``cosine``, or ``uniform`` (which diffusers calls linear).
     """
 
     first_temperature: float = 2.0
@@ -340,19 +247,17 @@ class AmusedSampler(_ClampedSampler):
     guidance_scale: float = 10.0
     method: str = "cosine"
     name: ClassVar[str] = "amused"
-    source: ClassVar[str] = "diffusers AmusedScheduler and AmusedPipeline, Patil et al. 2024"
-    steps: ClassVar[int] = 12
-    floor: ClassVar[float] = math.log(1e-20)
+    source: ClassVar[str] = "diffusers AmusedScheduler and AmusedPipeline; Patil et al. 2024"
+    default_steps: ClassVar[int] = 12
+    smallest_log_prob: ClassVar[float] = math.log(1e-20)
 
-    def counts(self, count: Tensor, unknown: Tensor, knobs: StepKnobs) -> Tensor:
-        return torch.where(knobs.mask_ratio > 0, clamp_count(count, unknown), 0)
+    def remask(self, draw: Draw, knobs: StepKnobs, noise: StepNoise) -> Tensor:
+        # Nothing is masked after the last step, whose ratio is zero.
+        return super().remask(draw, knobs, noise) & (knobs.mask_ratio > 0)[:, None]
 
     def knob_values(self, steps: int, cells: int) -> dict[str, list[float]]:
-        share = mask_schedule(step_ratios(steps), self.method, cells)
-        share[-1] = 0  # Nothing is masked after the last step.
-        # torch.linspace gives the first value to a single step; it has no effect, as nothing is masked.
         return {
-            "mask_ratio": share.tolist(),
+            "mask_ratio": [*mask_schedule(step_ratios(steps), self.method, cells)[:-1].tolist(), 0.0],
             "mask_temperature": linear(self.first_temperature, self.last_temperature, steps),
             "guidance": [max(self.guidance_scale - 1, 0.0)] * steps,
         }
@@ -360,70 +265,67 @@ class AmusedSampler(_ClampedSampler):
 
 @dataclass(frozen=True)
 class HaltonSampler(PublishedSampler):
-    """Cells are revealed in the order of the 2-D Halton sequence and never masked again (Halton-MaskGIT, ICLR 2025).
+    """Cells are revealed in the order of the 2-D Halton sequence and never masked again.
 
-    No confidence is computed, so the mask temperature has no effect. The published code redraws cells by place, so that one
-    that drew the mask id stays masked for good; here the mask cannot be drawn, as generators cut its column.
+    No confidence is computed, so the mask temperature has no effect. In the published code a cell can draw the mask
+    itself; here it cannot, as generators cut its column.
 
     Attributes:
-        guidance: constant w of (1 + w) cond - w uncond. The model cards use 0.5 (large) to 1.5 (tiny).
-        temperature_first, temperature_last, temperature_power: linear over the steps, then raised to the power, it
-            MULTIPLIES the logits; ``warmup_steps`` first steps use half of it.
+        guidance: constant w of (1 + w) cond - w uncond. The authors use 0.5 (large) to 1.5 (tiny).
+        first_temperature, last_temperature, power: linear over the steps, then raised to the power; it MULTIPLIES the
+            logits. The ``warmup_steps`` first steps use half of it.
         top_k: draw among the k most likely codes; 0 means all.
-        rotate: start the order at a random cell per image.
+        rotate: start the order at a random cell, one an image.
     """
 
     guidance: float = 0.5
-    temperature_first: float = 1.0
-    temperature_last: float = 1.0
-    temperature_power: float = 1.0
+    first_temperature: float = 1.0
+    last_temperature: float = 1.0
+    power: float = 1.0
     warmup_steps: int = 0
     top_k: int = 0
     rotate: bool = False
     name: ClassVar[str] = "halton"
-    source: ClassVar[str] = "valeoai/Halton-MaskGIT HaltonSampler, Besnier et al., ICLR 2025"
-    steps: ClassVar[int] = 32
+    source: ClassVar[str] = "valeoai/Halton-MaskGIT, HaltonSampler; Besnier et al., ICLR 2025"
+    default_steps: ClassVar[int] = 32
 
     def knob_values(self, steps: int, cells: int) -> dict[str, list[float]]:
-        span = torch.linspace(self.temperature_first, self.temperature_last, steps, dtype=torch.float64)
-        factors = [float(f) * (0.5 if i < self.warmup_steps else 1.0) for i, f in enumerate(span**self.temperature_power)]
+        first, last = self.first_temperature, self.last_temperature
+        factors = [(first + (last - first) * i / max(steps - 1, 1)) ** self.power for i in range(steps)]
+        warm = [0.5 * f if i < self.warmup_steps else f for i, f in enumerate(factors)]
         return {
             "mask_ratio": (1 - halton_counts(steps, cells).double() / cells).tolist(),
-            "token_temperature": [1 / f for f in factors],
+            "token_temperature": [1 / f for f in warm],
             "guidance": [self.guidance] * steps,
         }
 
-    def decide(self, tokens, conditional, unconditional, knobs, noise, mask_id, editable=None, *, grid):  # type: ignore[no-untyped-def]
-        unknown = tokens == mask_id
-        logits = guide(conditional, unconditional, knobs.guidance)
+    def propose(self, logits: Tensor, tokens: Tensor, unknown: Tensor, knobs: StepKnobs, noise: StepNoise) -> Tensor:
         pool = keep_top(logits, self.top_k) if 0 < self.top_k < logits.shape[-1] else logits
-        drawn = draw_tokens(pool, knobs.token_temperature, noise.token)
-        proposal = torch.where(unknown, drawn, tokens)
-        free = torch.ones_like(unknown) if editable is None else editable
-        cells = free.sum(1)
-        rank = ranks(halton_order(grid).to(tokens.device), free)
+        return super().propose(pool, tokens, unknown, knobs, noise)
+
+    def remask(self, draw: Draw, knobs: StepKnobs, noise: StepNoise) -> Tensor:
+        cells = draw.free.sum(1)
+        rank = ranks(halton_order(draw.grid).to(draw.free.device), draw.free)
         if self.rotate:
-            rank = (rank - self._start(rank, unknown, free, noise)[:, None]) % cells.clamp_min(1)[:, None]
+            rank = (rank - self._start(rank, draw, noise)[:, None]) % cells.clamp_min(1)[:, None]
         known = cells - torch.round(knobs.mask_ratio * cells).long()
-        masked = unknown & (rank >= known[:, None])
-        return StepResult(proposal, proposal.masked_fill(masked, mask_id), token_log_prob(logits, proposal))
+        return rank >= known[:, None]
 
     @staticmethod
-    def _start(rank: Tensor, unknown: Tensor, free: Tensor, noise: StepNoise) -> Tensor:
+    def _start(rank: Tensor, draw: Draw, noise: StepNoise) -> Tensor:
         """Rank at which each image's order starts, (B,) int64.
 
-        Drawn before the first step, from the noise that this sampler has no other use for; afterwards it is read off the
-        tokens: the cells revealed so far follow one another in the order, and the start is the one whose predecessor is
-        still unknown.
+        Drawn before the first step, from the noise that this sampler has no other use for; afterwards it is read off
+        the tokens: the cells revealed so far follow one another in the order, and the start is the one whose
+        predecessor is still unknown.
         """
-        cells = free.sum(1).clamp_min(1)
+        cells = draw.free.sum(1).clamp_min(1)
         uniform = torch.exp(-torch.exp(-noise.remask[:, 0]))
         drawn = (uniform * cells).long().clamp_max(cells - 1)
-        done = torch.zeros_like(unknown).scatter_(1, rank.clamp_min(0), free & ~unknown)
-        # Editable cells have the ranks 0..cells-1; the predecessor of rank 0 is the last of them.
+        done = torch.zeros_like(rank).scatter_add_(1, rank.clamp_min(0), (draw.free & ~draw.unknown).long()) > 0
         place = torch.arange(rank.shape[1], device=rank.device)
         before = done.gather(1, (place - 1) % cells[:, None])
-        first = done & ~before & (place < cells[:, None])
+        first = done & ~before
         return torch.where(first.any(1), first.int().argmax(1), drawn)
 
 
@@ -431,11 +333,14 @@ class HaltonSampler(PublishedSampler):
 class HaltonConfidenceSampler(PublishedSampler):
     """The confidence sampler that Halton-MaskGIT compares its order with.
 
-    Guidance grows linearly from 0 to ``guidance``; confidence is the log-probability at the token temperature plus noise
-    that falls linearly from ``choice_temperature`` to 0 (``noisy`` False: none).
+    Guidance grows linearly from 0; confidence is the log-probability at the token temperature plus noise that falls
+    linearly to 0.
 
     Attributes:
-        mode: see :func:`confidence_counts`.
+        guidance: w of (1 + w) cond - w uncond at the last step.
+        temperature: multiplies the logits.
+        choice_temperature: noise at the first step; 0 for none.
+        mode: see ``published_schedules.confidence_counts``.
         redraw_known: as published, cells that are known already take a new draw too at every step; False keeps them.
             Cells that masked editing must not change are kept in either case.
     """
@@ -443,38 +348,32 @@ class HaltonConfidenceSampler(PublishedSampler):
     guidance: float = 3.0
     temperature: float = 1.0
     choice_temperature: float = 4.5
-    noisy: bool = True
     mode: str = "arccos"
     redraw_known: bool = True
     name: ClassVar[str] = "halton-confidence"
-    source: ClassVar[str] = "valeoai/Halton-MaskGIT ConfidenceSampler, Besnier et al., ICLR 2025"
-    steps: ClassVar[int] = 12
+    source: ClassVar[str] = "valeoai/Halton-MaskGIT, ConfidenceSampler; Besnier et al., ICLR 2025"
+    default_steps: ClassVar[int] = 12
 
     def knob_values(self, steps: int, cells: int) -> dict[str, list[float]]:
-        noise = linear(self.choice_temperature, 0.0, steps)
         return {
             "mask_ratio": (1 - confidence_counts(steps, cells, self.mode).double() / cells).tolist(),
-            "mask_temperature": noise if self.noisy else [0.0] * steps,
+            "mask_temperature": linear(self.choice_temperature, 0.0, steps),
             "token_temperature": [1 / self.temperature] * steps,
             "guidance": linear(0.0, self.guidance, steps),
         }
 
-    def decide(self, tokens, conditional, unconditional, knobs, noise, mask_id, editable=None, *, grid):  # type: ignore[no-untyped-def]
-        unknown = tokens == mask_id
-        logits = guide(conditional, unconditional, knobs.guidance)
-        drawn = draw_tokens(logits, knobs.token_temperature, noise.token)
-        free = torch.ones_like(unknown) if editable is None else editable
-        proposal = torch.where(unknown | free if self.redraw_known else unknown, drawn, tokens)
-        tempered = logits / knobs.token_temperature.clamp_min(1e-6)[:, None, None]
-        confidence = token_log_prob(tempered, proposal) + knobs.mask_temperature[:, None] * noise.remask
-        confidence = confidence.masked_fill(~unknown, float("inf"))
-        cells = free.sum(1)
-        # The N_i-th largest among the cells to fill; cells that are not to be changed are infinite and come before them.
-        target = (cells - torch.round(knobs.mask_ratio * cells).long()).clamp_min(1) + (~free).sum(1)
-        ordered = confidence.sort(dim=1, descending=True).values
-        cutoff = ordered.gather(1, (target - 1).clamp_max(tokens.shape[1] - 1)[:, None])
-        masked = unknown & (confidence < cutoff)
-        return StepResult(proposal, proposal.masked_fill(masked, mask_id), token_log_prob(logits, proposal))
+    def propose(self, logits: Tensor, tokens: Tensor, unknown: Tensor, knobs: StepKnobs, noise: StepNoise) -> Tensor:
+        return super().propose(logits, tokens, torch.ones_like(unknown) if self.redraw_known else unknown, knobs, noise)
+
+    def remask(self, draw: Draw, knobs: StepKnobs, noise: StepNoise) -> Tensor:
+        tempered = draw.logits / knobs.token_temperature.clamp_min(MIN_TOKEN_TEMPERATURE)[:, None, None]
+        confidence = token_log_prob(tempered, draw.proposal) + knobs.mask_temperature[:, None] * noise.remask
+        confidence = confidence.masked_fill(~draw.unknown, float("inf"))
+        cells = draw.free.sum(1)
+        wanted = (cells - torch.round(knobs.mask_ratio * cells).long()).clamp_min(1)
+        # Cells that editing keeps are infinite too and come before those to fill.
+        index = (wanted + (~draw.free).sum(1) - 1).clamp_max(confidence.shape[1] - 1)
+        return confidence < confidence.sort(dim=1, descending=True).values.gather(1, index[:, None])
 
 
 PUBLISHED_SAMPLERS: dict[str, type[PublishedSampler]] = {
