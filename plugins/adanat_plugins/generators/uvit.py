@@ -69,14 +69,15 @@ class Block(nn.Module):
 class TokenHead(nn.Module):
     """Linear, GELU, LayerNorm (eps 1e-5), product with the word table, plus a bias per word."""
 
-    def __init__(self, width: int, words: int) -> None:
+    def __init__(self, width: int, words: int, inputs: int | None = None) -> None:
+        """``width`` of the word table; ``inputs``: width of what comes in, where it is another one."""
         super().__init__()
-        self.fc = nn.Linear(width, width)
+        self.fc = nn.Linear(inputs or width, width)
         self.ln = nn.LayerNorm(width)
         self.bias = nn.Parameter(torch.zeros(1, 1, words))
 
     def forward(self, x: Tensor, table: Tensor, columns: int) -> Tensor:
-        """(B, L, width) -> (B, L, columns): logits of the first ``columns`` words only."""
+        """(B, L, inputs) -> (B, L, columns): logits of the first ``columns`` words only."""
         return F.linear(self.ln(F.gelu(self.fc(x))), table[:columns], self.bias[0, 0, :columns])
 
 
