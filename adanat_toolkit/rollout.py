@@ -132,11 +132,17 @@ def _guided_steps(space: ActionSpace) -> list[bool]:
 
 
 def _join(parts: list[Rollout]) -> Rollout:
-    def cat(name: str) -> Tensor | None:
-        values = [getattr(p, name) for p in parts]
-        values = [v for v in values if v is not None]
-        return torch.cat(values) if values else None
+    def cat(values: list[Tensor | None]) -> Tensor | None:
+        present = [v for v in values if v is not None]
+        return torch.cat(present) if present else None
 
-    joined = {name: cat(name) for name in ("features", "embedded", "images")}
-    required = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("actions", "log_prob", "values", "physical")}
-    return Rollout(context=Context.cat([p.context for p in parts]), **required, **joined)
+    return Rollout(
+        context=Context.cat([p.context for p in parts]),
+        features=cat([p.features for p in parts]),
+        actions=torch.cat([p.actions for p in parts]),
+        log_prob=torch.cat([p.log_prob for p in parts]),
+        values=torch.cat([p.values for p in parts]),
+        physical=torch.cat([p.physical for p in parts]),
+        embedded=cat([p.embedded for p in parts]),
+        images=cat([p.images for p in parts]),
+    )

@@ -19,7 +19,7 @@ from adanat_toolkit.noise import CONTEXT, Noise
 from ..emoji64 import FOLDER
 from ..fingerprints import fingerprint_state
 from ..tokenizers.vqmodel import VQModelTokenizer
-from .uvit import UViT
+from .uvit import TokenEmbedding, UViT
 
 HAND_MADE = "cosine,guidance=0:3,mask_temperature=4.5:0"
 """The best hand-made schedule of the embedded generator (benchmarks/hand_made.md has the grid it was chosen from)."""
@@ -56,16 +56,17 @@ class UViTClassGenerator(TokenGenerator):
         self.grid, self.image_size = grid, image_size
         self.mask_id = self.codebook_size = network.codebook_size
         self.feature_dim = network.norm.weight.shape[0]
-        table = network.context_embed.word_embeddings.weight  # type: ignore[union-attr]
-        self.null_class = table.shape[0] - 1
-        self.num_classes = self.null_class
+        assert isinstance(network.context_embed, TokenEmbedding)
+        self.num_classes = self.null_class = network.context_embed.word_embeddings.num_embeddings - 1
         self.class_names = class_names
         self.default_schedule = default_schedule
         self.device, self.dtype = device, dtype
 
     @classmethod
-    def create(cls, variant, options, *, device, dtype, offline):  # type: ignore[no-untyped-def]
-        raise NotImplementedError("built by MaskGIT.create")
+    def create(
+        cls, variant: str | None, options: dict[str, Any], *, device: torch.device, dtype: torch.dtype, offline: bool
+    ) -> TokenGenerator:
+        return MaskGIT.create(variant, options, device=device, dtype=dtype, offline=offline)
 
     @classmethod
     def variants(cls) -> tuple[str, ...]:
@@ -109,12 +110,9 @@ class Emoji64MaskGIT(UViTClassGenerator):
     """The embedded generator: 64x64 emoji in 98 classes; classes are drawn with the data's own frequencies."""
 
     def sample_contexts(self, noise: Noise) -> Context:
-        from ..emoji64.data import label_frequencies
+        from ..emoji64.data import sample_labels
 
-        cumulative = torch.as_tensor(label_frequencies(), dtype=torch.float64).cumsum(0).to(noise.seeds.device)
-        u = noise.uniform(CONTEXT, 0, (1,))[:, 0].double() * cumulative[-1]
-        drawn = torch.searchsorted(cumulative, u).clamp_max(len(cumulative) - 1)
-        return Context(len(noise), classes=drawn.to(self.device))
+        return Context(len(noise), classes=sample_labels(noise).to(self.device))
 
     def real_images(self) -> ImageSource:
         from ..emoji64.data import emoji_images

@@ -21,7 +21,9 @@ class VQModelTokenizer(nn.Module):
     def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         # Channels-last roughly doubles the speed of the convolutions on CPUs and on tensor cores.
-        self.model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+        # nn.Module.to, since diffusers' own override warns about the cast that is wanted here.
+        nn.Module.to(model, device=device, dtype=dtype, memory_format=torch.channels_last)
+        self.model = model.eval().requires_grad_(False)
         self.device, self.dtype = device, dtype
 
     @classmethod

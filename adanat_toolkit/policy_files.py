@@ -1,0 +1,96 @@
+"""Policy files: what ``adanat train`` exports and ``adanat sample`` loads.
+
+``policy.safetensors`` holds the network, ``policy.json`` the kind, its options, the action space with the schedule, and
+which generator (grid, feature width, weights' fingerprint) it was made for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .actions import ActionSpace
+from .errors import CheckpointError, ConfigError
+from .interfaces import Generator, Policy
+from .policies import FixedPolicy
+from .registry import load, parse_options, toolkit_version
+from .runs import load_tensors, save_tensors
+from .schedules import parse_schedule
+
+
+def export_policy(
+    folder: Path,
+    policy: Policy,
+    weights: dict[str, Tensor],
+    *,
+    options: dict[str, Any],
+    space: ActionSpace,
+    generator: Generator,
+    facts: dict[str, Any],
+) -> None:
+    """Write a policy folder (see the module's docstring). ``weights``: state dict to store, ``facts``: training facts."""
+    card = {
+        "toolkit": toolkit_version(),
+        "kind": policy.kind,
+        "options": options,
+        "action_space": space.spec(),
+        "generator": {
+            "name": generator.name,
+            "fingerprint": generator.fingerprint,
+            "grid": list(generator.grid),
+            "feature_dim": generator.feature_dim,
+        },
+        "training": facts,
+    }
+    save_tensors(folder, "policy", weights, card)
+
+
+def load_policy(spec: str, generator: Generator, steps: int | None = None) -> tuple[Policy, ActionSpace, dict[str, Any]]:
+    """A policy ready to sample with.
+
+    Args:
+        spec: ``fixed`` (the generator's best known schedule), ``fixed:SCHEDULE``, a run folder or a policy folder.
+        steps: T of a fixed schedule (default 4); a learned policy has its own T, which this must equal if given.
+
+    Returns:
+        policy (on the generator's device, evaluation mode), its bound action space, and the policy's card.
+
+    Raises:
+        ConfigError: unknown schedule or path, other steps than the policy's, or a policy of another generator.
+        CheckpointError: damaged files.
+    """
+    name, _, schedule = spec.partition(":")
+    if name == "fixed":
+        table = parse_schedule(schedule or generator.default_schedule, generator.action_space, 4 if steps is None else steps)
+        space = generator.action_space.bind(table, acted=(), residual=False)
+        policy = FixedPolicy(FixedPolicy.Options(), space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+        return policy, space, {"kind": "fixed", "schedule": schedule or generator.default_schedule}
+    folder = Path(spec)
+    if (folder / "policy" / "policy.json").exists():
+        folder = folder / "policy"
+    if not (folder / "policy.json").exists():
+        raise ConfigError(
+            f"no policy at {spec!r}: give a run folder, a folder with policy.json, or fixed[:SCHEDULE] for a hand-made one."
+        )
+    weights, card = load_tensors(folder, "policy")
+    made_for = card["generator"]
+    if made_for["fingerprint"] != generator.fingerprint:
+        raise ConfigError(
+            f"the policy at {spec} was trained for {made_for['name']} (weights {made_for['fingerprint']}), this generator is "
+            f"{generator.name} (weights {generator.fingerprint}). Use --generator {made_for['name']} with the same weights."
+        )
+    space = generator.action_space.rebind(card["action_space"])
+    if steps is not None and steps != space.steps:
+        raise ConfigError(
+            f"the policy at {spec} makes an image in {space.steps} steps, not {steps}; leave --steps out or train one with it."
+        )
+    policy_class = load("policy", card["kind"])
+    options = parse_options(f"policy {card['kind']!r}", policy_class.Options, card["options"])
+    policy = policy_class(options, space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+    missing = {key: tuple(v.shape) for key, v in policy.state_dict().items()}
+    if missing != {key: tuple(v.shape) for key, v in weights.items()}:
+        raise CheckpointError(f"{folder / 'policy.safetensors'} does not hold the tensors of a {card['kind']!r} policy.")
+    policy.load_state_dict(weights)
+    return policy.to(generator.device).eval(), space, card

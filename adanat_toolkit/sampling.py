@@ -1,0 +1,74 @@
+"""Apply a policy: images that depend on their seed, context and policy only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .actions import ActionSpace
+from .compute import CPU_CHUNK
+from .interfaces import Context, Generator, Policy
+from .noise import Noise
+from .rollout import collect
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A batch of finished images.
+
+    Attributes:
+        seeds: (B,) int64. context: their contexts. images: (B, 3, H, W) float32 in [0, 1].
+        knobs: (B, T, K) float32 physical values, in the order of ``space.names``.
+    """
+
+    seeds: Tensor
+    context: Context
+    images: Tensor
+    knobs: Tensor
+
+
+def default_batch(device: torch.device) -> int:
+    """Samples in flight at once when the user does not say."""
+    return CPU_CHUNK if device.type == "cpu" else 256
+
+
+def sample(
+    generator: Generator,
+    policy: Policy,
+    space: ActionSpace,
+    seeds: Tensor,
+    context: Context | None = None,
+    *,
+    batch: int | None = None,
+    sigma: float = 0.0,
+    on_batch: Callable[[int], None] | None = None,
+) -> Iterator[Samples]:
+    """Images in batches, in the order of ``seeds``.
+
+    Args:
+        seeds: (n,) int64, one an image. context: n contexts; None draws each from the data's distribution by its seed.
+        batch: samples at once; it does not change the images.
+        sigma: exploration noise in raw coordinates (0: the policy's mean).
+        on_batch: called with the number of images done.
+    """
+    noise = Noise(seeds.to(generator.device))
+    chosen = generator.sample_contexts(noise) if context is None else context
+    size = batch or default_batch(generator.device)
+    for start in range(0, len(seeds), size):
+        rows = slice(start, start + size)
+        part = collect(
+            generator, policy, space, chosen.select(rows), noise.select(rows), sigma=sigma, keep_features=False,
+            keep_images=size,
+        )
+        assert part.images is not None
+        yield Samples(seeds[rows].cpu(), part.context, part.images, part.physical)
+        if on_batch is not None:
+            on_batch(min(start + size, len(seeds)))
+
+
+def seed_range(first: int, count: int) -> Tensor:
+    """Seeds ``first .. first + count - 1``: (count,) int64."""
+    return torch.arange(first, first + count, dtype=torch.int64)

@@ -1,0 +1,353 @@
+"""The alternation of policy and reward (AdaNAT algorithm 1), checkpoints and resume.
+
+One iteration: contexts -> rollout under the current policy -> rewards -> PPO epochs -> reward update on the images just
+made. Every random number is a function of (run seed, iteration, sample), so that the state of a run is its tensors and its
+iteration counter, and a resumed run continues bit-exactly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import distributed
+from .compute import CPU_CHUNK, resolve_device, resolve_dtype
+from .config import RunConfig, differences
+from .data import augment, images_for
+from .errors import CheckpointError, ConfigError
+from .interfaces import Context, LearnedReward
+from .noise import ACTION, DATA, REWARD, Noise, derive, sample_seeds
+from .policies import build_policy
+from .policy_files import export_policy
+from .ppo import Batch, explained_variance, ppo_update, targets
+from .registry import create_generator, create_reward, load, parse_options
+from .rollout import Rollout, collect
+from .runs import RunFolder, load_tensors, prepare_folder, save_tensors, write_json
+from .schedules import parse_schedule
+
+IGNORED_ON_RESUME = ("device", "micro_batch", "keep_checkpoints", "checkpoint_every", "offline")
+"""Settings that a resumed run may change: they do not change what is computed (to rounding, for the device)."""
+
+
+class Trainer:
+    """A training run. Building it loads generator, data, reward and policy, and checks everything that can be checked.
+
+    Raises:
+        ConfigError, PluginError, WeightsError, DataError: before any work starts.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.device = resolve_device(config.device)
+        dtype = resolve_dtype(config.dtype, self.device)
+        self.generator = create_generator(
+            config.generator.name, config.generator.options, device=self.device, dtype=dtype, offline=config.offline
+        )
+        generator = self.generator
+        policy_class = load("policy", config.policy.name)
+        if not policy_class.trainable:
+            raise ConfigError(f"policy {config.policy.name!r} has nothing to learn; use adaptive or shared, or adanat sample.")
+        schedule = parse_schedule(config.policy.schedule or generator.default_schedule, generator.action_space, config.steps)
+        self.space = generator.action_space.bind(schedule, acted=config.policy.knobs, residual=config.policy.residual)
+        if self.space.size == 0:
+            raise ConfigError("policy.knobs is empty: a learned policy must set at least one knob.")
+        options = parse_options(f"policy {config.policy.name!r}", policy_class.Options, config.policy.options)
+        policy, critic = build_policy(
+            policy_class, options, space=self.space, grid=generator.grid, feature_dim=generator.feature_dim, seed=config.seed
+        )
+        assert critic is not None
+        self.policy, self.critic = policy.to(self.device), critic.to(self.device)
+        self.average = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
+        self.parameters = [*self.policy.parameters(), *self.critic.parameters()]
+        self.optimiser = torch.optim.Adam(self.parameters, lr=config.ppo.learning_rate)
+        self.real = images_for(generator, config.data.path)
+        self.reward = create_reward(
+            config.reward.name, config.reward.options, generator=generator, real=self.real, device=self.device,
+            seed=derive(config.seed, REWARD),
+        )
+        self.iteration = 0
+        """Completed iterations."""
+        self.micro_batch = config.micro_batch or (CPU_CHUNK if self.device.type == "cpu" else None)
+
+    # --- what it will cost ----------------------------------------------------------------------------------------------
+
+    def plan(self) -> dict[str, Any]:
+        """What the run will need, for ``--dry-run``: parameter counts, generator forwards, memory of one iteration."""
+        config, generator = self.config, self.generator
+        local = distributed.local_slice(config.batch)[1]
+        guided = 2 if "guidance" in generator.action_space.names else 1
+        cells = generator.grid[0] * generator.grid[1]
+        width = 2 if getattr(self.policy, "feature_dtype", torch.float32) == torch.bfloat16 else 4
+        stored = local * config.steps * cells * generator.feature_dim * width if self.policy.needs_features else 0
+        return {
+            "iterations": config.iterations,
+            "trajectories": config.iterations * config.batch,
+            "generator_forwards": config.iterations * config.batch * guided * (config.steps - 1),
+            "generator_forwards_note": "samples times (conditional + unconditional) after the first step; first states are "
+            "computed once per distinct context",
+            "parameters": {
+                **generator.parameters_count(),
+                "policy": sum(p.numel() for p in self.policy.parameters()),
+                "critic": sum(p.numel() for p in self.critic.parameters()),
+                **{f"reward {key}": value for key, value in self.reward.parameters_count().items()},
+            },
+            "memory_bytes": {
+                "stored features of one iteration": stored,
+                "policy, critic and optimiser": 16 * sum(p.numel() for p in self.parameters),
+                "generator": sum(generator.parameters_count().values()) * (2 if generator.dtype == torch.bfloat16 else 4),
+            },
+            "micro_batch": self.micro_batch or local,
+        }
+
+    # --- the loop -------------------------------------------------------------------------------------------------------
+
+    def run(self, out: Path, *, on_iteration: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+        """Train to the end, from scratch or from the newest checkpoint in ``out``.
+
+        Returns:
+            The last row of metrics with the run's folder.
+
+        Raises:
+            OutputError: ``out`` cannot be written. CheckpointError: what is there is damaged or belongs to another run.
+        """
+        folder = RunFolder(out)
+        self._open(folder)
+        row: dict[str, Any] = {}
+        while self.iteration < self.config.iterations:
+            row = self.step()
+            if distributed.is_main():
+                folder.append_metrics(row)
+                last = self.iteration == self.config.iterations
+                if last or self.iteration % self.config.checkpoint_every == 0:
+                    self.save(folder)
+                if on_iteration is not None:
+                    on_iteration(row)
+        if not row:  # already complete
+            row = (folder.metrics() or [{}])[-1]
+        return {**row, "run": str(out)}
+
+    def step(self) -> dict[str, Any]:
+        """One iteration; returns its row of metrics (every name is explained in docs/metrics.md)."""
+        config, started = self.config, time.perf_counter()
+        sigma = config.ppo.sigma_at(self.iteration, config.iterations)
+        rate = config.ppo.learning_rate_at(self.iteration, config.iterations)
+        rollout, (start, stop) = self._rollout(sigma)
+        rolled = time.perf_counter()
+        assert rollout.embedded is not None
+        scores = self._score(rollout.embedded, rollout.context)
+        row: dict[str, Any] = {"iteration": self.iteration + 1, "trajectories": (self.iteration + 1) * config.batch}
+        row |= self._describe(rollout, scores)
+        scored = time.perf_counter()
+        if self.iteration >= config.reward.warmup:
+            row |= self._update_policy(rollout, scores, sigma, rate, start)
+        updated = time.perf_counter()
+        if isinstance(self.reward, LearnedReward):
+            row |= {f"reward_model/{key}": value for key, value in self._update_reward(rollout).items()}
+        self.iteration += 1
+        ended = time.perf_counter()
+        row |= {
+            "sigma": sigma, "learning_rate": rate, "seconds": ended - started, "seconds_rollout": rolled - started,
+            "seconds_score": scored - rolled, "seconds_policy": updated - scored, "seconds_reward": ended - updated,
+            "trajectories_per_second": config.batch / (ended - started),
+        }
+        return row
+
+    def _rollout(self, sigma: float) -> tuple[Rollout, tuple[int, int]]:
+        """This process's share of the iteration's trajectories; shares hold whole groups."""
+        config = self.config
+        groups = config.batch // config.ppo.group
+        first, last = distributed.local_slice(groups)
+        start, stop = first * config.ppo.group, last * config.ppo.group
+        shared = sample_seeds(config.seed, self.iteration, first, last - first, self.device)
+        noise = Noise(shared.repeat_interleave(config.ppo.group))
+        explore = Noise(sample_seeds(derive(config.seed, ACTION), self.iteration, start, stop - start, self.device))
+        context = self.generator.sample_contexts(noise)
+        rollout = collect(
+            self.generator, self.policy, self.space, context, noise, critic=self.critic, sigma=sigma, action_noise=explore,
+            reward=self.reward, micro_batch=self.micro_batch,
+        )
+        return rollout, (start, stop)
+
+    def _score(self, embedded: Tensor, context: Context) -> Tensor:
+        """(B,) scores of this process's samples; a set-level reward sees the samples of all processes."""
+        with torch.no_grad():
+            if not self.reward.set_level or distributed.world_size() == 1:
+                return self.reward.score_embedded(embedded, context).float()
+            everyone = Context(
+                self.config.batch, None if context.classes is None else distributed.gather(context.classes)
+            )
+            scores = self.reward.score_embedded(distributed.gather(embedded), everyone).float()
+            start = int(distributed.gather(torch.tensor([len(context)], device=self.device))[: distributed.rank()].sum())
+            return scores[start : start + len(context)]
+
+    def _update_policy(self, rollout: Rollout, scores: Tensor, sigma: float, rate: float, start: int) -> dict[str, float]:
+        config = self.config
+        goal, advantages = targets(scores, rollout.values, config.ppo)
+        samples, steps = rollout.values.shape
+        device = self.device
+        batch = Batch(
+            features=None if rollout.features is None else rollout.features.flatten(0, 1),
+            step=torch.arange(steps, device=device).repeat(samples),
+            actions=rollout.actions.flatten(0, 1),
+            log_prob=rollout.log_prob.flatten(),
+            targets=goal.flatten(),
+            advantages=advantages.flatten(),
+            index=torch.arange(start * steps, (start + samples) * steps, device=device),
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        figures = ppo_update(
+            self.policy, self.critic, self.optimiser, batch, sigma=sigma, config=config.ppo, total=config.batch * steps,
+            seed=derive(config.seed, self.iteration), on_step=self._average_weights,
+        )
+        return {
+            **{f"ppo/{key}": value for key, value in figures.items()},
+            "ppo/explained_variance": explained_variance(rollout.values, goal),
+        }
+
+    def _average_weights(self) -> None:
+        decay = self.config.policy.average
+        for key, value in self.policy.state_dict().items():
+            self.average[key].lerp_(value, 1 - decay)
+
+    def _update_reward(self, rollout: Rollout) -> dict[str, float]:
+        assert isinstance(self.reward, LearnedReward) and self.real is not None and rollout.embedded is not None
+        config = self.config
+        seed = derive(config.seed, DATA, self.iteration)
+        start, stop = distributed.local_slice(self.reward.real_per_update)
+        seeds = sample_seeds(seed, 0, start, stop - start)
+        index = (Noise(seeds).uniform(DATA, 1, (1,))[:, 0].double() * len(self.real)).long()
+        images = augment(self.real.images(index).to(self.device), seeds, flip=config.data.flip, shift=config.data.shift)
+        context = self.real.contexts(index).to(self.device)
+        size = self.micro_batch or len(index)
+        chunks = [slice(i, i + size) for i in range(0, len(index), size)]
+        with torch.no_grad():
+            real = torch.cat([self.reward.embed(images[rows], context.select(rows)) for rows in chunks])
+        return self.reward.update(real, context, rollout.embedded, rollout.context, seed=seed)
+
+    def _describe(self, rollout: Rollout, scores: Tensor) -> dict[str, float]:
+        """Figures of the rollout: reward, its terms, and each knob's mean by step and spread over samples."""
+        mean, std = distributed.mean_and_std(scores)
+        row = {"reward/mean": float(mean), "reward/std": float(std)}
+        for name, values in self.reward.terms().items():
+            mean, std = distributed.mean_and_std(values.float())
+            row |= {f"reward/{name}/mean": float(mean), f"reward/{name}/std": float(std)}
+        for k, name in enumerate(self.space.names):
+            for t in range(self.space.steps):
+                mean, std = distributed.mean_and_std(rollout.physical[:, t, k])
+                row |= {f"knob/{name}/{t}": float(mean), f"knob_spread/{name}/{t}": float(std)}
+        return row
+
+    # --- state ----------------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor of the run: policy, critic, averaged policy, optimiser, reward."""
+        out = {f"policy.{k}": v for k, v in self.policy.state_dict().items()}
+        out |= {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
+        out |= {f"average.{k}": v for k, v in self.average.items()}
+        out |= optimiser_state(self.optimiser, "optimiser.")
+        return out | {f"reward.{k}": v for k, v in self.reward.state().items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`state`.
+
+        Raises:
+            CheckpointError: a tensor is missing or misshapen.
+        """
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v.to(self.device) for k, v in state.items() if k.startswith(prefix)}
+
+        for prefix, module in (("policy.", self.policy), ("critic.", self.critic)):
+            load_module(module, part(prefix), prefix)
+        self.average = part("average.")
+        load_optimiser(self.optimiser, part("optimiser."))
+        self.reward.load_state(part("reward."))
+
+    def save(self, folder: RunFolder) -> None:
+        """Write a checkpoint and the exported policy."""
+        facts = {"iteration": self.iteration, "seed": self.config.seed, "generator": self.generator.fingerprint,
+                 "real_images": self.real.fingerprint if self.real is not None else None}
+        save_tensors(folder.checkpoint(self.iteration), "state", self.state(), facts)
+        folder.prune(self.config.keep_checkpoints)
+        config = self.config
+        export_policy(
+            folder.path / "policy", self.policy, self.average if config.policy.average else self.policy.state_dict(),
+            options=config.policy.options, space=self.space, generator=self.generator,
+            facts={"trajectories": self.iteration * config.batch, "reward": config.reward.name, "seed": config.seed},
+        )
+
+    def _open(self, folder: RunFolder) -> None:
+        """Start a new run folder or resume the one that is there."""
+        config = self.config.model_dump(mode="json")
+        if distributed.is_main():
+            prepare_folder(folder.path)
+        stored = folder.config
+        if stored is None:
+            if folder.checkpoints():
+                raise CheckpointError(f"{folder.path} has checkpoints but no config.json; choose another --out.")
+            if distributed.is_main():
+                write_json(folder.path / "config.json", config)
+            return
+        changed = [d for d in differences(stored, config) if d.partition(":")[0] not in IGNORED_ON_RESUME]
+        if changed:
+            raise CheckpointError(
+                f"{folder.path} holds a run with other settings ({'; '.join(changed)}). Give the same settings to resume it, "
+                "or another --out to start anew. Nothing was changed."
+            )
+        saved = folder.checkpoints()
+        if saved:
+            tensors, facts = load_tensors(folder.checkpoint(saved[-1]), "state")
+            for key, own in (("generator", self.generator.fingerprint),
+                             ("real_images", self.real.fingerprint if self.real is not None else None)):
+                if facts.get(key) != own:
+                    raise CheckpointError(
+                        f"{folder.checkpoint(saved[-1])} was made with another {key.replace('_', ' ')} "
+                        f"({facts.get(key)}, now {own}). Use the original one, or another --out. Nothing was changed."
+                    )
+            self.load_state(tensors)
+            self.iteration = int(facts["iteration"])
+        if distributed.is_main():
+            folder.truncate_metrics(self.iteration)
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer, prefix: str = "") -> dict[str, Tensor]:
+    """An optimiser's state as flat tensors, ``{prefix}{parameter index}.{name}``; hyper-parameters belong to the config."""
+    return {
+        f"{prefix}{index}.{name}": torch.as_tensor(value)
+        for index, entry in optimiser.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+    """Inverse of :func:`optimiser_state` (without prefix)."""
+    nested: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        index, _, name = key.partition(".")
+        # Adam counts its steps in a CPU tensor unless it is capturable.
+        nested.setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
+    optimiser.load_state_dict({"state": nested, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def load_module(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load a module's state.
+
+    Raises:
+        CheckpointError: naming the tensors that are missing, extra or misshapen.
+    """
+    own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    wrong = sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key))
+    if wrong:
+        first = wrong[0]
+        raise CheckpointError(
+            f"the checkpoint does not fit: {len(wrong)} tensors differ, first {what}{first} "
+            f"(expected {own.get(first)}, found {given.get(first)}). It belongs to another configuration."
+        )
+    module.load_state_dict(state)
