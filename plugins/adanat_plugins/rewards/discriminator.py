@@ -1,0 +1,201 @@
+"""Discriminator heads on frozen features: spectral-norm convolutions over the positions, projected on the context.
+
+The form follows Projected GAN (Sauer et al. 2021) and StyleGAN-T (Sauer et al. 2023, section 3.2) as described in the
+AdaNAT paper; the projection on the context is that of Miyato & Koyama (2018).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adanat_toolkit.interfaces import Context
+
+Norm = Literal["none", "group", "local"]
+
+
+class SpectralConv1d(nn.Module):
+    """A 1-d convolution over positions whose kernel is divided by its largest singular value (Miyato et al. 2018).
+
+    The two singular vectors advance by one power iteration in every forward pass in training mode and rest in
+    evaluation. Positions wrap around (circular padding), so every kernel size keeps their number.
+
+    Args:
+        eps: lower bound of the vectors' norms.
+    """
+
+    weight_u: Tensor
+    weight_v: Tensor
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, eps: float = 1e-12) -> None:
+        super().__init__()
+        self.kernel, self.eps = kernel, eps
+        self.bias = nn.Parameter(torch.empty(outputs))
+        self.weight_orig = nn.Parameter(torch.empty(outputs, inputs, kernel))
+        self.register_buffer("weight_u", torch.empty(outputs))
+        self.register_buffer("weight_v", torch.empty(inputs * kernel))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Uniform weights of standard deviation 1/sqrt(3 fan-in), singular vectors after 15 power iterations."""
+        bound = 1 / math.sqrt(self.weight_orig[0].numel())
+        self.weight_orig.uniform_(-bound, bound, generator=generator)
+        self.bias.uniform_(-bound, bound, generator=generator)
+        self.weight_u.normal_(generator=generator)
+        self.weight_v.normal_(generator=generator)
+        for _ in range(15):
+            self._power_iteration()
+
+    def _power_iteration(self) -> None:
+        matrix = self.weight_orig.detach().flatten(1)
+        self.weight_v.copy_(F.normalize(matrix.T @ self.weight_u, dim=0, eps=self.eps))
+        self.weight_u.copy_(F.normalize(matrix @ self.weight_v, dim=0, eps=self.eps))
+
+    def weight(self) -> Tensor:
+        """The normalised kernel (outputs, inputs, kernel)."""
+        if self.training:
+            with torch.no_grad():
+                self._power_iteration()
+        # Clones: the buffers change in place in the next pass, maybe before this pass's gradient is taken.
+        sigma = self.weight_u.clone() @ (self.weight_orig.flatten(1) @ self.weight_v.clone())
+        return self.weight_orig / sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, P) -> (B, outputs, P)."""
+        if self.kernel > 1:
+            half = self.kernel // 2
+            # F.pad wraps at most once around, and a small map may be shorter than half a kernel.
+            index = torch.arange(-half, x.shape[2] + self.kernel - 1 - half, device=x.device) % x.shape[2]
+            x = x[:, :, index]
+        return F.conv1d(x, self.weight(), self.bias)
+
+
+class LocalBatchNorm(nn.Module):
+    """Batch norm over consecutive groups of at most ``group`` images, without running statistics, also in evaluation.
+
+    As in the paper's discriminator. A sample's output depends on the other images of its group. Unlike in
+    the published code any batch size works: the batch is cut into ceil(B / group) groups whose sizes differ by one at most.
+    """
+
+    def __init__(self, channels: int, group: int = 8, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.group, self.eps = group, eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, P) -> (B, C, P)."""
+        parts = []
+        for part in x.tensor_split(math.ceil(x.shape[0] / self.group)):
+            variance, mean = torch.var_mean(part, dim=(0, 2), correction=0, keepdim=True)
+            parts.append((part - mean) * torch.rsqrt(variance + self.eps))
+        return torch.cat(parts) * self.weight[:, None] + self.bias[:, None]
+
+
+def make_norm(kind: Norm, channels: int) -> nn.Module:
+    """A normalisation layer over (B, C, P)."""
+    if kind == "local":
+        return LocalBatchNorm(channels)
+    return nn.GroupNorm(8, channels) if kind == "group" else nn.Identity()
+
+
+class ContextProjection(nn.Module):
+    """What a head's output channels are weighed with: a bias, plus a class's row or a linear map of the pooled text.
+
+    Args:
+        channels: output channels. classes: number of classes, or None. text_dim: width of the pooled text, or None.
+    """
+
+    def __init__(self, channels: int, classes: int | None, text_dim: int | None) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.classes = None if classes is None else nn.Parameter(torch.empty(classes, channels))
+        self.text = None if text_dim is None else nn.Parameter(torch.empty(channels, text_dim))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Bias 1; random codes of unit variance, so that the heads can tell contexts apart from the first update on."""
+        self.bias.fill_(1)
+        for table in (self.classes, self.text):
+            if table is not None:
+                table.normal_(generator=generator)
+
+    def forward(self, context: Context) -> Tensor:
+        """(B, channels), or (1, channels) without a context."""
+        if self.classes is not None:
+            assert context.classes is not None
+            return self.bias + F.embedding(context.classes, self.classes)
+        if self.text is not None:
+            assert context.pooled is not None
+            return self.bias + F.linear(F.normalize(context.pooled.float(), dim=1), self.text)
+        return self.bias[None]
+
+
+class Head(nn.Module):
+    """Judges one layer of the features at every position.
+
+    Args:
+        channels: of the features. width: of the hidden layers. kernel: of the residual convolution.
+        outputs: channels that are weighed with the context.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        kernel: int,
+        outputs: int,
+        norm: Norm,
+        classes: int | None,
+        text_dim: int | None,
+    ) -> None:
+        super().__init__()
+        self.reduce, self.reduce_norm = SpectralConv1d(channels, width), make_norm(norm, width)
+        self.mix, self.mix_norm = SpectralConv1d(width, width, kernel), make_norm(norm, width)
+        self.out = SpectralConv1d(width, outputs)
+        self.projection = ContextProjection(outputs, classes, text_dim)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """(B, C, P) -> logits (B, P)."""
+        x = F.leaky_relu(self.reduce_norm(self.reduce(x)), 0.2)
+        x = (x + F.leaky_relu(self.mix_norm(self.mix(x)), 0.2)) / math.sqrt(2)
+        x = self.out(x)
+        return (x * self.projection(context)[:, :, None]).sum(1) / math.sqrt(x.shape[1])
+
+
+class Discriminator(nn.Module):
+    """One head per layer of the backbone.
+
+    Args:
+        layers, channels: of the backbone. seed: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        channels: int,
+        *,
+        width: int,
+        kernel: int,
+        outputs: int,
+        norm: Norm,
+        classes: int | None,
+        text_dim: int | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        make = (Head(channels, width, kernel, outputs, norm, classes, text_dim) for _ in range(layers))
+        self.heads = nn.ModuleList(make)
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, SpectralConv1d | ContextProjection):
+                module.initialise(generator)
+
+    def forward(self, features: Tensor, context: Context) -> Tensor:
+        """Features (B, K, P, C) of any float dtype -> logits (B, K * P) float32."""
+        maps = features.float().transpose(2, 3).unbind(1)
+        return torch.cat([head(x, context) for head, x in zip(self.heads, maps, strict=True)], dim=1)
