@@ -7,8 +7,8 @@ fixed:maskgit``, ``fixed:mage``, ``fixed:halton``, ``fixed:halton-confidence``, 
 A sampler is two things: a table of knobs, one row a step (:meth:`PublishedSampler.schedule`), and a step that takes
 such a row, noise and logits (:meth:`PublishedSampler.decide`: the signature of ``masked_decoding_step``, and the grid).
 Knobs have the toolkit's units, so the published numbers are converted: Halton's softmax temperature multiplies the
-logits, hence ``token_temperature`` is its inverse; aMUSEd's guidance scale g means ``guidance`` g - 1. Noise is injected,
-and samples are independent of each other (MAGE's published exception is an option).
+logits, hence ``token_temperature`` is its inverse; aMUSEd's guidance scale g means ``guidance`` g - 1. Noise is
+injected, and samples are independent of each other (MAGE's published exception is an option).
 
 =================  =============================  =========================  ================================
 sampler            cells masked again             which                      confidence of a drawn token

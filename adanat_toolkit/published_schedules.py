@@ -109,12 +109,10 @@ def confidence_counts(steps: int, total: int, mode: str = "arccos", *, clamp: bo
 
 def radical_inverse(base: int, count: int) -> Tensor:
     """The van der Corput sequence 1..count of a base, in (0, 1): digits mirrored at the point, (count,) float64."""
-    index, value, scale = torch.arange(1, count + 1), torch.zeros(count, dtype=torch.float64), 1.0
-    while int(index.max()) > 0:
-        scale /= base
-        value += (index % base) * scale
-        index = index // base
-    return value
+    index, numerator, denominator = torch.arange(1, count + 1), torch.zeros(count, dtype=torch.int64), 1
+    while denominator <= count:
+        numerator, index, denominator = numerator * base + index % base, index // base, denominator * base
+    return numerator.double() / denominator  # one exact division: sums of digits would round at the cells' borders
 
 
 @lru_cache(maxsize=16)

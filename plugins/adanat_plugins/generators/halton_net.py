@@ -62,7 +62,7 @@ class HaltonConfig:
         cells = state["pos_emb.weight"].shape[0]
         grid = round(cells**0.5)
         if grid * grid != cells:
-            raise WeightsError(f"pos_emb.weight has {cells} rows; Halton-MaskGIT grids are square, so a square is needed.")
+            raise WeightsError(f"pos_emb.weight has {cells} rows, which is no square; Halton-MaskGIT grids are square.")
         heads = heads or PUBLISHED_HEADS.get(width)
         if heads is None:
             known = ", ".join(f"{w} ({h} heads)" for w, h in PUBLISHED_HEADS.items())

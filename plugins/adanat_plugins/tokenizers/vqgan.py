@@ -7,6 +7,8 @@ convolution of its own output instead of its input (see :class:`ResidualBlock`).
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,6 +33,7 @@ class VQGANConfig:
         codebook_size, code_width: number of codes and their channels.
         width, multipliers: level i has ``width * multipliers[i]`` channels; each level but the last halves the image.
         blocks: residual blocks a level in the encoder and in the decoder.
+        middle: residual blocks at the lowest resolution (2 in PyTorch files, as many as ``blocks`` in Flax ones).
     """
 
     codebook_size: int = 1024
@@ -38,6 +41,7 @@ class VQGANConfig:
     width: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     blocks: int = 2
+    middle: int = 2
 
     @property
     def downsampling(self) -> int:
@@ -56,12 +60,13 @@ class VQGANConfig:
             levels = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.down."))
             blocks = 1 + max(int(name.split(".")[4]) for name in state if name.startswith("encoder.down.0.block."))
             channels = [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
+            middle = len([name for name in state if re.fullmatch(r"encoder\.mid\.block_\d+\.conv1\.weight", name)])
         except (KeyError, ValueError, IndexError) as error:
             raise WeightsError(
                 f"not a MaskGIT/MAGE VQGAN: {error} is missing or malformed. Expected the layout of "
                 "vqgan_jax_strongaug.ckpt (encoder.down.N.block..., decoder.up.N.block..., quantize.embedding.weight)."
             ) from None
-        return cls(codebook_size, code_width, width, tuple(c // width for c in channels), blocks)
+        return cls(codebook_size, code_width, width, tuple(c // width for c in channels), blocks, middle)
 
 
 def _conv3(inputs: int, outputs: int, bias: bool = False) -> nn.Conv2d:
@@ -111,14 +116,11 @@ class Level(nn.Module):
         return x if self.upsample is None else self.upsample(x)
 
 
-class Middle(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.block_1 = ResidualBlock(channels, channels)
-        self.block_2 = ResidualBlock(channels, channels)
+class Middle(nn.Sequential):
+    """Residual blocks, named ``block_1``, ``block_2``, ..."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.block_1(x))
+    def __init__(self, channels: int, blocks: int) -> None:
+        super().__init__(OrderedDict((f"block_{i + 1}", ResidualBlock(channels, channels)) for i in range(blocks)))
 
 
 class Encoder(nn.Module):
@@ -128,7 +130,7 @@ class Encoder(nn.Module):
         inputs = [config.width, *outputs[:-1]]
         self.conv_in = _conv3(3, config.width)
         self.down = nn.ModuleList(Level(i, o, config.blocks) for i, o in zip(inputs, outputs, strict=True))
-        self.mid = Middle(outputs[-1])
+        self.mid = Middle(outputs[-1], config.middle)
         self.norm_out = _norm(outputs[-1])
         self.conv_out = nn.Conv2d(outputs[-1], config.code_width, 1)
 
@@ -147,7 +149,7 @@ class Decoder(nn.Module):
         outputs = [config.width * m for m in config.multipliers]
         inputs = [*outputs[1:], outputs[-1]]
         self.conv_in = _conv3(config.code_width, outputs[-1], bias=True)
-        self.mid = Middle(outputs[-1])
+        self.mid = Middle(outputs[-1], config.middle)
         self.up = nn.ModuleList(
             Level(inputs[i], outputs[i], config.blocks, upsample=i > 0) for i in range(len(outputs))
         )
