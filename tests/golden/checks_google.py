@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
+from adanat_plugins.generators.google import load_google, load_google_tokenizer
 from adanat_plugins.generators.google_net import (
     GoogleConfig,
     GoogleTransformer,
@@ -13,10 +16,10 @@ from adanat_plugins.generators.google_net import (
     transformer_state,
 )
 from adanat_plugins.tokenizers.vqgan import VQGAN, VQGANConfig
-from adanat_plugins.weights import build
 from adanat_toolkit.published_schedules import clamped_counts, mask_counts, mask_schedule, step_ratios
 
 from .harness import Fixture, Report
+from .published_files import save_flax
 
 
 def check_transformer(fixture: Fixture, report: Report) -> None:
@@ -33,7 +36,10 @@ def check_transformer(fixture: Fixture, report: Report) -> None:
     report.holds("the sizes read from the tensors", GoogleConfig.from_state(transformer_state(shapes)) == config)
     if not fixture.io:
         return
-    model = build(lambda: GoogleTransformer(config), transformer_state(fixture.state()), source=fixture.name)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "maskgit_imagenet256_checkpoint"
+        save_flax(file, fixture.state())
+        model = load_google(file)
     io, tolerance = fixture.io, fixture.manifest["tolerance"]
     with torch.no_grad():
         report.close("logits", model(io["ids"]), io["logits"], **tolerance)
@@ -56,7 +62,10 @@ def check_tokenizer(fixture: Fixture, report: Report) -> None:
     report.holds("the sizes read from the tensors", VQGANConfig.from_state(converted) == expected)
     if not fixture.io:
         return
-    model = build(lambda: VQGAN(expected), tokenizer_state(fixture.state()), source=fixture.name)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "tokenizer_imagenet256_checkpoint"
+        save_flax(file, fixture.state())
+        model = load_google_tokenizer(file, torch.device("cpu"), torch.float32).model
     io, tolerance = fixture.io, fixture.manifest["tolerance"]
     grid = (io["codes"].shape[1], io["codes"].shape[2])
     with torch.no_grad():

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
+from adanat_plugins.generators.halton import load_halton, load_llamagen
 from adanat_plugins.generators.halton_net import HaltonConfig, HaltonTransformer
 from adanat_plugins.tokenizers.llamagen_vq import LlamaGenVQ, LlamaGenVQConfig
 from adanat_toolkit.published_schedules import confidence_counts, halton_counts, halton_order
 
 from .harness import Fixture, Report
+from .published_files import save_halton, save_llamagen
 
 
 def _transformer_config(fixture: Fixture) -> HaltonConfig:
@@ -32,16 +36,18 @@ def check_transformer(fixture: Fixture, report: Report) -> None:
     report.holds("the sizes read from the tensors give the same network", same)
     if not fixture.io:
         return
-    model = HaltonTransformer(config)
-    model.load_state_dict(fixture.state())
-    model.eval()
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "ImageNet_256_base.pth"
+        save_halton(file, fixture.state())
+        model = load_halton(file, config.heads)
     io, tolerance = fixture.io, fixture.manifest["tolerance"]
     codes = io["codes"].flatten(1)
     null = torch.full_like(io["labels"], config.num_classes)
-    with torch.no_grad():
-        labels = torch.where(io["drop"].bool(), null, io["labels"])
-        report.close("logits", model(codes, labels)[0], io["logits"], **tolerance)
-        report.close("logits_dropped", model(codes, null)[0], io["logits_dropped"], **tolerance)
+    labels = torch.where(io["drop"].bool(), null, io["labels"])
+    for name, classes in {"logits": labels, "logits_dropped": null}.items():
+        if name in io:
+            with torch.no_grad():
+                report.close(name, model(codes, classes)[0], io[name], **tolerance)
 
 
 def _state_shapes(config: HaltonConfig) -> dict[str, torch.Size]:
@@ -56,20 +62,22 @@ def check_tokenizer(fixture: Fixture, report: Report) -> None:
         width=c["ch"], multipliers=tuple(c["ch_mult"]), blocks=c["num_res_blocks"],
     )
     with torch.device("meta"):
-        model = LlamaGenVQ(config)
-    report.names_and_shapes(model.state_dict(), fixture)
+        report.names_and_shapes(LlamaGenVQ(config).state_dict(), fixture)
     if not fixture.io:
         return
-    state = fixture.state()
-    report.holds("the sizes read from the tensors", LlamaGenVQConfig.from_state(state) == config)
-    model.load_state_dict(state, assign=True)
-    model.eval()
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "vq_ds16_c2i.pt"
+        save_llamagen(file, fixture.state())
+        tokenizer = load_llamagen(file, torch.device("cpu"), torch.float32)
+    report.holds("the sizes read from the tensors", tokenizer.model.config == config)
     io, tolerance = fixture.io, fixture.manifest["tolerance"]
+    codes = io["codes"]
     with torch.no_grad():
-        raw = model.decode(io["codes"])
-        report.close("image_raw", raw, io["image_raw"], **tolerance)
-        report.close("image", raw.clamp(-1, 1), io["image"], **tolerance)
-        own = model.encode(io["pixels"].float() / 127.5 - 1).flatten()
+        report.close("image_raw", tokenizer.model.decode(codes), io["image_raw"], **tolerance)
+    # What generators use has images in [0, 1], so that errors are half as large.
+    image = tokenizer.decode(codes.flatten(1), (codes.shape[1], codes.shape[2]))
+    report.close("image", image * 2 - 1, io["image"], **tolerance)
+    own = tokenizer.encode(io["pixels"].float() / 255).flatten()
     report.equal("encoded", own, io["encoded"].flatten(), where=io["code_margin"].flatten() >= 1e-3)
 
 

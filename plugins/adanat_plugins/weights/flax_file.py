@@ -29,7 +29,7 @@ def read_flax(path: Path) -> dict[str, Any]:
     """
     import msgpack
 
-    limit = os.path.getsize(path) + 1024
+    limit = os.path.getsize(path) + 2**20
     with path.open("rb") as file:
         unpacker = msgpack.Unpacker(
             file, ext_hook=_extension, raw=False, strict_map_key=False, read_size=2**20, max_buffer_size=limit
