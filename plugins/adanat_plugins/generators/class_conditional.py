@@ -75,4 +75,11 @@ def published_files(
         folder = Path(options.weights).expanduser()
         beside = [folder / tokenizer.file, folder / Path(tokenizer.file).name]
         spec = next((str(path) for path in beside if path.exists()), None)
-    return resolve(options.weights, generator, offline=offline), resolve(spec, tokenizer, offline=offline)
+    return _file(options.weights, generator, offline), _file(spec, tokenizer, offline)
+
+
+def _file(spec: str | None, wanted: Asset, offline: bool) -> Path:
+    path = resolve(spec, wanted, offline=offline)
+    if path.is_dir():
+        raise wanted.missing(path / Path(wanted.file).name)
+    return path

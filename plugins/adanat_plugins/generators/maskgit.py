@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -123,6 +125,19 @@ class Emoji64MaskGIT(UViTClassGenerator):
 class MaskGITOptions(PluginOptions):
     weights: str | None = None
     """Weights file, folder or hub id; None means the embedded or default file of the variant."""
+    tokenizer: str | None = None
+    """The same for the tokenizer of a variant with third-party weights."""
+    heads: int | None = None
+    """Attention heads of a checkpoint of an unpublished size (weights do not tell them)."""
+
+
+PUBLISHED = {
+    "halton-256": "halton:HaltonMaskGIT.create",
+    "halton-384": "halton:HaltonMaskGIT.create",
+    "google-256": "google:GoogleMaskGIT.create",
+    "google-512": "google:GoogleMaskGIT.create",
+}
+"""Variants with third-party weights: what builds them (arguments of ``MaskGIT.create``), imported when asked for."""
 
 
 class MaskGIT:
@@ -132,7 +147,7 @@ class MaskGIT:
 
     @classmethod
     def variants(cls) -> tuple[str, ...]:
-        return ("emoji64",)
+        return ("emoji64", *PUBLISHED)
 
     @classmethod
     def create(
@@ -142,6 +157,10 @@ class MaskGIT:
         name = variant or "emoji64"
         if name == "emoji64":
             return _emoji64(device, dtype)
+        if name in PUBLISHED:
+            module, function = PUBLISHED[name].split(":")
+            build = attrgetter(function)(importlib.import_module(f".{module}", __package__))
+            return build(name, options, device=device, dtype=dtype, offline=offline)
         raise ConfigError(f"maskgit has no variant {name!r}{nearest(name, cls.variants())} "
                           f"Variants: {', '.join(cls.variants())}.")
 
