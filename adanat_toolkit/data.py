@@ -307,7 +307,7 @@ def _from_metadata(files: ImageFiles) -> _Listing:
 
 def _fingerprint(files: ImageFiles, listing: _Listing, size: tuple[int, int]) -> str:
     """Hash of names, order, byte sizes, labels, captions, target size and preprocessing, and of the content of all
-    files of a small set, or of 256 spread evenly over a large one (reading all of ImageNet for its name takes minutes)."""
+    files of a small set, or of 256 spread evenly over a large one (all of ImageNet would take minutes)."""
     names = listing.names
     digest = hashlib.sha256(f"{PREPROCESSING} {size}".encode())
     digest.update(json.dumps([[n, files.sizes[n]] for n in names]).encode())

@@ -1,0 +1,166 @@
+"""Frechet distance of Gaussians fitted to two sets of features, with streaming float64 statistics.
+
+FID is this distance in the features of InceptionV3 (Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule",
+section 2). Its value depends on the number of samples: never compare figures of unlike counts.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Mean and scatter of a set of features; immutable, so that partial sums can be shared and merged in any order.
+
+    Attributes:
+        count: number of samples; None where a published file does not tell.
+        mean: (D,) float64.
+        scatter: (D, D) float64, sum over samples of (x - mean)(x - mean)^T.
+        protocol: the feature protocol. data: fingerprint of the images. card: what else is known, in words.
+    """
+
+    count: int | None
+    mean: Tensor
+    scatter: Tensor
+    protocol: str = ""
+    data: str = ""
+    card: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def empty(
+        cls, dim: int, protocol: str = "", data: str = "", card: dict[str, str] | None = None
+    ) -> FeatureStatistics:
+        """Statistics of no samples, to be updated."""
+        zeros = torch.zeros(dim, dtype=torch.float64)
+        return cls(0, zeros, torch.zeros(dim, dim, dtype=torch.float64), protocol, data, card or {})
+
+    @classmethod
+    def of(cls, features: Tensor, protocol: str = "", data: str = "") -> FeatureStatistics:
+        """Statistics of (N, D) features."""
+        return cls.empty(features.shape[1], protocol, data).update(features)
+
+    def update(self, features: Tensor) -> FeatureStatistics:
+        """With the samples of (B, D) ``features`` added (float64 from here on, on the features' device, then the
+        CPU)."""
+        if features.dim() != 2 or features.shape[1] != len(self.mean):
+            raise DataError(f"features must be (B, {len(self.mean)}), got {tuple(features.shape)}.")
+        if not torch.isfinite(features).all():
+            raise DataError("features have values that are not finite; look at the images they were made from.")
+        values = features.detach().double()
+        mean = values.mean(0)
+        centred = values - mean
+        part = replace(self, count=len(features), mean=mean.cpu(), scatter=(centred.T @ centred).cpu())
+        return self.merge(part) if len(features) else self
+
+    def merge(self, other: FeatureStatistics) -> FeatureStatistics:
+        """Statistics of both sets together (Chan, Golub and LeVeque 1979: no cancellation of large sums)."""
+        if self.count is None or other.count is None:
+            raise DataError(
+                "statistics of an unknown number of samples cannot be merged; compute them from the images."
+            )
+        if self.protocol != other.protocol:
+            raise DataError(
+                f"statistics of {self.protocol!r} and {other.protocol!r} cannot be merged; use one protocol."
+            )
+        total = self.count + other.count
+        if total == 0:
+            return self
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.count / total)
+        scatter = self.scatter + other.scatter + torch.outer(delta, delta) * (self.count * other.count / total)
+        return replace(self, count=total, mean=mean, scatter=scatter)
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """(D, D) float64, unbiased (divided by count - 1)."""
+        if self.count is None:
+            return self.scatter
+        if self.count < 2:
+            raise DataError(f"a covariance needs at least 2 samples, got {self.count}; give more images.")
+        return self.scatter / (self.count - 1)
+
+    @cached_property
+    def root(self) -> Tensor:
+        """(D, D) float64, symmetric square root of the covariance. Tiny negative eigenvalues (rounding) count as 0."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``.safetensors`` file whose metadata hold count, protocol, data fingerprint and card."""
+        from safetensors.torch import save_file
+
+        about = {"count": self.count, "protocol": self.protocol, "data": self.data, "card": self.card}
+        tensors = {"mean": self.mean.contiguous(), "scatter": self.scatter.contiguous()}
+        save_file(tensors, str(path), metadata={"adanat_statistics": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | Path, protocol: str = "") -> FeatureStatistics:
+        """Read what :meth:`save` wrote, or a published ``.npz`` with ``mu`` (D,) and ``sigma`` (D, D).
+
+        Args:
+            protocol: what to record for an ``.npz``, which does not name its own.
+
+        Raises:
+            DataError: missing, damaged, or not statistics.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(f"{path} does not exist; make statistics of your images with `adanat stats --data DIR`.")
+        if path.suffix == ".npz":
+            return cls._load_npz(path, protocol)
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), "pt") as file:
+                about: dict[str, Any] = json.loads((file.metadata() or {})["adanat_statistics"])
+                mean, scatter = file.get_tensor("mean"), file.get_tensor("scatter")
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise DataError(f"{path} is not a statistics file ({error}); make it again with `adanat stats`.") from error
+        return cls(about["count"], mean, scatter, about["protocol"], about["data"], about["card"])
+
+    @classmethod
+    def _load_npz(cls, path: Path, protocol: str) -> FeatureStatistics:
+        import zipfile
+
+        import numpy as np
+
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                mean, covariance = (torch.from_numpy(np.asarray(file[k], dtype=np.float64)) for k in ("mu", "sigma"))
+        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path} does not hold `mu` and `sigma` ({error}); give a published FID .npz.") from error
+        if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
+            raise DataError(
+                f"{path} holds mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)}; need (D,), (D, D)."
+            )
+        return cls(None, mean, covariance, protocol, path.name, {"source": path.name})
+
+
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+    """Squared Frechet (2-Wasserstein) distance |m_a - m_b|^2 + tr(A + B - 2 (A B)^1/2) of two Gaussians.
+
+    tr (A B)^1/2 is the sum of the square roots of the eigenvalues of the symmetric matrix B^1/2 A B^1/2, which stays
+    real and stable for covariances without full rank. ``b``'s root is cached: pass the real images as ``b``.
+
+    Raises:
+        DataError: unlike protocols or dimensions.
+    """
+    if len(a.mean) != len(b.mean) or (a.protocol and b.protocol and a.protocol != b.protocol):
+        raise DataError(
+            f"statistics of {a.protocol or 'an unnamed protocol'} ({len(a.mean)} features) and "
+            f"{b.protocol or 'an unnamed protocol'} ({len(b.mean)}) cannot be compared; use one protocol for both."
+        )
+    product = b.root @ a.covariance @ b.root
+    cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    return max(0.0, float(distance))

@@ -1,0 +1,96 @@
+"""Figures of one set of images: Inception Score, CLIP score, diversity within class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+
+def inception_score(probabilities: Tensor, *, splits: int = 10, seed: int | None = 0) -> tuple[float, float]:
+    """exp of the mean KL(p(y|x) || p(y)), mean and standard deviation over splits (Salimans et al. 2016, section 4).
+
+    Args:
+        probabilities: (N, C), rows summing to 1. splits: made smaller where there are fewer samples.
+        seed: of the shuffle before splitting; None keeps the order.
+    """
+    if len(probabilities) == 0:
+        raise DataError("an Inception Score needs at least one sample.")
+    p = probabilities.double()
+    if seed is not None:
+        p = p[torch.randperm(len(p), generator=torch.Generator().manual_seed(seed)).to(p.device)]
+    splits = min(splits, len(p))
+    scores = []
+    for i in range(splits):
+        part = p[i * len(p) // splits : (i + 1) * len(p) // splits]
+        # xlogy: a class of probability 0 adds nothing.
+        terms = torch.special.xlogy(part, part) - torch.special.xlogy(part, part.mean(0, keepdim=True))
+        scores.append(terms.sum(1).mean().exp())
+    values = torch.stack(scores)
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def clip_scores(image_features: Tensor, text_features: Tensor, *, scale: float = 100.0) -> Tensor:
+    """Per-sample scale * max(cos, 0) of image and text embeddings (Hessel et al. 2021, "CLIPScore", section 3, with
+    their weight 2.5 replaced by the common 100).
+
+    Args:
+        image_features, text_features: (N, D), of one CLIP; they need not be normalised.
+
+    Returns:
+        (N,) float64.
+    """
+    if image_features.shape != text_features.shape:
+        raise DataError(
+            f"{tuple(image_features.shape)} image and {tuple(text_features.shape)} text features do not pair."
+        )
+    similarity = torch.nn.functional.cosine_similarity(image_features.double(), text_features.double(), dim=1)
+    return scale * similarity.clamp(min=0)
+
+
+def within_class_diversity(
+    fake: Tensor, real: Tensor, fake_labels: Tensor | None = None, real_labels: Tensor | None = None
+) -> float:
+    """Root-mean-square distance between two fakes of a class, relative to that between two reals of the class.
+
+    1 is as diverse as the data, 0 is one image a class. The mean over pairs has a closed form (twice the unbiased
+    variance), so all pairs count. Classes are weighted by their number of fakes; a class needs two fakes and two
+    reals. Without labels everything is one class.
+
+    Args:
+        fake, real: (N, D), (M, D) features. fake_labels, real_labels: (N,), (M,) int64.
+
+    Raises:
+        DataError: no class has two fakes and two reals.
+    """
+    if fake_labels is None or real_labels is None:
+        fake_labels = torch.zeros(len(fake), dtype=torch.int64)
+        real_labels = torch.zeros(len(real), dtype=torch.int64)
+    classes = int(max(fake_labels.max(), real_labels.max())) + 1
+    fake_count, fake_spread = _pair_spread(fake, fake_labels, classes)
+    real_count, real_spread = _pair_spread(real, real_labels, classes)
+    usable = (fake_count >= 2) & (real_count >= 2)
+    if not usable.any():
+        raise DataError(
+            "diversity within class needs a class with two generated and two real images; make more images."
+        )
+    weights = fake_count[usable]
+    above, below = (weights * fake_spread[usable]).sum(), (weights * real_spread[usable]).sum()
+    if below == 0:
+        raise DataError("the real images of every class are alike, so diversity relative to them is undefined.")
+    return float((above / below).sqrt())
+
+
+def _pair_spread(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """(classes,) counts and mean squared distances between two different samples of each class, float64."""
+    labels = labels.to(features.device)
+    values = features.double()
+    count = torch.bincount(labels, minlength=classes).double()
+    sums = torch.zeros(classes, values.shape[1], dtype=torch.float64, device=values.device).index_add_(
+        0, labels, values
+    )
+    centred = values - (sums / count.clamp(min=1)[:, None])[labels]
+    scatter = torch.zeros(classes, dtype=torch.float64, device=values.device)
+    scatter.index_add_(0, labels, centred.square().sum(1))
+    return count, 2 * scatter / (count - 1).clamp(min=1)
