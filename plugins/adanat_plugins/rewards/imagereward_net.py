@@ -95,7 +95,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = N
     return out.transpose(1, 2).flatten(2)
 
 
-# --- image --------------------------------------------------------------------------------------------------------------
+# --- image ----------------------------------------------------------------------------------------------------------
 
 
 class _VisionAttention(nn.Module):
@@ -105,7 +105,8 @@ class _VisionAttention(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(_attend(*self.qkv(x).chunk(3, dim=-1), self.heads))
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.proj(_attend(q, k, v, self.heads))
 
 
 class _VisionMLP(nn.Module):
@@ -159,13 +160,14 @@ class VisionEncoder(nn.Module):
         return self.norm(x)
 
 
-# --- text ---------------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------------------------
 
 
 class _Projections(nn.Module):
     def __init__(self, hidden: int, source: int) -> None:
         super().__init__()
-        self.query, self.key, self.value = nn.Linear(hidden, hidden), nn.Linear(source, hidden), nn.Linear(source, hidden)
+        self.query = nn.Linear(hidden, hidden)
+        self.key, self.value = nn.Linear(source, hidden), nn.Linear(source, hidden)
 
 
 class _AddNorm(nn.Module):
@@ -251,7 +253,7 @@ class TextEncoder(nn.Module):
         return x
 
 
-# --- the whole ----------------------------------------------------------------------------------------------------------
+# --- the whole ------------------------------------------------------------------------------------------------------
 
 
 class _Blip(nn.Module):
@@ -295,7 +297,7 @@ class ImageRewardNet(nn.Module):
         """First text state after it has read the image.
 
         Args:
-            image_states: from :meth:`image_states`. ids: (B, L) int64. attention_mask: (B, L), 1 at tokens, 0 at padding.
+            image_states: from :meth:`image_states`. ids: (B, L) int64. attention_mask: (B, L), 0 at padding, else 1.
 
         Returns:
             (B, text_hidden).
