@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -64,6 +64,8 @@ class RunConfig(_Frozen):
     policy: PolicyConfig = PolicyConfig()
     ppo: PPOConfig = PPOConfig()
     data: DataConfig = DataConfig()
+    engine: Literal["adanat", "sb3"] = "adanat"
+    """What runs PPO: the toolkit's own loop, or Stable-Baselines3's (docs/gymnasium-and-sb3.md)."""
     steps: int = Field(4, ge=1)
     """T, generation steps of an image."""
     trajectories: int = Field(8192, ge=1)

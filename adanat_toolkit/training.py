@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from . import distributed
 from .compute import CPU_CHUNK, resolve_device, resolve_dtype
-from .config import RunConfig, differences
+from .config import DataConfig, RunConfig, differences
 from .data import augment, images_for
 from .errors import CheckpointError, ConfigError
-from .interfaces import Context, LearnedReward
+from .interfaces import Context, ImageSource, LearnedReward
 from .noise import ACTION, DATA, REWARD, Noise, derive, sample_seeds
 from .policies import build_policy
 from .policy_files import export_policy
@@ -216,19 +216,11 @@ class Trainer:
             self.average[key].lerp_(value, 1 - decay)
 
     def _update_reward(self, rollout: Rollout) -> dict[str, float]:
-        assert isinstance(self.reward, LearnedReward) and self.real is not None and rollout.embedded is not None
-        config = self.config
-        seed = derive(config.seed, DATA, self.iteration)
-        start, stop = distributed.local_slice(self.reward.real_per_update)
-        seeds = sample_seeds(seed, 0, start, stop - start)
-        index = (Noise(seeds).uniform(DATA, 1, (1,))[:, 0].double() * len(self.real)).long()
-        images = augment(self.real.images(index).to(self.device), seeds, flip=config.data.flip, shift=config.data.shift)
-        context = self.real.contexts(index).to(self.device)
-        size = self.micro_batch or len(index)
-        chunks = [slice(i, i + size) for i in range(0, len(index), size)]
-        with torch.no_grad():
-            real = torch.cat([self.reward.embed(images[rows], context.select(rows)) for rows in chunks])
-        return self.reward.update(real, context, rollout.embedded, rollout.context, seed=seed)
+        assert isinstance(self.reward, LearnedReward) and self.real is not None
+        return update_reward(
+            self.reward, self.real, rollout, data=self.config.data, seed=derive(self.config.seed, DATA, self.iteration),
+            device=self.device, micro_batch=self.micro_batch,
+        )
 
     def _describe(self, rollout: Rollout, scores: Tensor) -> dict[str, float]:
         """Figures of the rollout: reward, its terms, and each knob's mean by step and spread over samples."""
@@ -279,7 +271,8 @@ class Trainer:
         export_policy(
             folder.path / "policy", self.policy, self.average if config.policy.average else self.policy.state_dict(),
             options=config.policy.options, space=self.space, generator=self.generator,
-            facts={"trajectories": self.iteration * config.batch, "reward": config.reward.name, "seed": config.seed},
+            facts={"trajectories": self.iteration * config.batch, "reward": config.reward.name, "seed": config.seed,
+                   "engine": config.engine},
         )
 
     def _open(self, folder: RunFolder) -> None:
@@ -314,6 +307,46 @@ class Trainer:
             self.iteration = int(facts["iteration"])
         if distributed.is_main():
             folder.truncate_metrics(self.iteration)
+
+
+def create_trainer(config: RunConfig) -> Trainer:
+    """The trainer of the configured engine (see :class:`Trainer`; both have the same methods and run folder)."""
+    if config.engine == "sb3":
+        from .sb3 import SB3Trainer
+
+        return SB3Trainer(config)
+    return Trainer(config)
+
+
+def update_reward(
+    reward: LearnedReward,
+    real: ImageSource,
+    rollout: Rollout,
+    *,
+    data: DataConfig,
+    seed: int,
+    device: torch.device,
+    micro_batch: int | None = None,
+) -> dict[str, float]:
+    """Train a reward on the images of a rollout (``rollout.embedded``) and on as many real ones as it asks for.
+
+    Args:
+        seed: decides which real images are drawn and how they are augmented. micro_batch: real images embedded at once.
+
+    Returns:
+        The reward's figures.
+    """
+    assert rollout.embedded is not None
+    start, stop = distributed.local_slice(reward.real_per_update)
+    seeds = sample_seeds(seed, 0, start, stop - start)
+    index = (Noise(seeds).uniform(DATA, 1, (1,))[:, 0].double() * len(real)).long()
+    images = augment(real.images(index).to(device), seeds, flip=data.flip, shift=data.shift)
+    context = real.contexts(index).to(device)
+    size = micro_batch or len(index)
+    chunks = [slice(i, i + size) for i in range(0, len(index), size)]
+    with torch.no_grad():
+        embedded = torch.cat([reward.embed(images[rows], context.select(rows)) for rows in chunks])
+    return reward.update(embedded, context, rollout.embedded, rollout.context, seed=seed)
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer, prefix: str = "") -> dict[str, Tensor]:
