@@ -132,6 +132,8 @@ class MaskGITOptions(PluginOptions):
 
 
 PUBLISHED = {
+    "adanat-imagenet-l": "adanat:AdaNATImageNet.create",
+    "adanat-imagenet-s": "adanat:AdaNATImageNet.create",
     "halton-256": "halton:HaltonMaskGIT.create",
     "halton-384": "halton:HaltonMaskGIT.create",
     "google-256": "google:GoogleMaskGIT.create",
