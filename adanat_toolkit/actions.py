@@ -98,9 +98,7 @@ class ActionSpace:
             raise ConfigError("this action space is not bound to a schedule; call bind(schedule) first.")
         return self.schedule.shape[0]
 
-    def bind(
-        self, schedule: Tensor, *, acted: Sequence[str] | None = None, residual: bool = True
-    ) -> ActionSpace:
+    def bind(self, schedule: Tensor, *, acted: Sequence[str] | None = None, residual: bool = True) -> ActionSpace:
         """Fix the number of steps, the schedule of the knobs that are not acted, and the residual.
 
         Args:
@@ -112,7 +110,9 @@ class ActionSpace:
             ConfigError: a name is unknown or twice, a value is out of range, or the shape does not fit.
         """
         if schedule.ndim != 2 or schedule.shape[1] != len(self.knobs) or schedule.shape[0] < 1:
-            raise ConfigError(f"schedule has shape {tuple(schedule.shape)}; it must be (steps >= 1, {len(self.knobs)}).")
+            raise ConfigError(
+                f"schedule has shape {tuple(schedule.shape)}; it must be (steps >= 1, {len(self.knobs)})."
+            )
         chosen = self.names if acted is None else tuple(acted)
         for name in chosen:
             if name not in self.names:
@@ -151,7 +151,9 @@ class ActionSpace:
     def to_raw(self, physical: Tensor, step: int | Tensor) -> Tensor:
         """Inverse of :meth:`to_physical` for the acted knobs: (B, len(knobs)) -> (B, A)."""
         index = torch.as_tensor(step, device=physical.device, dtype=torch.int64).expand(physical.shape[0])
-        raw = torch.stack([self.knobs[i].to_raw(physical[:, i]) for i in self._acted_columns()], dim=1).to(physical.dtype)
+        raw = torch.stack([self.knobs[i].to_raw(physical[:, i]) for i in self._acted_columns()], dim=1).to(
+            physical.dtype
+        )
         return raw - self._table("base", physical)[index] if self.residual else raw
 
     def spec(self) -> dict[str, Any]:

@@ -32,7 +32,9 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            found = f"{count} CUDA device(s) found" if count else "no CUDA device was found (driver or CPU build of torch)"
+            found = (
+                f"{count} CUDA device(s) found" if count else "no CUDA device was found (driver or CPU build of torch)"
+            )
             raise ConfigError(f"device {name!r} is not available: {found}. Use --device cpu, or see adanat doctor.")
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device 'mps' is not available on this machine. Use --device cpu.")

@@ -288,7 +288,13 @@ class TokenGenerator(Generator):
         return self.grid[0] * self.grid[1]
 
     def reset(
-        self, context: Context, noise: Noise, steps: int, *, tokens: Tensor | None = None, editable: Tensor | None = None
+        self,
+        context: Context,
+        noise: Noise,
+        steps: int,
+        *,
+        tokens: Tensor | None = None,
+        editable: Tensor | None = None,
     ) -> TokenState:
         """All mask; or, for masked editing, the given ``tokens`` (B, N) with ``mask_id`` where ``editable`` is True."""
         if tokens is None:

@@ -186,7 +186,13 @@ class FixedPolicy(Policy):
 
 
 def build_policy(
-    policy_class: type[Policy], options: PluginOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int, seed: int
+    policy_class: type[Policy],
+    options: PluginOptions,
+    *,
+    space: ActionSpace,
+    grid: tuple[int, int],
+    feature_dim: int,
+    seed: int,
 ) -> tuple[Policy, nn.Module | None]:
     """A policy and its critic (None when it cannot be trained) with weights that depend on ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):

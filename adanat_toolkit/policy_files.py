@@ -47,7 +47,9 @@ def export_policy(
     save_tensors(folder, "policy", weights, card)
 
 
-def load_policy(spec: str, generator: Generator, steps: int | None = None) -> tuple[Policy, ActionSpace, dict[str, Any]]:
+def load_policy(
+    spec: str, generator: Generator, steps: int | None = None
+) -> tuple[Policy, ActionSpace, dict[str, Any]]:
     """A policy ready to sample with.
 
     Args:
@@ -63,7 +65,9 @@ def load_policy(spec: str, generator: Generator, steps: int | None = None) -> tu
     """
     name, _, schedule = spec.partition(":")
     if name == "fixed":
-        table = parse_schedule(schedule or generator.default_schedule, generator.action_space, 4 if steps is None else steps)
+        table = parse_schedule(
+            schedule or generator.default_schedule, generator.action_space, 4 if steps is None else steps
+        )
         space = generator.action_space.bind(table, acted=(), residual=False)
         policy = FixedPolicy(FixedPolicy.Options(), space=space, grid=generator.grid, feature_dim=generator.feature_dim)
         return policy, space, {"kind": "fixed", "schedule": schedule or generator.default_schedule}
@@ -91,6 +95,8 @@ def load_policy(spec: str, generator: Generator, steps: int | None = None) -> tu
     policy = policy_class(options, space=space, grid=generator.grid, feature_dim=generator.feature_dim)
     missing = {key: tuple(v.shape) for key, v in policy.state_dict().items()}
     if missing != {key: tuple(v.shape) for key, v in weights.items()}:
-        raise CheckpointError(f"{folder / 'policy.safetensors'} does not hold the tensors of a {card['kind']!r} policy.")
+        raise CheckpointError(
+            f"{folder / 'policy.safetensors'} does not hold the tensors of a {card['kind']!r} policy."
+        )
     policy.load_state_dict(weights)
     return policy.to(generator.device).eval(), space, card

@@ -56,7 +56,12 @@ class PPOConfig(BaseModel):
     def paper(cls) -> PPOConfig:
         """The published settings."""
         return cls(
-            learning_rate=1e-5, epochs=5, minibatches=1, standardise="returns", max_gradient_norm=None, sigma_drop_at=(500,)
+            learning_rate=1e-5,
+            epochs=5,
+            minibatches=1,
+            standardise="returns",
+            max_gradient_norm=None,
+            sigma_drop_at=(500,),
         )
 
     def sigma_at(self, iteration: int, iterations: int) -> float:
@@ -175,7 +180,12 @@ class Batch:
     def select(self, rows: Tensor) -> Batch:
         features = None if self.features is None else self.features[rows]
         return Batch(
-            features, self.step[rows], self.actions[rows], self.log_prob[rows], self.targets[rows], self.advantages[rows],
+            features,
+            self.step[rows],
+            self.actions[rows],
+            self.log_prob[rows],
+            self.targets[rows],
+            self.advantages[rows],
             self.index[rows],
         )
 

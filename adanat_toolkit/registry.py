@@ -144,7 +144,12 @@ def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 
 
 def create_generator(
-    spec: str, options: Mapping[str, Any] | None = None, *, device: torch.device, dtype: torch.dtype, offline: bool = False
+    spec: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    offline: bool = False,
 ) -> Generator:
     """A generator from ``NAME[:VARIANT]``.
 
@@ -152,7 +157,9 @@ def create_generator(
         PluginError, ConfigError, WeightsError.
     """
     name, _, variant = spec.partition(":")
-    return load("generator", name).create(variant or None, dict(options or {}), device=device, dtype=dtype, offline=offline)
+    return load("generator", name).create(
+        variant or None, dict(options or {}), device=device, dtype=dtype, offline=offline
+    )
 
 
 def create_reward(
@@ -180,7 +187,9 @@ def create_reward(
     if "real_images" in reward_class.needs and real is None:
         from .errors import DataError
 
-        raise DataError(f"reward {name!r} needs real images, and {generator.name} ships none. Give --data FOLDER or FILE.zip.")
+        raise DataError(
+            f"reward {name!r} needs real images, and {generator.name} ships none. Give --data FOLDER or FILE.zip."
+        )
     return reward_class(parsed, generator=generator, real=real, device=device, seed=seed)
 
 

@@ -67,8 +67,17 @@ def collect(
         kept = max(0, min(keep_images - rows.start, rows.stop - rows.start))
         parts.append(
             _collect(
-                generator, policy, space, context.select(rows), noise.select(rows), explore.select(rows), critic, sigma,
-                reward, keep_features, kept,
+                generator,
+                policy,
+                space,
+                context.select(rows),
+                noise.select(rows),
+                explore.select(rows),
+                critic,
+                sigma,
+                reward,
+                keep_features,
+                kept,
             )
         )
     return parts[0] if len(parts) == 1 else _join(parts)

@@ -1,9 +1,9 @@
 """The run folder: config, metrics, checkpoints, policy. Nothing is ever half written: files are made aside and renamed.
 
-    config.json            the whole resolved configuration
-    metrics.jsonl          one JSON object an iteration
-    checkpoints/NNNNNN/    state.safetensors + state.json after iteration NNNNNN
-    policy/                policy.safetensors + policy.json, all that ``adanat sample`` needs
+config.json            the whole resolved configuration
+metrics.jsonl          one JSON object an iteration
+checkpoints/NNNNNN/    state.safetensors + state.json after iteration NNNNNN
+policy/                policy.safetensors + policy.json, all that ``adanat sample`` needs
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def write_file(path: Path, data: bytes | str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}. Nothing was lost; free space and run again.") from None
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}. Nothing was lost; free space and run again."
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -91,7 +93,9 @@ def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], facts: 
         else:
             os.replace(aside, folder)
     except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}. Nothing was lost; free space and run again.") from None
+        raise OutputError(
+            f"cannot write {folder}: {error.strerror or error}. Nothing was lost; free space and run again."
+        ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -115,7 +119,9 @@ def load_tensors(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
         found = card.get("format") if isinstance(card, dict) else None
         raise CheckpointError(f"{card_path} has format {found!r}; this version reads format {FORMAT}. {remedy}")
     if hashlib.sha256(payload).hexdigest() != card.get("sha256"):
-        raise CheckpointError(f"{tensor_path} is damaged or truncated ({len(payload)} bytes, checksum differs). {remedy}")
+        raise CheckpointError(
+            f"{tensor_path} is damaged or truncated ({len(payload)} bytes, checksum differs). {remedy}"
+        )
     try:
         return load(payload), card
     except SafetensorError as error:
@@ -177,4 +183,6 @@ class RunFolder:
             with open(self.path / "metrics.jsonl", "a") as handle:
                 handle.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise OutputError(f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror}. Free space and run again.") from None
+            raise OutputError(
+                f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror}. Free space and run again."
+            ) from None

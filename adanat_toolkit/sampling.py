@@ -60,7 +60,13 @@ def sample(
     for start in range(0, len(seeds), size):
         rows = slice(start, start + size)
         part = collect(
-            generator, policy, space, chosen.select(rows), noise.select(rows), sigma=sigma, keep_features=False,
+            generator,
+            policy,
+            space,
+            chosen.select(rows),
+            noise.select(rows),
+            sigma=sigma,
+            keep_features=False,
             keep_images=size,
         )
         assert part.images is not None

@@ -91,8 +91,9 @@ def parse_schedule(text: str, space: ActionSpace, steps: int) -> Tensor:
     for part in rest:
         name, _, value = part.partition("=")
         if name not in space.names:
-            raise ConfigError(f"schedule {text!r}: no knob {name!r}{nearest(name, space.names)} "
-                              f"Knobs: {', '.join(space.names)}.")
+            raise ConfigError(
+                f"schedule {text!r}: no knob {name!r}{nearest(name, space.names)} Knobs: {', '.join(space.names)}."
+            )
         table[:, space.names.index(name)] = torch.tensor(_values(part, value, steps), dtype=torch.float64)
     for column, knob in enumerate(space.knobs):
         knob.check(table[:, column])

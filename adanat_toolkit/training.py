@@ -51,14 +51,23 @@ class Trainer:
         generator = self.generator
         policy_class = load("policy", config.policy.name)
         if not policy_class.trainable:
-            raise ConfigError(f"policy {config.policy.name!r} has nothing to learn; use adaptive or shared, or adanat sample.")
-        schedule = parse_schedule(config.policy.schedule or generator.default_schedule, generator.action_space, config.steps)
+            raise ConfigError(
+                f"policy {config.policy.name!r} has nothing to learn; use adaptive or shared, or adanat sample."
+            )
+        schedule = parse_schedule(
+            config.policy.schedule or generator.default_schedule, generator.action_space, config.steps
+        )
         self.space = generator.action_space.bind(schedule, acted=config.policy.knobs, residual=config.policy.residual)
         if self.space.size == 0:
             raise ConfigError("policy.knobs is empty: a learned policy must set at least one knob.")
         options = parse_options(f"policy {config.policy.name!r}", policy_class.Options, config.policy.options)
         policy, critic = build_policy(
-            policy_class, options, space=self.space, grid=generator.grid, feature_dim=generator.feature_dim, seed=config.seed
+            policy_class,
+            options,
+            space=self.space,
+            grid=generator.grid,
+            feature_dim=generator.feature_dim,
+            seed=config.seed,
         )
         assert critic is not None
         self.policy, self.critic = policy.to(self.device), critic.to(self.device)
@@ -67,7 +76,11 @@ class Trainer:
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.ppo.learning_rate)
         self.real = images_for(generator, config.data.path)
         self.reward = create_reward(
-            config.reward.name, config.reward.options, generator=generator, real=self.real, device=self.device,
+            config.reward.name,
+            config.reward.options,
+            generator=generator,
+            real=self.real,
+            device=self.device,
             seed=derive(config.seed, REWARD),
         )
         self.iteration = 0
@@ -99,7 +112,8 @@ class Trainer:
             "memory_bytes": {
                 "stored features of one iteration": stored,
                 "policy, critic and optimiser": 16 * sum(p.numel() for p in self.parameters),
-                "generator": sum(generator.parameters_count().values()) * (2 if generator.dtype == torch.bfloat16 else 4),
+                "generator": sum(generator.parameters_count().values())
+                * (2 if generator.dtype == torch.bfloat16 else 4),
             },
             "micro_batch": self.micro_batch or local,
         }
@@ -151,8 +165,13 @@ class Trainer:
         self.iteration += 1
         ended = time.perf_counter()
         row |= {
-            "sigma": sigma, "learning_rate": rate, "seconds": ended - started, "seconds_rollout": rolled - started,
-            "seconds_score": scored - rolled, "seconds_policy": updated - scored, "seconds_reward": ended - updated,
+            "sigma": sigma,
+            "learning_rate": rate,
+            "seconds": ended - started,
+            "seconds_rollout": rolled - started,
+            "seconds_score": scored - rolled,
+            "seconds_policy": updated - scored,
+            "seconds_reward": ended - updated,
             "trajectories_per_second": config.batch / (ended - started),
         }
         return row
@@ -168,8 +187,16 @@ class Trainer:
         explore = Noise(sample_seeds(derive(config.seed, ACTION), self.iteration, start, stop - start, self.device))
         context = self.generator.sample_contexts(noise)
         rollout = collect(
-            self.generator, self.policy, self.space, context, noise, critic=self.critic, sigma=sigma, action_noise=explore,
-            reward=self.reward, micro_batch=self.micro_batch,
+            self.generator,
+            self.policy,
+            self.space,
+            context,
+            noise,
+            critic=self.critic,
+            sigma=sigma,
+            action_noise=explore,
+            reward=self.reward,
+            micro_batch=self.micro_batch,
         )
         return rollout, (start, stop)
 
@@ -182,10 +209,14 @@ class Trainer:
                 self.config.batch, None if context.classes is None else distributed.gather(context.classes)
             )
             scores = self.reward.score_embedded(distributed.gather(embedded), everyone).float()
-            start = int(distributed.gather(torch.tensor([len(context)], device=self.device))[: distributed.rank()].sum())
+            start = int(
+                distributed.gather(torch.tensor([len(context)], device=self.device))[: distributed.rank()].sum()
+            )
             return scores[start : start + len(context)]
 
-    def _update_policy(self, rollout: Rollout, scores: Tensor, sigma: float, rate: float, start: int) -> dict[str, float]:
+    def _update_policy(
+        self, rollout: Rollout, scores: Tensor, sigma: float, rate: float, start: int
+    ) -> dict[str, float]:
         config = self.config
         goal, advantages = targets(scores, rollout.values, config.ppo)
         samples, steps = rollout.values.shape
@@ -202,8 +233,15 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         figures = ppo_update(
-            self.policy, self.critic, self.optimiser, batch, sigma=sigma, config=config.ppo, total=config.batch * steps,
-            seed=derive(config.seed, self.iteration), on_step=self._average_weights,
+            self.policy,
+            self.critic,
+            self.optimiser,
+            batch,
+            sigma=sigma,
+            config=config.ppo,
+            total=config.batch * steps,
+            seed=derive(config.seed, self.iteration),
+            on_step=self._average_weights,
         )
         return {
             **{f"ppo/{key}": value for key, value in figures.items()},
@@ -218,8 +256,13 @@ class Trainer:
     def _update_reward(self, rollout: Rollout) -> dict[str, float]:
         assert isinstance(self.reward, LearnedReward) and self.real is not None
         return update_reward(
-            self.reward, self.real, rollout, data=self.config.data, seed=derive(self.config.seed, DATA, self.iteration),
-            device=self.device, micro_batch=self.micro_batch,
+            self.reward,
+            self.real,
+            rollout,
+            data=self.config.data,
+            seed=derive(self.config.seed, DATA, self.iteration),
+            device=self.device,
+            micro_batch=self.micro_batch,
         )
 
     def _describe(self, rollout: Rollout, scores: Tensor) -> dict[str, float]:
@@ -263,16 +306,28 @@ class Trainer:
 
     def save(self, folder: RunFolder) -> None:
         """Write a checkpoint and the exported policy."""
-        facts = {"iteration": self.iteration, "seed": self.config.seed, "generator": self.generator.fingerprint,
-                 "real_images": self.real.fingerprint if self.real is not None else None}
+        facts = {
+            "iteration": self.iteration,
+            "seed": self.config.seed,
+            "generator": self.generator.fingerprint,
+            "real_images": self.real.fingerprint if self.real is not None else None,
+        }
         save_tensors(folder.checkpoint(self.iteration), "state", self.state(), facts)
         folder.prune(self.config.keep_checkpoints)
         config = self.config
         export_policy(
-            folder.path / "policy", self.policy, self.average if config.policy.average else self.policy.state_dict(),
-            options=config.policy.options, space=self.space, generator=self.generator,
-            facts={"trajectories": self.iteration * config.batch, "reward": config.reward.name, "seed": config.seed,
-                   "engine": config.engine},
+            folder.path / "policy",
+            self.policy,
+            self.average if config.policy.average else self.policy.state_dict(),
+            options=config.policy.options,
+            space=self.space,
+            generator=self.generator,
+            facts={
+                "trajectories": self.iteration * config.batch,
+                "reward": config.reward.name,
+                "seed": config.seed,
+                "engine": config.engine,
+            },
         )
 
     def _open(self, folder: RunFolder) -> None:
@@ -296,8 +351,10 @@ class Trainer:
         saved = folder.checkpoints()
         if saved:
             tensors, facts = load_tensors(folder.checkpoint(saved[-1]), "state")
-            for key, own in (("generator", self.generator.fingerprint),
-                             ("real_images", self.real.fingerprint if self.real is not None else None)):
+            for key, own in (
+                ("generator", self.generator.fingerprint),
+                ("real_images", self.real.fingerprint if self.real is not None else None),
+            ):
                 if facts.get(key) != own:
                     raise CheckpointError(
                         f"{folder.checkpoint(saved[-1])} was made with another {key.replace('_', ' ')} "

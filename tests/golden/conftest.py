@@ -8,7 +8,9 @@ DEFAULT = Path(__file__).parent / "fixtures"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--golden-dir", default=str(DEFAULT), help="folder of golden fixtures (default: the committed ones)")
+    parser.addoption(
+        "--golden-dir", default=str(DEFAULT), help="folder of golden fixtures (default: the committed ones)"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -92,7 +92,9 @@ class Report:
         wrong = own.long() != expected.long()
         if where is not None:
             wrong = wrong & where
-        self.comparisons.append(Comparison(what, float(wrong.sum()), "exact (number of wrong entries)", not wrong.any()))
+        self.comparisons.append(
+            Comparison(what, float(wrong.sum()), "exact (number of wrong entries)", not wrong.any())
+        )
 
     def holds(self, what: str, ok: bool, error: float = 0.0, tolerance: str = "must hold") -> None:
         self.comparisons.append(Comparison(what, error, tolerance, bool(ok)))
