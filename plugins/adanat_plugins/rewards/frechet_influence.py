@@ -1,7 +1,7 @@
 """First-order influence of a sample on the Frechet distance of its set (derived in docs/fid-influence.md).
 
-With F = |m - n|^2 + tr(S + R - 2 (R^1/2 S R^1/2)^1/2) for generated moments (m, S) and reference moments (n, R), mixing a
-mass e of the point x into the generated distribution changes F by e IF(x) + O(e^2),
+With F = |m - n|^2 + tr(S + R - 2 (R^1/2 S R^1/2)^1/2) for generated moments (m, S) and reference moments (n, R), mixing
+a mass e of the point x into the generated distribution changes F by e IF(x) + O(e^2),
 
     IF(x) = 2 (m - n).(x - m) + (x - m)^T (I - T) (x - m) - tr((I - T) S),
 
@@ -21,7 +21,8 @@ class Moments:
     """A distribution of features by its first two moments, float64.
 
     Attributes:
-        weight: how many samples it stands for (need not be whole). mean: (D,). covariance: (D, D), divided by the weight.
+        weight: how many samples it stands for (need not be whole). mean: (D,).
+        covariance: (D, D), divided by the weight.
     """
 
     weight: float
@@ -37,7 +38,7 @@ class Moments:
         return cls(float(len(values)), mean, centred.T @ centred / len(values))
 
     def blend(self, other: Moments) -> Moments:
-        """The mixture of both, each with its weight. Exact: mean and covariance of a mixture are known in closed form."""
+        """The mixture of both, each with its weight; exact."""
         total = self.weight + other.weight
         share = other.weight / total
         delta = other.mean - self.mean
@@ -53,8 +54,8 @@ class Moments:
 class FrechetInfluence:
     """Distance to a fixed reference, and its derivative by the mass of each sample.
 
-    Both sides are convolved with isotropic noise N(0, s I), s = shrinkage * tr(R) / D: every covariance has full rank, the
-    distance stays zero exactly for equal moments, and the derivative is exact for the distance so defined.
+    Both sides are convolved with isotropic noise N(0, s I), s = shrinkage * tr(R) / D: every covariance has full rank,
+    the distance stays zero exactly for equal moments, and the derivative is exact for the distance so defined.
 
     Args:
         mean: (D,) and covariance: (D, D), float64, of the reference. shrinkage: s as a share of the reference's mean

@@ -137,7 +137,7 @@ class WordPiece:
         lacking = [token for token in _SPECIAL if token not in words]
         if lacking:
             raise WeightsError(
-                f"{path} is no BERT vocabulary: it has no line {', '.join(lacking)}. Give bert-base-uncased's vocab.txt."
+                f"{path} is no BERT vocabulary: it has no line {', '.join(lacking)}. Give bert-base-uncased's."
             )
         self.path, self.size = path, len(words)
         vocabulary = {word: number for number, word in enumerate(words)}

@@ -1,0 +1,238 @@
+"""``mix``: a weighted sum of rewards, each standardised over the batch: ``adversarial:1,clip-score:0.3``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adanat_toolkit.errors import CheckpointError, ConfigError, nearest
+from adanat_toolkit.interfaces import Context, Generator, ImageSource, LearnedReward, PluginOptions, RewardModel
+from adanat_toolkit.noise import derive
+from adanat_toolkit.registry import create_reward
+
+
+@dataclass(frozen=True)
+class Term:
+    """``spec`` is ``NAME`` or ``NAME:VARIANT``; ``weight`` is finite and not 0 (negative: a penalty)."""
+
+    spec: str
+    weight: float
+
+
+def parse_terms(text: str) -> tuple[Term, ...]:
+    """``adversarial:1,fid:influence:0.3,clip-score`` -> terms; the weight is 1 where none is written.
+
+    Raises:
+        ConfigError: an empty or repeated term, a weight that is 0 or not finite, or a mixture inside a mixture.
+    """
+    terms: list[Term] = []
+    for part in text.split(","):
+        spec, _, tail = part.strip().rpartition(":")
+        try:
+            weight = float(tail)
+        except ValueError:
+            spec, weight = part.strip(), 1.0
+        if not spec:
+            raise ConfigError(f"mixture {text!r} has the term {part!r} without a name; write NAME:WEIGHT,NAME:WEIGHT.")
+        if not math.isfinite(weight) or weight == 0:
+            raise ConfigError(f"weight {tail} of {spec!r} in mixture {text!r} must be a finite number other than 0.")
+        if spec in [term.spec for term in terms]:
+            raise ConfigError(f"mixture {text!r} names {spec!r} twice; add up its weights.")
+        if spec.partition(":")[0] == "mix":
+            raise ConfigError(f"mixture {text!r} contains a mixture; write all its terms in one.")
+        terms.append(Term(spec, weight))
+    return tuple(terms)
+
+
+class MixOptions(PluginOptions):
+    """Options of a mixture."""
+
+    terms: str
+    """``NAME[:VARIANT][:WEIGHT]``, separated by commas."""
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options of the terms, by the name written in ``terms``."""
+
+
+class MixReward(RewardModel):
+    """sum_k w_k (s_k - mean(s_k)) / std(s_k), with mean and standard deviation over the whole batch of all processes.
+
+    Rewards live on scales of their own (a probability, a cosine, a distance); standardised, a weight says how much a
+    term counts, whatever its unit and however far training has moved it. A term that is the same for all samples counts
+    nothing. A sample's score thus depends on the batch, so the mixture is set-level; a term's raw score
+    (:meth:`terms`) depends on it only where the term is itself set-level.
+
+    A mixture with a term that learns is a :class:`LearnedMixReward`.
+    """
+
+    Options: ClassVar[type[PluginOptions]] = MixOptions
+    set_level = True
+    rewards: dict[str, RewardModel]
+
+    def __new__(
+        cls, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
+    ) -> MixReward:
+        # Only the terms themselves tell whether the mixture learns, hence which class it is.
+        assert isinstance(options, MixOptions)
+        terms = parse_terms(options.terms)
+        names = [term.spec for term in terms]
+        for name in options.options:
+            if name not in names:
+                raise ConfigError(f"options are given for {name!r}, which is no term of the mixture"
+                                  f"{nearest(name, names)} Terms: {', '.join(names)}.")
+        rewards = {
+            term.spec: create_reward(
+                term.spec, options.options.get(term.spec), generator=generator, real=real, device=device,
+                seed=derive(seed, position),
+            )
+            for position, term in enumerate(terms)
+        }
+        learns = any(isinstance(reward, LearnedReward) for reward in rewards.values())
+        self = object.__new__(LearnedMixReward if learns else MixReward)
+        self.rewards = rewards
+        return self
+
+    def __init__(
+        self, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
+    ) -> None:
+        assert isinstance(options, MixOptions)
+        self.weights = {term.spec: term.weight for term in parse_terms(options.terms)}
+        self.needs = frozenset().union(*(reward.needs for reward in self.rewards.values()))  # type: ignore[misc]
+        self._layout: list[tuple[torch.Size, torch.dtype]] = []
+        self._scores: dict[str, Tensor] = {}
+
+    # --- embedding: the terms' embeddings side by side ----------------------------------------------------------------
+
+    @torch.no_grad()
+    def embed(self, images: Tensor, context: Context) -> Tensor:
+        """(B, sum of the terms' sizes). A frozen per-sample term is scored at once, and only its score is kept."""
+        return self._pack([self._embed_term(reward, images, context) for reward in self.rewards.values()])
+
+    @staticmethod
+    def _embed_term(reward: RewardModel, images: Tensor, context: Context) -> Tensor:
+        if reward.set_level or isinstance(reward, LearnedReward):
+            return reward.embed(images, context)
+        return reward.score(images, context)[:, None]
+
+    def _pack(self, parts: list[Tensor]) -> Tensor:
+        self._layout = [(part.shape[1:], part.dtype) for part in parts]
+        dtype = parts[0].dtype
+        for part in parts[1:]:
+            dtype = torch.promote_types(dtype, part.dtype)  # exact in both directions
+        return torch.cat([part.flatten(1).to(dtype) for part in parts], dim=1)
+
+    def _unpack(self, packed: Tensor) -> dict[str, Tensor]:
+        columns = packed.split([shape.numel() for shape, _ in self._layout], dim=1)
+        return {
+            name: part.view(len(packed), *shape).to(dtype)
+            for name, part, (shape, dtype) in zip(self.rewards, columns, self._layout, strict=True)
+        }
+
+    # --- scoring ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def score_embedded(self, embedded: Tensor, context: Context) -> Tensor:
+        total = embedded.new_zeros(len(embedded), dtype=torch.float32)
+        self._scores = {}
+        for name, part in self._unpack(embedded).items():
+            reward = self.rewards[name]
+            kept = reward.set_level or isinstance(reward, LearnedReward)
+            scores = (reward.score_embedded(part, context) if kept else part[:, 0]).float()
+            self._scores[name] = scores
+            if kept:
+                self._scores |= {f"{name}/{key}": value for key, value in reward.terms().items()}
+            total += self.weights[name] * standardise(scores).to(total.device)
+        return total
+
+    def score(self, images: Tensor, context: Context) -> Tensor:
+        return self.score_embedded(self.embed(images, context), context)
+
+    def terms(self) -> dict[str, Tensor]:
+        """Each term's raw scores by its name, and its own parts as ``NAME/PART``."""
+        return dict(self._scores)
+
+    # --- what belongs to the terms ------------------------------------------------------------------------------------
+
+    def parameters_count(self) -> dict[str, int]:
+        return {
+            f"{name}: {key}": value
+            for name, reward in self.rewards.items()
+            for key, value in reward.parameters_count().items()
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """The terms' states, ``NAME/KEY``."""
+        return {
+            f"{name}/{key}": value for name, reward in self.rewards.items() for key, value in reward.state().items()
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in self.rewards}
+        for key, value in state.items():
+            name, _, rest = key.partition("/")
+            if name not in parts:
+                raise CheckpointError(f"the checkpoint has state of reward {name!r}, which is no term of this mixture "
+                                      f"({', '.join(parts)}). Resume with the mixture that the run was started with.")
+            parts[name][rest] = value
+        for name, part in parts.items():
+            self.rewards[name].load_state(part)
+
+
+class LearnedMixReward(MixReward, LearnedReward):
+    """A mixture in which at least one term learns; each learns as it would alone."""
+
+    def __init__(
+        self, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
+    ) -> None:
+        super().__init__(options, generator=generator, real=real, device=device, seed=seed)
+        self.learners = {name: reward for name, reward in self.rewards.items() if isinstance(reward, LearnedReward)}
+        self.real_per_update = max(reward.real_per_update for reward in self.learners.values())
+
+    @torch.no_grad()
+    def embed_real(self, images: Tensor, context: Context) -> Tensor:
+        """:meth:`embed` for images that only :meth:`update` reads: terms that do not learn are not computed (0)."""
+        layout = self._layout or self._layout_of(images[:1], context.select(slice(0, 1)))
+        parts = [
+            reward.embed(images, context)
+            if name in self.learners
+            else torch.zeros(len(images), *shape, dtype=dtype, device=images.device)
+            for (name, reward), (shape, dtype) in zip(self.rewards.items(), layout, strict=True)
+        ]
+        return self._pack(parts)
+
+    def _layout_of(self, images: Tensor, context: Context) -> list[tuple[torch.Size, torch.dtype]]:
+        self.embed(images, context)
+        return self._layout
+
+    def update(
+        self, real: Tensor, real_context: Context, fake: Tensor, fake_context: Context, *, seed: int
+    ) -> dict[str, float]:
+        """Update every term that learns, on as many of the real images as it asks for.
+
+        Returns:
+            The terms' figures as ``NAME/FIGURE``.
+        """
+        real_parts, fake_parts = self._unpack(real), self._unpack(fake)
+        figures: dict[str, float] = {}
+        for position, (name, reward) in enumerate(self.learners.items()):
+            rows = slice(0, -(-len(real) * reward.real_per_update // self.real_per_update))
+            found = reward.update(
+                real_parts[name][rows], real_context.select(rows), fake_parts[name], fake_context,
+                seed=derive(seed, position),
+            )
+            figures |= {f"{name}/{key}": value for key, value in found.items()}
+        return figures
+
+
+def standardise(scores: Tensor) -> Tensor:
+    """(B,) -> (B,) float32 of mean 0 and (unbiased) standard deviation 1; zeros where all are equal to rounding."""
+    if len(scores) < 2:
+        return torch.zeros_like(scores)
+    values = scores.double()
+    std = values.std()
+    flat = std <= 1e-6 * values.abs().max()
+    return torch.where(flat, torch.zeros_like(values), (values - values.mean()) / std).float()
