@@ -5,6 +5,7 @@ Later sources win: defaults < preset < ``--config FILE.yaml`` < flags < ``--set 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -165,10 +166,8 @@ def parse_override(text: str) -> dict[str, Any]:
         raise ConfigError(f"--set {text!r} must be written KEY=VALUE, for example ppo.learning_rate=1e-4.")
     parsed = yaml.safe_load(value)
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-4 as text
-        try:
+        with contextlib.suppress(ValueError):
             parsed = float(parsed)
-        except ValueError:
-            pass
     for key in reversed(path.split(".")):
         parsed = {key: parsed}
     return parsed

@@ -57,10 +57,7 @@ def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
     v = values.double()
     sums = sum_over_ranks(torch.stack([v.new_tensor(v.numel()), v.sum(), (v * v).sum()]))
     count, mean = sums[0], sums[1] / sums[0]
-    if world_size() == 1:  # two-pass: exact for large means
-        deviation = ((v - mean) ** 2).sum()
-    else:
-        deviation = sum_over_ranks(((v - mean) ** 2).sum())
+    deviation = sum_over_ranks(((v - mean) ** 2).sum())  # a second pass: exact for large means
     return mean.to(values.dtype), (deviation / (count - 1).clamp_min(1)).sqrt().to(values.dtype)
 
 

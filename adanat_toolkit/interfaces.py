@@ -537,5 +537,5 @@ class Tracker(ABC):
     def log(self, figures: dict[str, float], trajectories: int) -> None:
         """One row of figures at a number of trajectories."""
 
-    def close(self) -> None:  # noqa: B027 - closing is optional
+    def close(self) -> None:
         """Flush and release."""

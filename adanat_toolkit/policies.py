@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .actions import ActionSpace
-from .interfaces import Policy, PluginOptions
+from .interfaces import PluginOptions, Policy
 
 STEP_FREQUENCIES = 256
 

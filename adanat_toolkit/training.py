@@ -150,7 +150,7 @@ class Trainer:
         config, started = self.config, time.perf_counter()
         sigma = config.ppo.sigma_at(self.iteration, config.iterations)
         rate = config.ppo.learning_rate_at(self.iteration, config.iterations)
-        rollout, (start, stop) = self._rollout(sigma)
+        rollout, start = self._rollout(sigma)
         rolled = time.perf_counter()
         assert rollout.embedded is not None
         scores = self._score(rollout.embedded, rollout.context)
@@ -176,8 +176,8 @@ class Trainer:
         }
         return row
 
-    def _rollout(self, sigma: float) -> tuple[Rollout, tuple[int, int]]:
-        """This process's share of the iteration's trajectories; shares hold whole groups."""
+    def _rollout(self, sigma: float) -> tuple[Rollout, int]:
+        """This process's share of the iteration's trajectories (whole groups), and the index of its first one."""
         config = self.config
         groups = config.batch // config.ppo.group
         first, last = distributed.local_slice(groups)
@@ -198,7 +198,7 @@ class Trainer:
             reward=self.reward,
             micro_batch=self.micro_batch,
         )
-        return rollout, (start, stop)
+        return rollout, start
 
     def _score(self, embedded: Tensor, context: Context) -> Tensor:
         """(B,) scores of this process's samples; a set-level reward sees the samples of all processes."""

@@ -22,7 +22,8 @@ class VQModelTokenizer(nn.Module):
         super().__init__()
         # Channels-last roughly doubles the speed of the convolutions on CPUs and on tensor cores.
         # nn.Module.to, since diffusers' own override warns about the cast that is wanted here.
-        nn.Module.to(model, device=device, dtype=dtype, memory_format=torch.channels_last)
+        nn.Module.to(model, device=device, dtype=dtype)
+        nn.Module.to(model, memory_format=torch.channels_last)
         self.model = model.eval().requires_grad_(False)
         self.device, self.dtype = device, dtype
 
