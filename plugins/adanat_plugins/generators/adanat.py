@@ -36,7 +36,9 @@ class AdaNATOptions(PublishedOptions):
     """Attention heads; None takes the published number for the checkpoint's width (weights do not tell it)."""
 
 
-def uvit_sizes(state: Mapping[str, Tensor], *, heads: int | None = None) -> dict[str, Any]:
+def uvit_sizes(
+    state: Mapping[str, Tensor], *, heads: int | None = None, source: str = "the file"
+) -> dict[str, Any]:
     """The arguments of :class:`~adanat_plugins.generators.uvit.UViT` that fit a checkpoint's tensors.
 
     Raises:
@@ -52,7 +54,7 @@ def uvit_sizes(state: Mapping[str, Tensor], *, heads: int | None = None) -> dict
         clip_dim = None if classes is not None else state["context_embed.weight"].shape[1]
     except (KeyError, ValueError, IndexError) as error:
         raise WeightsError(
-            f"not an AdaNAT/AutoNAT generator: {error} is missing or malformed. Expected a U-ViT's tensors "
+            f"{source} is no AdaNAT/AutoNAT generator: {error} is missing or malformed. Expected a U-ViT's tensors "
             "(token_emb..., in_blocks.N..., mid_block..., out_blocks.N..., mlm_layer...)."
         ) from None
     number = heads or HEADS.get(width)
@@ -80,7 +82,7 @@ def load_uvit(path: Path, heads: int | None = None) -> UViT:
         WeightsError: it is no such file, or a tensor is missing, extra or misshapen.
     """
     state = read_state(path)
-    sizes = uvit_sizes(state, heads=heads)
+    sizes = uvit_sizes(state, heads=heads, source=str(path))
     return build(lambda: UViT(**sizes), state, source=str(path))
 
 

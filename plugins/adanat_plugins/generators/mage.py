@@ -23,7 +23,7 @@ from adanat_toolkit.registry import parse_options
 
 from ..fingerprints import fingerprint_state
 from ..tokenizers.vqgan import VQGANTokenizer
-from ..weights import asset, build, read_state, resolve, select, without
+from ..weights import asset, build, place, read_state, resolve, select, without
 from .mage_net import MAGEConfig, MAGENet, unused_shapes
 from .maskgit import embedded_tokenizer
 
@@ -70,7 +70,7 @@ class MAGE(TokenGenerator):
         self.name = name
         self.action_space = ActionSpace(tuple(knob for knob in TOKEN_KNOBS if knob.name != "guidance"))
         self.fingerprint = fingerprint_state(network.state_dict())
-        self.network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.network = place(network, device, dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.grid = (side, side)
         self.image_size = (side * tokenizer.downsampling, side * tokenizer.downsampling)
@@ -100,7 +100,7 @@ class MAGE(TokenGenerator):
         state = read_state(file)
         heads, decoder_heads = HEADS[name]
         own = without(state, "vqgan.")
-        config = MAGEConfig.from_state(own, heads=heads, decoder_heads=decoder_heads)
+        config = MAGEConfig.from_state(own, heads=heads, decoder_heads=decoder_heads, source=str(file))
         network = build(lambda: MAGENet(config), own, source=str(file), unused=unused_shapes(config))
         tokenizer = VQGANTokenizer.from_state(
             select(state, "vqgan."), source=f"{file} (vqgan.*)", device=device, dtype=dtype
@@ -150,7 +150,7 @@ def _emoji64(options: MAGEOptions, device: torch.device, dtype: torch.dtype, off
         meta = handle.metadata()
     state = read_state(file)
     config = MAGEConfig.from_state(
-        state, heads=int(meta["num_heads"]), decoder_heads=int(meta["decoder_num_heads"])
+        state, heads=int(meta["num_heads"]), decoder_heads=int(meta["decoder_num_heads"]), source=str(file)
     )
     network = build(lambda: MAGENet(config), state, source=str(file), unused=unused_shapes(config))
     return Emoji64MAGE(

@@ -45,7 +45,9 @@ class MAGEConfig:
     mlp_ratio: float = 4.0
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], *, heads: int, decoder_heads: int) -> MAGEConfig:
+    def from_state(
+        cls, state: Mapping[str, Tensor], *, heads: int, decoder_heads: int, source: str = "the file"
+    ) -> MAGEConfig:
         """The sizes of a checkpoint, read from its tensors' shapes. Numbers of heads leave no trace in them.
 
         Raises:
@@ -60,7 +62,7 @@ class MAGEConfig:
             decoder_depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("decoder_blocks."))
         except (KeyError, ValueError, IndexError) as error:
             raise WeightsError(
-                f"not a MAGE checkpoint: {error} is missing or malformed. Expected the layout of mage-vitb-1600.pth "
+                f"{source} is no MAGE checkpoint: {error} is missing or malformed. Expected the layout of mage-vitb-1600.pth "
                 "(token_emb..., blocks.N..., decoder_blocks.N..., mlm_layer...)."
             ) from None
         return cls(

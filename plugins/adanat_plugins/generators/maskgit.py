@@ -17,10 +17,12 @@ from adanat_toolkit.compute import in_chunks, minimum_batch
 from adanat_toolkit.errors import ConfigError, nearest
 from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions, TokenGenerator
 from adanat_toolkit.noise import CONTEXT, Noise
+from adanat_toolkit.registry import parse_options
 
 from ..emoji64 import FOLDER
 from ..fingerprints import fingerprint_state
 from ..tokenizers.vqmodel import VQModelTokenizer
+from ..weights import asset, build, place, read_state, resolve
 from .uvit import TokenEmbedding, UViT
 
 HAND_MADE = "cosine,guidance=0:3,mask_temperature=4.5:0"
@@ -53,7 +55,7 @@ class UViTClassGenerator(TokenGenerator):
         self.name = name
         self.action_space = ActionSpace(TOKEN_KNOBS)
         self.fingerprint = fingerprint_state(network.state_dict())
-        self.network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.network = place(network, device, dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.grid, self.image_size = grid, image_size
         self.mask_id = self.codebook_size = network.codebook_size
@@ -158,13 +160,16 @@ class MaskGIT:
         """See ``interfaces.Generator.create``."""
         name = variant or "emoji64"
         if name == "emoji64":
-            return _emoji64(device, dtype)
+            chosen = parse_options("generator 'maskgit'", MaskGITOptions, options)
+            assert isinstance(chosen, MaskGITOptions)
+            return _emoji64(chosen, device, dtype, offline)
         if name in PUBLISHED:
             module, function = PUBLISHED[name].split(":")
-            build = attrgetter(function)(importlib.import_module(f".{module}", __package__))
-            return build(name, options, device=device, dtype=dtype, offline=offline)
-        raise ConfigError(f"maskgit has no variant {name!r}{nearest(name, cls.variants())} "
-                          f"Variants: {', '.join(cls.variants())}.")
+            create = attrgetter(function)(importlib.import_module(f".{module}", __package__))
+            return create(name, options, device=device, dtype=dtype, offline=offline)
+        raise ConfigError(
+            f"maskgit has no variant {name!r}{nearest(name, cls.variants())} Variants: {', '.join(cls.variants())}."
+        )
 
 
 def embedded_tokenizer(device: torch.device, dtype: torch.dtype) -> VQModelTokenizer:
@@ -173,21 +178,26 @@ def embedded_tokenizer(device: torch.device, dtype: torch.dtype) -> VQModelToken
     return VQModelTokenizer.from_state(config, load_file(FOLDER / "tokenizer.safetensors"), device, dtype)
 
 
-def _emoji64(device: torch.device, dtype: torch.dtype) -> UViTClassGenerator:
-    file = FOLDER / "maskgit.safetensors"
-    with safe_open(file, "pt") as handle:
+def _emoji64(options: MaskGITOptions, device: torch.device, dtype: torch.dtype, offline: bool) -> UViTClassGenerator:
+    if options.tokenizer is not None:
+        raise ConfigError("maskgit:emoji64 ships with its tokenizer; leave the option tokenizer out.")
+    embedded = asset("maskgit:emoji64", "generator")
+    file = resolve(options.weights, embedded, offline=offline)
+    with safe_open(embedded.path, "pt") as handle:
         meta = handle.metadata()
-    network = UViT(
-        tokens=int(meta["tokens"]),
-        codebook_size=int(meta["codebook_size"]),
-        embed_dim=int(meta["embed_dim"]),
-        depth=int(meta["depth"]),
-        num_heads=int(meta["num_heads"]),
-        num_classes=int(meta["num_classes"]) + 1,
-    )
-    network.load_state_dict({key: value.float() for key, value in load_file(file).items()})
+    sizes: dict[str, Any] = {
+        name: int(meta[name]) for name in ("tokens", "codebook_size", "embed_dim", "depth", "num_heads")
+    }
+    sizes |= {"num_classes": int(meta["num_classes"]) + 1, "num_heads": options.heads or sizes["num_heads"]}
+    network = build(lambda: UViT(**sizes), read_state(file), source=str(file))
     names = tuple(json.loads((FOLDER / "classes.json").read_text()))
     return Emoji64MaskGIT(
-        "maskgit:emoji64", network, embedded_tokenizer(device, dtype),
-        grid=(8, 8), image_size=(64, 64), class_names=names, device=device, dtype=dtype,
+        "maskgit:emoji64",
+        network,
+        embedded_tokenizer(device, dtype),
+        grid=(8, 8),
+        image_size=(64, 64),
+        class_names=names,
+        device=device,
+        dtype=dtype,
     )

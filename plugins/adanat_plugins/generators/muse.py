@@ -24,7 +24,7 @@ from adanat_toolkit.registry import parse_options
 
 from ..emoji64 import FOLDER
 from ..fingerprints import fingerprint_state
-from ..weights import asset, resolve
+from ..weights import asset, place, resolve
 from .adanat import SCHEDULE, AdaNATOptions, load_uvit, load_vqgan, square_grid
 from .class_conditional import published_files
 from .maskgit import HAND_MADE, embedded_tokenizer
@@ -62,7 +62,7 @@ class Muse(TokenGenerator):
         self.name = name
         self.action_space = ActionSpace(TOKEN_KNOBS)
         self.fingerprint = fingerprint_state(network.state_dict())
-        self.network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.network = place(network, device, dtype).eval().requires_grad_(False)
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.grid = square_grid(name, network.tokens)

@@ -48,7 +48,7 @@ class VQGANConfig:
         return 2 ** (len(self.multipliers) - 1)
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> VQGANConfig:
+    def from_state(cls, state: Mapping[str, Tensor], *, source: str = "the file") -> VQGANConfig:
         """The sizes of a checkpoint, read from its tensors' shapes.
 
         Raises:
@@ -63,7 +63,7 @@ class VQGANConfig:
             middle = len([name for name in state if re.fullmatch(r"encoder\.mid\.block_\d+\.conv1\.weight", name)])
         except (KeyError, ValueError, IndexError) as error:
             raise WeightsError(
-                f"not a MaskGIT/MAGE VQGAN: {error} is missing or malformed. Expected the layout of "
+                f"{source} is no MaskGIT/MAGE VQGAN: {error} is missing or malformed. Expected the layout of "
                 "vqgan_jax_strongaug.ckpt (encoder.down.N.block..., decoder.up.N.block..., quantize.embedding.weight)."
             ) from None
         return cls(codebook_size, code_width, width, tuple(c // width for c in channels), blocks, middle)
@@ -223,7 +223,7 @@ class VQGANTokenizer(nn.Module):
             WeightsError: a tensor is missing, extra or misshapen.
         """
         needed = {name: value for name, value in state.items() if not name.startswith(LOSS_PREFIX)}
-        config = VQGANConfig.from_state(needed)
+        config = VQGANConfig.from_state(needed, source=source)
         return cls(build(lambda: VQGAN(config), needed, source=source, dtype=dtype), device, dtype)
 
     @property

@@ -3,7 +3,7 @@
 from .assets import ASSETS, Asset, asset, list_assets, resolve, weights_folder
 from .containers import container_of, flatten, plain, read_state, read_tree, select, strip_prefixes, unwrap, without
 from .flax_file import read_flax
-from .loading import build, load_into
+from .loading import build, load_into, place
 from .restricted import Inert, RestrictedUnpickler
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "flatten",
     "list_assets",
     "load_into",
+    "place",
     "plain",
     "read_flax",
     "read_state",

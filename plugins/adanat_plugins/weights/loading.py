@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -52,7 +56,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], *, source: str, un
             f"{lines}{more}\n"
             "Check that the file belongs to this variant, and that it was published for this architecture."
         )
-    fitting = {name: state[name].to(value.dtype) for name, value in own.items()}
+    release = _Release()
+    fitting = {name: release.convert(state[name], value.dtype) for name, value in own.items()}
     module.load_state_dict(fitting, strict=True, assign=True)
     left = [name for name, value in [*module.named_parameters(), *module.named_buffers()] if value.is_meta]
     if left:
@@ -82,4 +87,54 @@ def build(
         module = factory()
     module = module.to(dtype).eval().requires_grad_(False)
     load_into(module, state, source=source, unused=unused)
-    return module.to(device)
+    return place(module, device, dtype)
+
+
+def place(module: M, device: torch.device | str, dtype: torch.dtype) -> M:
+    """``module.to(device, dtype)`` that lets go of a memory-mapped file as it converts.
+
+    Floating-point tensors are converted one at a time, so that a file and its converted copy are never both in memory.
+    """
+    release = _Release()
+    with torch.no_grad():
+        for owner in module.modules():
+            for tensors in (owner._parameters, owner._buffers):
+                for value in tensors.values():
+                    if value is not None:
+                        target = dtype if value.is_floating_point() else value.dtype
+                        value.data = release.convert(value.data, target, torch.device(device))
+    return module
+
+
+class _Release:
+    """Converts tensors and tells Linux that the memory-mapped pages they came from are not needed any more.
+
+    Without it a file and its converted copy both count as resident. It is a hint: the pages are read again from the
+    file if anything still asks for them. Elsewhere than on Linux it does nothing.
+    """
+
+    _MADV_PAGEOUT = 21
+
+    def __init__(self) -> None:
+        self._page = mmap.PAGESIZE
+        self._mapped: list[tuple[int, int]] = []
+        if sys.platform == "linux":
+            for line in Path("/proc/self/maps").read_text().splitlines():
+                span, _, _, _, inode = line.split()[:5]
+                if inode != "0":
+                    first, last = (int(part, 16) for part in span.split("-"))
+                    self._mapped.append((first, last))
+
+    def convert(self, tensor: Tensor, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        result = tensor.to(device=device or tensor.device, dtype=dtype)
+        if result is not tensor and tensor.device.type == "cpu" and tensor.nbytes:
+            self._page_out(tensor.data_ptr(), tensor.nbytes)
+        return result
+
+    def _page_out(self, start: int, size: int) -> None:
+        if not any(first <= start and start + size <= last for first, last in self._mapped):
+            return  # ordinary memory: it is freed with its tensor
+        first = -(-start // self._page) * self._page
+        last = (start + size) // self._page * self._page
+        if last > first:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), self._MADV_PAGEOUT)
