@@ -71,12 +71,15 @@ class Noise:
         return Noise(self.seeds.to(device))
 
     def uniform(self, stream: int, step: int, shape: tuple[int, ...]) -> Tensor:
-        """(B, *shape) float32 in the open interval (0, 1), 2^-24 apart."""
+        """(B, *shape) float32 in the open interval (0, 1), 2^-23 apart: odd multiples of 2^-24."""
         count = math.prod(shape)
-        key = mix(self.seeds ^ (stream * 0x1000003 + step * 0x10001 + 1))
+        # Seeds are mixed first: users number them 0, 1, 2, ..., and a plain xor with the stream and the step would let two
+        # of them share random numbers at different steps.
+        key = mix(mix(self.seeds) ^ (stream * 0x1000003 + step * 0x10001 + 1))
         index = torch.arange(count, dtype=torch.int64, device=self.seeds.device)
-        bits = _shift_right(mix(mix(index)[None, :] ^ key[:, None]), 40)
-        return ((bits.float() + 0.5) * 2.0**-24).view(len(self), *shape)
+        # 23 bits: with 24, bits + 0.5 would no longer be exact in float32 and the largest value would round to 1.
+        bits = _shift_right(mix(mix(index)[None, :] ^ key[:, None]), 41)
+        return ((bits.float() + 0.5) * 2.0**-23).view(len(self), *shape)
 
     def gumbel(self, stream: int, step: int, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape) float32, standard Gumbel: -log(-log(u))."""
