@@ -218,7 +218,7 @@ def _from_hub(repo: str, revision: str | None, name: str | None, wanted: Asset, 
             return Path(snapshot_download(repo, revision=revision, local_files_only=offline))
         return Path(hf_hub_download(repo, name, revision=revision, local_files_only=offline))
     except Exception as error:  # the hub client raises a dozen kinds: no network, no such repository, gated, no cache
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         what = f"{name} of hub id {repo}" if name else f"hub id {repo}"
         why = f"cannot fetch {what}: {first}"
         if offline:

@@ -177,8 +177,9 @@ def _read_torch(path: Path) -> Any:
             # It names objects that are no tensors. Nothing of them is imported or run, see restricted.py.
             return torch.load(path, weights_only=False, pickle_module=RESTRICTED_PICKLE, **options)
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        raise WeightsError(f"{path} cannot be read as a torch checkpoint: {str(error).splitlines()[0]} "
-                           "It is damaged or was cut short; fetch it again.") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise WeightsError(f"{path} cannot be read as a torch checkpoint ({reason}). It is damaged or was cut short. "
+                           "Fetch it again.") from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
