@@ -2,63 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from functools import partial
 
 import torch
-import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from adanat_toolkit.compute import in_chunks
-from adanat_toolkit.errors import CheckpointError, ConfigError, nearest
+from adanat_toolkit import distributed
+from adanat_toolkit.errors import CheckpointError, ConfigError
 from adanat_toolkit.interfaces import Context, Generator, ImageSource, LearnedReward, PluginOptions
+from adanat_toolkit.noise import REWARD, derive
 
-from .backbones import Backbone, emoji64_clip
-from .discriminator import Discriminator, Norm
+from .adversarial_losses import discriminator_loss, gradient_penalty
+from .adversarial_options import AdversarialOptions
+from .augment import augment
+from .backbones import Backbone, create_backbone, random_crop
+from .discriminator import Discriminator, Head, PixelDiscriminator
+from .paper_discriminator import PaperDiscriminator
+from .replay import ReplayBuffer
 
-Loss = Literal["bce", "hinge"]
-
-LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "bce": (lambda real: F.softplus(-real), F.softplus),
-    "hinge": (lambda real: F.relu(1 - real), lambda fake: F.relu(1 + fake)),
-}
-"""Loss of a real and of a generated image's logits, elementwise."""
-
-BACKBONES = ("emoji64-clip",)
-
-
-class AdversarialOptions(PluginOptions):
-    """Options of the adversarial reward."""
-
-    backbone: str = "auto"
-    """Frozen features: ``auto`` (the embedded CLIP for emoji64) or one of :data:`BACKBONES`."""
-    pool: int = Field(1, ge=1)
-    """Average pooling of the features' map before the heads (must divide its side)."""
-    width: int = Field(64, ge=8)
-    """Channels inside a head."""
-    kernel: int = Field(9, ge=1)
-    """Kernel of a head's residual convolution over positions."""
-    outputs: int = Field(64, ge=1)
-    """Channels that a head weighs with the context."""
-    norm: Norm = "none"
-    """Normalisation in the heads: ``none``, ``group`` (of channels), ``local`` (batch norm over groups of up to 8
-    images as in the paper: then a score depends on the sample's neighbours)."""
-    output: Literal["sigmoid", "logit"] = "sigmoid"
-    """The reward: sigmoid of the mean logit (the paper's), or the mean logit."""
-    loss: Loss = "bce"
-    learning_rate: float = Field(3e-4, gt=0)
-    betas: tuple[float, float] = (0.5, 0.999)
-    updates: int = Field(2, ge=1)
-    """Adam steps an iteration."""
-    batch: int = Field(128, ge=1)
-    """Real images in one step, and about as many generated ones, of all processes together."""
+FIGURES = ("loss", "accuracy_real", "accuracy_fake", "logit_real", "logit_fake", "reward_real", "gradient_norm")
+_CROP = 1
 
 
 class AdversarialReward(LearnedReward):
     """sigmoid(mean logit) of a discriminator with spectral-norm heads on a frozen backbone.
 
-    The score of a sample does not depend on the samples it is scored with (but for ``norm=local``).
+    The score of a sample does not depend on the samples it is scored with (but for ``norm: local``, which the paper
+    uses).
     """
 
     Options = AdversarialOptions
@@ -67,167 +37,230 @@ class AdversarialReward(LearnedReward):
         self, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
     ) -> None:
         assert isinstance(options, AdversarialOptions)
-        self.options, self.device = options, device
-        self.real_per_update = options.updates * options.batch
-        self.backbone = make_backbone(options, generator).freeze(device, generator.dtype)
+        self.options, self.device, self.seed = options, device, seed
+        self.image_size = generator.image_size
+        self.backbone = _make_backbone(options, generator)
+        if self.backbone is not None:
+            self.backbone.freeze(device, generator.dtype)
+        self.keeps_features = self.backbone is not None and not options.augment
+        """Whether :meth:`embed` computes features once and for all, or keeps pixels."""
         classes, text_dim = context_sizes(generator)
-        self.discriminator = Discriminator(
-            self.backbone.layers,
-            self.backbone.channels,
-            width=options.width,
-            kernel=options.kernel,
-            outputs=options.outputs,
-            norm=options.norm,
-            classes=classes,
-            text_dim=text_dim,
-            seed=seed,
-        ).to(device)
+        head = partial(
+            Head, width=options.width, kernel=options.kernel, outputs=options.outputs, norm=options.norm,
+            classes=classes, text_dim=text_dim,
+        )  # fmt: skip
+        self.discriminator: Discriminator | PaperDiscriminator | PixelDiscriminator
+        if self.backbone is None:
+            self.discriminator = PixelDiscriminator(generator.image_size, options.width // 2, head, seed)
+        elif options.architecture == "paper":
+            layers, channels = self.backbone.layers, self.backbone.channels
+            self.discriminator = PaperDiscriminator(layers, channels, classes=classes, text_dim=text_dim, seed=seed)
+        else:
+            self.discriminator = Discriminator(self.backbone.layers, self.backbone.channels, head, seed)
+        self.discriminator.to(device)
         self.optimizer = torch.optim.Adam(
             self.discriminator.parameters(), lr=options.learning_rate, betas=options.betas, eps=1e-8
         )
-        self.updates_done = 0
+        self.replay = ReplayBuffer(options.replay) if options.replay else None
+        self.iterations = 0
+        """Calls of :meth:`update`."""
+        self.centre = torch.zeros((), device=device)
+        """Logit that gives reward 0.5. A relativistic loss leaves the logits' level open; there it is half-way between
+        the last step's real and generated images."""
 
     def parameters_count(self) -> dict[str, int]:
-        return {"reward backbone (frozen)": count(self.backbone), "discriminator": count(self.discriminator)}
+        frozen = {} if self.backbone is None else {"backbone (frozen)": _count(self.backbone)}
+        return {**frozen, "discriminator": _count(self.discriminator)}
+
+    @property
+    def real_per_update(self) -> int:  # type: ignore[override]
+        """Real images that the next update reads; only one a process when none is due (see ``options.every``)."""
+        return self.options.updates * self.options.batch if self._due() else distributed.world_size()
+
+    def _due(self) -> bool:
+        return self.iterations % self.options.every == 0
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def embed(self, images: Tensor, context: Context) -> Tensor:
-        """(B, 3, H, W) float32 in [0, 1] -> frozen features (B, K, P, C) in the compute dtype."""
-        return in_chunks(self.backbone, images.to(self.device), minimum=self.backbone.minimum_batch)[0]
+        """(B, 3, H, W) float32 in [0, 1] -> frozen features (B, K, P, C) in the compute dtype.
+
+        With augmentation or without a backbone the images themselves.
+        """
+        images = images.to(self.device)
+        return self._features(images) if self.keeps_features else images
 
     @torch.no_grad()
     def score_embedded(self, embedded: Tensor, context: Context) -> Tensor:
         self.discriminator.eval()
-        return self._reward(self.discriminator(embedded, context).mean(1))
+        features = embedded if self.keeps_features else self._features(embedded)
+        return self._reward(self.discriminator(features, context).mean(1))
 
     @torch.no_grad()
     def score(self, images: Tensor, context: Context) -> Tensor:
         return self.score_embedded(self.embed(images, context), context)
 
+    def _features(self, images: Tensor) -> Tensor:
+        if self.backbone is None:
+            return images
+        size, seed = self.backbone.size, derive(self.seed, REWARD, _CROP, self.iterations)
+        offset = random_crop(self.image_size, size, self.options.crop, seed)
+        if offset is not None:
+            top, left = offset
+            images = images[..., top : top + size, left : left + size]
+        return self.backbone.features(images)
+
     def _reward(self, mean_logit: Tensor) -> Tensor:
-        return mean_logit.sigmoid() if self.options.output == "sigmoid" else mean_logit
+        centred = mean_logit - self.centre
+        return centred.sigmoid() if self.options.output == "sigmoid" else centred
 
     # --- training -----------------------------------------------------------------------------------------------------
 
     def update(
         self, real: Tensor, real_context: Context, fake: Tensor, fake_context: Context, *, seed: int
     ) -> dict[str, float]:
-        """``options.updates`` Adam steps.
+        """``options.updates`` Adam steps, or none where no update is due.
 
         Step u takes every ``updates``-th real image from the u-th on, and all generated images, or when there are at
         least two batches of them, every k-th. Gradients are those of the mean over all processes' samples.
 
         Returns:
-            loss; accuracy_real and accuracy_fake (share of images whose mean logit has the right sign); logit_real,
-            logit_fake; reward_real (mean score of the real images); gradient_norm. Each is the mean over the steps.
+            loss (with the penalty); accuracy_real and accuracy_fake (share of images on the right side of the reward
+            0.5); logit_real, logit_fake; reward_real (mean score of the real images); gradient_norm. Each is the mean
+            over the steps. Empty where no update is due.
         """
-        self.discriminator.train()
-        world = process_count()
-        stride = max(1, len(fake_context) * world // self.options.batch)
-        rows = []
-        for u in range(self.options.updates):
-            chosen_real = torch.arange(u, len(real_context), self.options.updates, device=real.device)
-            chosen_fake = torch.arange(u % stride, len(fake_context), stride, device=fake.device)
-            rows.append(
-                self._step(
-                    real[chosen_real],
-                    real_context.select(chosen_real),
-                    fake[chosen_fake],
-                    fake_context.select(chosen_fake),
-                )
-            )
-        self.updates_done += 1
-        figures = torch.stack(rows).mean(0).tolist()
-        return dict(zip(FIGURES, figures, strict=True))
+        options, due = self.options, self._due()
+        if due:
+            self.discriminator.train()
+            stride = max(1, len(fake_context) * distributed.world_size() // options.batch)
+            rows = []
+            for u in range(options.updates):
+                draw = torch.Generator().manual_seed(derive(seed, REWARD, u, distributed.rank()))
+                chosen_real = torch.arange(u, len(real_context), options.updates, device=real.device)
+                chosen_fake = torch.arange(u % stride, len(fake_context), stride, device=fake.device)
+                fakes = self._with_replay(fake[chosen_fake], fake_context.select(chosen_fake), draw)
+                rows.append(self._step(real[chosen_real], real_context.select(chosen_real), *fakes, u, draw))
+            if self.replay is not None:
+                self.replay.insert(fake, fake_context, draw)
+        self.iterations += 1
+        return dict(zip(FIGURES, torch.stack(rows).mean(0).tolist(), strict=True)) if due else {}
 
-    def _step(self, real: Tensor, real_context: Context, fake: Tensor, fake_context: Context) -> Tensor:
+    def _with_replay(self, fake: Tensor, context: Context, draw: torch.Generator) -> tuple[Tensor, Context]:
+        """The generated images of a step, a share of them replaced by earlier ones once there are any."""
+        number = round(self.options.replay_share * len(context)) if self.replay is not None and len(self.replay) else 0
+        if self.replay is None or not number:
+            return fake, context
+        new = torch.arange(number, len(context), device=fake.device)
+        old, old_context = self.replay.draw(number, context, draw)
+        kept = context.select(new)
+        plain = Context(len(kept), classes=kept.classes, pooled=kept.pooled)
+        return torch.cat([old, fake[new]]), Context.cat([old_context, plain])
+
+    def _inputs(self, embedded: Tensor, draw: torch.Generator) -> Tensor:
+        """What the discriminator reads in training."""
+        if self.keeps_features:
+            return embedded
+        return self._features(augment(embedded, self.options.augment, draw) if self.options.augment else embedded)
+
+    def _step(
+        self,
+        real: Tensor,
+        real_context: Context,
+        fake: Tensor,
+        fake_context: Context,
+        u: int,
+        draw: torch.Generator,
+    ) -> Tensor:
         """One Adam step; returns the figures as one tensor, so that an update waits for the device only once."""
+        options = self.options
         counts = torch.tensor([float(len(real_context)), float(len(fake_context))], device=self.device)
-        sum_over_processes(counts)
-        real_loss, fake_loss = LOSSES[self.options.loss]
-        logits_real = self.discriminator(real, real_context)
-        logits_fake = self.discriminator(fake, fake_context)
-        loss = real_loss(logits_real).mean(1).sum() / counts[0] + fake_loss(logits_fake).mean(1).sum() / counts[1]
+        distributed.sum_over_ranks(counts)
+        step = self.iterations // options.every * options.updates + u
+        penalised = options.r1 > 0 and step % options.r1_every == 0
+        real = real.detach().float().requires_grad_() if penalised else real
+        logits_real = self.discriminator(self._inputs(real, draw), real_context)
+        logits_fake = self.discriminator(self._inputs(fake, draw), fake_context)
+        loss = discriminator_loss(options.loss, logits_real, logits_fake, counts, options.label_smoothing)
+        if penalised:
+            loss = loss + options.r1 * options.r1_every * gradient_penalty(logits_real, real, counts[0])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        gradient = average_gradients(list(self.discriminator.parameters()))
+        parameters = list(self.discriminator.parameters())
+        distributed.sum_gradients(parameters)
+        norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
         self.optimizer.step()
         with torch.no_grad():
-            means_real, means_fake = logits_real.mean(1), logits_fake.mean(1)
-            figures = torch.stack(
-                [
-                    loss,
-                    (means_real > 0).sum() / counts[0],
-                    (means_fake < 0).sum() / counts[1],
-                    means_real.sum() / counts[0],
-                    means_fake.sum() / counts[1],
-                    self._reward(means_real).sum() / counts[0],
-                ]
-            )
-            sum_over_processes(figures)
-            return torch.cat([figures, gradient[None]])
+            means_real, means_fake = logits_real.detach().mean(1), logits_fake.detach().mean(1)
+            means = distributed.sum_over_ranks(torch.stack([means_real.sum(), means_fake.sum()])) / counts
+            if options.loss == "relativistic":
+                self.centre = means.mean()
+            hits = torch.stack([(means_real > self.centre).sum(), (means_fake < self.centre).sum()])
+            rest = torch.stack([loss.detach(), *(hits / counts), self._reward(means_real).sum() / counts[0]])
+            total, *accuracies, reward_real = distributed.sum_over_ranks(rest)
+            return torch.stack([total, *accuracies, *means, reward_real, norm])
 
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """Heads with spectral-norm vectors, Adam's moments and steps, the update counter; not the frozen backbone."""
+        """Heads with spectral-norm vectors, Adam's moments and steps, counters, replay; not the frozen backbone."""
         out = {f"discriminator.{key}": value.detach() for key, value in self.discriminator.state_dict().items()}
         for name, parameter in self.discriminator.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 out[f"adam.{key}.{name}"] = value.detach()
-        out["updates"] = torch.tensor(self.updates_done)
-        return out
+        if self.replay is not None:
+            out |= {f"replay.{key}": value for key, value in self.replay.state().items()}
+        return {**out, "iterations": torch.tensor(self.iterations), "centre": self.centre}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         own = self.discriminator.state_dict()
-        trained = {name for name in state if name.startswith("adam.")}
-        expected = {f"discriminator.{key}": value.shape for key, value in own.items()} | {"updates": torch.Size([])}
+        expected = {f"discriminator.{key}": value.shape for key, value in own.items()}
+        expected |= {"iterations": torch.Size([]), "centre": torch.Size([])}
+        trained = any(name.startswith("adam.") for name in state)
         if trained:
             for name, parameter in self.discriminator.named_parameters():
                 expected[f"adam.step.{name}"] = torch.Size([])
                 expected[f"adam.exp_avg.{name}"] = expected[f"adam.exp_avg_sq.{name}"] = parameter.shape
+        replay = {key.removeprefix("replay."): value for key, value in state.items() if key.startswith("replay.")}
         wrong = [key for key, shape in expected.items() if key not in state or state[key].shape != shape]
-        wrong += sorted(state.keys() - expected.keys())
-        if wrong:
+        wrong += sorted(key for key in state.keys() - expected.keys() if not key.startswith("replay."))
+        if wrong or bool(replay) != (self.replay is not None):
             raise CheckpointError(
-                f"the checkpoint does not fit the adversarial reward: {wrong[0]!r} and {len(wrong) - 1} more "
-                "tensors are missing, misshapen or unknown. Resume with the reward options that the run was started with."
+                f"the checkpoint does not fit the adversarial reward: {len(wrong) or len(replay)} tensors are missing, "
+                f"misshapen or unknown, first {(wrong or ['replay.*'])[0]!r}. Resume with the reward options that the "
+                "run was started with."
             )
+        if self.replay is not None:
+            self.replay.load_state(replay, self.device)
         self.discriminator.load_state_dict({key: state[f"discriminator.{key}"] for key in own})
         self.optimizer.state.clear()
         if trained:
             for name, parameter in self.discriminator.named_parameters():
                 saved = {key: state[f"adam.{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
+                # Adam counts its steps on the CPU.
                 self.optimizer.state[parameter] = {
                     key: value.cpu() if key == "step" else value.to(self.device) for key, value in saved.items()
                 }
-        self.updates_done = int(state["updates"])
+        self.iterations = int(state["iterations"])
+        self.centre = state["centre"].to(self.device).clone()
 
 
-FIGURES = ("loss", "accuracy_real", "accuracy_fake", "logit_real", "logit_fake", "reward_real", "gradient_norm")
-
-
-def make_backbone(options: AdversarialOptions, generator: Generator) -> Backbone:
-    """The backbone that the options name.
-
-    Raises:
-        ConfigError: unknown name, or ``auto`` for a generator that has no default.
-    """
+def _make_backbone(options: AdversarialOptions, generator: Generator) -> Backbone | None:
+    """The backbone that the options name; None for pixels."""
     name = options.backbone
     if name == "auto":
-        if "emoji64" not in generator.name:
-            known = ", ".join(BACKBONES)
-            raise ConfigError(f"backbone 'auto' is not known for generator {generator.name}; name one of {known}.")
-        name = "emoji64-clip"
-    if name not in BACKBONES:
-        raise ConfigError(f"backbone {name!r} is unknown{nearest(name, BACKBONES)} Known: auto, {', '.join(BACKBONES)}.")
-    return emoji64_clip(options.pool)
+        name = "emoji64-clip" if "emoji64" in generator.name and options.architecture == "small" else "dino"
+    if name == "none":
+        return None
+    return create_backbone(name, model=options.backbone_model, weights=options.backbone_weights, pool=options.pool)
 
 
 def context_sizes(generator: Generator) -> tuple[int | None, int | None]:
-    """(number of classes, width of the pooled text), each None where the generator has no such context."""
+    """(number of classes, width of the pooled text), each None where the generator has no such context.
+
+    Raises:
+        ConfigError: a text-conditional generator gives no pooled text.
+    """
     if generator.context_kind == "class":
         return generator.num_classes, None
     if generator.context_kind == "text":
@@ -238,34 +271,5 @@ def context_sizes(generator: Generator) -> tuple[int | None, int | None]:
     return None, None
 
 
-def count(module: nn.Module) -> int:
-    """Number of parameters."""
+def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-# --- several processes ------------------------------------------------------------------------------------------------
-
-
-def process_count() -> int:
-    """1 without torch.distributed."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
-
-
-def sum_over_processes(value: Tensor) -> None:
-    """In-place sum; nothing with one process."""
-    if process_count() > 1:
-        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.SUM)
-
-
-def average_gradients(parameters: list[nn.Parameter]) -> Tensor:
-    """Sum the gradients (of losses already divided by the global counts) over processes; returns the global norm."""
-    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-    if process_count() > 1:
-        sum_over_processes(flat)
-        start = 0
-        for p in parameters:
-            if p.grad is not None:
-                p.grad.copy_(flat[start : start + p.numel()].view_as(p))
-                start += p.numel()
-    return flat.norm()

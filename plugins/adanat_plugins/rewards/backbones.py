@@ -1,4 +1,4 @@
-"""Frozen networks whose features a discriminator judges.
+"""Frozen networks whose features a discriminator judges, by name.
 
 A backbone maps images (B, 3, H, W) float32 in [0, 1] to features (B, K, P, C) of K of its layers at P positions, in its
 compute dtype and without gradients to its weights. Its own resize and normalisation are part of it.
@@ -6,31 +6,42 @@ compute dtype and without gradients to its weights. Its own resize and normalisa
 
 from __future__ import annotations
 
-import json
+import os
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from adanat_toolkit.compute import minimum_batch
+from adanat_toolkit.compute import in_chunks, minimum_batch
+from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 
-from ..emoji64 import FOLDER as EMOJI64
+from ..weights import Asset, load_into, read_state, resolve
+
+BACKBONES = ("emoji64-clip", "dino", "dinov2", "clip", "none")
+"""``none``: no backbone, the discriminator reads pixels."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module, ABC):
     """A frozen feature network.
 
     Attributes:
-        layers: K. positions: P. channels: C.
+        size: side in pixels of the images it works on; others are resized.
+        layers: K. positions: P = (side / pool)^2. channels: C.
         minimum_batch: smaller batches are padded, so that a sample's features do not depend on the batch it is in.
     """
 
+    size: int
+    side: int
     layers: int
     positions: int
     channels: int
+    pool: int = 1
     minimum_batch: int = 1
 
     @abstractmethod
@@ -42,91 +53,186 @@ class Backbone(nn.Module, ABC):
         self.minimum_batch = minimum_batch(dtype, device)
         return self.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
+    def features(self, images: Tensor) -> Tensor:
+        """:meth:`forward` in chunks that suit the device."""
+        return in_chunks(self, images, minimum=self.minimum_batch)[0]
 
-class _Block(nn.Module):
-    """A pre-norm transformer block in open_clip's names, with the three projections in one product."""
+    def set_pool(self, pool: int) -> None:
+        """Average neighbouring positions from now on.
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.c_fc, self.c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        Raises:
+            ConfigError: ``pool`` does not divide the map's side.
+        """
+        if self.side % pool:
+            raise ConfigError(f"pool = {pool} does not divide the backbone's {self.side}x{self.side} map.")
+        self.pool, self.positions = pool, (self.side // pool) ** 2
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        q, k, v = self.qkv(self.ln_1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
-        x = x + self.out_proj(attended)
-        return x + self.c_proj(F.gelu(self.c_fc(self.ln_2(x))))
-
-
-class ClipTower(Backbone):
-    """The image tower of an open_clip ``CLIP`` (a plain ViT), up to the last layer that is read.
-
-    Same function as open_clip's ``VisionTransformer`` (checked in the tests); written out because nothing behind the
-    last layer read has to run, and a patch embedding by a matrix product is faster than a strided convolution on a CPU.
-    To every patch state the class token's state of the same layer is added: each position also sees the whole image.
-
-    Args:
-        state: the CLIP's tensors in open_clip's names.
-        config: ``vision_cfg`` of the model's configuration.
-        layers: transformer blocks (counted from 0) whose outputs are read.
-        pool: average pooling of the map of positions, 1 for none.
-    """
-
-    def __init__(self, state: dict[str, Tensor], config: dict[str, int], layers: tuple[int, ...], pool: int) -> None:
-        super().__init__()
-        self.size, self.patch, width = config["image_size"], config["patch_size"], config["width"]
-        self.side, self.pool, self.read = self.size // self.patch, pool, layers
-        self.layers, self.channels, self.positions = len(layers), width, (self.side // pool) ** 2
-        self.embed = nn.Linear(3 * self.patch**2, width)
-        self.class_embedding = nn.Parameter(torch.empty(width))
-        self.positional_embedding = nn.Parameter(torch.empty(self.side**2 + 1, width))
-        self.ln_pre = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(_Block(width, width // config["head_width"]) for _ in range(max(layers) + 1))
-        self._load({key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")})
-
-    def _load(self, visual: dict[str, Tensor]) -> None:
-        own: dict[str, Tensor] = {key: visual[key] for key in ("class_embedding", "positional_embedding")}
-        own |= {f"ln_pre.{part}": visual[f"ln_pre.{part}"] for part in ("weight", "bias")}
-        # The network wants images in [-1, 1]: W (2x - 1) = (2W) x - sum(W).
-        kernel = visual["conv1.weight"].float().flatten(1)
-        own |= {"embed.weight": 2 * kernel, "embed.bias": -kernel.sum(1)}
-        for index in range(len(self.blocks)):
-            prefix, target = f"transformer.resblocks.{index}.", f"blocks.{index}."
-            for part in ("weight", "bias"):
-                own[f"{target}qkv.{part}"] = visual[f"{prefix}attn.in_proj_{part}"]
-                own[f"{target}out_proj.{part}"] = visual[f"{prefix}attn.out_proj.{part}"]
-                for norm in ("ln_1", "ln_2"):
-                    own[f"{target}{norm}.{part}"] = visual[f"{prefix}{norm}.{part}"]
-                for layer in ("c_fc", "c_proj"):
-                    own[f"{target}{layer}.{part}"] = visual[f"{prefix}mlp.{layer}.{part}"]
-        self.load_state_dict({key: value.float() for key, value in own.items()})
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.shape[-2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False)
-        batch, side, patch = images.shape[0], self.side, self.patch
-        patches = images.view(batch, 3, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5).reshape(batch, side**2, -1)
-        x = self.embed(patches.to(self.class_embedding.dtype))
-        x = torch.cat([self.class_embedding.expand(batch, 1, -1), x], dim=1) + self.positional_embedding
-        x = self.ln_pre(x)
-        kept = []
-        for index, block in enumerate(self.blocks):
-            x = block(x)
-            if index in self.read:
-                kept.append(self._pooled(x[:, 1:]) + x[:, :1])
-        return torch.stack(kept, dim=1)
-
-    def _pooled(self, x: Tensor) -> Tensor:
+    def pooled(self, x: Tensor) -> Tensor:
+        """(B, side * side, C) -> (B, P, C)."""
         if self.pool == 1:
             return x
         rows = self.side // self.pool
         return x.view(x.shape[0], rows, self.pool, rows, self.pool, -1).mean(dim=(2, 4)).flatten(1, 2)
 
 
-def emoji64_clip(pool: int) -> ClipTower:
-    """Blocks 1, 3 and 5 of the embedded CLIP's image tower (64x64, images in [-1, 1], no further normalisation)."""
-    config = json.loads((EMOJI64 / "clip.json").read_text())
-    return ClipTower(load_file(str(Path(EMOJI64 / "clip.safetensors"))), config["vision_cfg"], (1, 3, 5), pool)
+class TimmViT(Backbone):
+    """Four evenly spaced blocks of a timm vision transformer, then its patch embedding with positions.
+
+    As in AdaNAT's discriminator, where it is DINO's ViT-S/16 (blocks 3, 6, 9, 12 counted from 1): images are
+    area-resized to the network's size, the class token of the same layer is added to every patch state, the final norm
+    is not used.
+
+    Args:
+        name: timm's name of the model. size: image side, for models that take several.
+    """
+
+    model: Any
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, *, size: int | None = None, pool: int = 1) -> None:
+        super().__init__()
+        import timm
+
+        extra: dict[str, Any] = {} if size is None else {"img_size": size}
+        try:
+            self.model = timm.create_model(name, pretrained=False, num_classes=0, **extra)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ConfigError(f"backbone_model {name!r}: {error}. Use a vision transformer of timm.") from None
+        if not all(hasattr(self.model, part) for part in ("blocks", "patch_embed", "cls_token", "_pos_embed")):
+            raise ConfigError(f"backbone_model {name!r} is no plain vision transformer with a class token.")
+        self.size = self.model.patch_embed.img_size[0]
+        self.side = self.model.patch_embed.grid_size[0]
+        depth = len(self.model.blocks)
+        self.read = tuple(depth * (i + 1) // 4 - 1 for i in range(4))
+        self.layers, self.channels = len(self.read) + 1, self.model.num_features
+        self.set_pool(pool)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        model, dtype = self.model, self.model.cls_token.dtype
+        if images.shape[-2:] != (self.size, self.size):
+            images = F.interpolate(images, (self.size, self.size), mode="area")
+        x = model._pos_embed(model.patch_embed(((images - self.mean) / self.std).to(dtype)))
+        embedding = self._read(x)
+        x, kept = model.norm_pre(x), []
+        for index, block in enumerate(model.blocks):
+            x = block(x)
+            if index in self.read:
+                kept.append(self._read(x))
+        return torch.stack([*kept, embedding], dim=1)
+
+    def _read(self, x: Tensor) -> Tensor:
+        return self.pooled(x[:, self.model.num_prefix_tokens :]) + x[:, :1]
+
+
+def random_crop(image_size: tuple[int, int], size: int, probability: float, seed: int) -> tuple[int, int] | None:
+    """(top, left) of one crop of side ``size`` for all images, or None: no crop by chance, or nothing larger to
+    crop."""
+    height, width = image_size
+    if height < size or width < size or max(height, width) == size:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    if float(torch.rand((), generator=generator)) >= probability:
+        return None
+    top = int(torch.randint(height - size + 1, (), generator=generator))
+    return top, int(torch.randint(width - size + 1, (), generator=generator))
+
+
+# --- by name ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BackboneAsset(Asset):
+    """A backbone's weights file."""
+
+    def missing(self, where: Path | None = None) -> WeightsError:
+        return WeightsError(
+            f"the adversarial reward's {self.role} needs weights, and {where or self.path} does not exist.\n"
+            f"  published: {self.source}\n  licence: {self.licence}\n  obtain: {self.obtain}\n"
+            f"Put the file at {self.path}, or name it with --set reward.options.backbone_weights=PATH"
+            + (f", or fetch it with --set reward.options.backbone_weights={self.hub}." if self.hub else ".")
+        )
+
+
+_DEFAULT_MODELS = {
+    "dino": "vit_small_patch16_224.dino",
+    "dinov2": "vit_small_patch14_dinov2.lvd142m",
+    "clip": "ViT-B-32",
+}
+_OPEN_CLIP_HUB = {
+    "ViT-B-32": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+    "ViT-L-14": "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
+}
+
+
+def _asset(name: str, model: str) -> BackboneAsset:
+    """Where the weights of a model are published and looked for."""
+    hub = _OPEN_CLIP_HUB.get(model) if name == "clip" else f"timm/{model}"
+    file = "open_clip_model.safetensors" if name == "clip" else "model.safetensors"
+    source = f"https://huggingface.co/{hub}" if hub else f"open_clip.list_pretrained() names the releases of {model}"
+    return BackboneAsset(
+        ("adversarial",), f"backbone {name} ({model})", f"{hub or model}/{file}", source,
+        "see the model card (DINO and DINOv2: Apache-2.0; LAION's CLIP: MIT)", f"download {file} of {hub or model}",
+        hub=hub,
+    )  # fmt: skip
+
+
+def create_backbone(name: str, *, model: str | None, weights: str | None, pool: int) -> Backbone:
+    """A backbone with its weights, in float32 on the CPU.
+
+    Args:
+        name: one of :data:`BACKBONES` but ``none``.
+        model: timm's or open_clip's name of the network; None for the default.
+        weights: a file, or a hub id to fetch it from; None looks in the weights folder.
+
+    Raises:
+        ConfigError: unknown name, or an option that does not apply. WeightsError: the weights are missing or do not
+        fit.
+    """
+    if name not in BACKBONES or name == "none":
+        known = ("auto", *BACKBONES)
+        raise ConfigError(f"backbone {name!r} is unknown{nearest(name, known)} Known: {', '.join(known)}.")
+    if name == "emoji64-clip":
+        from .clip_tower import emoji64_clip
+
+        if model is not None or weights is not None:
+            raise ConfigError("backbone emoji64-clip is embedded: leave backbone_model and backbone_weights out.")
+        return emoji64_clip(pool)
+    model = model or _DEFAULT_MODELS[name]
+    path = resolve(weights, _asset(name, model), offline=_offline())
+    if name == "clip":
+        from .clip_tower import open_clip_tower
+
+        return open_clip_tower(model, read_state(path), pool=pool, source=str(path))
+    # timm's DINOv2 is configured for 518 px; 224 is the size of the other backbones and six times cheaper.
+    backbone = TimmViT(model, size=224 if name == "dinov2" else None, pool=pool)
+    load_timm(backbone, read_state(path), source=str(path))
+    return backbone
+
+
+def load_timm(backbone: TimmViT, state: dict[str, Tensor], *, source: str) -> None:
+    """Load a vision transformer's weights from timm's file, DINO's own, or a published AdaNAT discriminator.
+
+    Position embeddings of another image size are resampled (timm's ``resample_abs_pos_embed``).
+
+    Raises:
+        WeightsError: the tensors do not fit.
+    """
+    from timm.layers import resample_abs_pos_embed
+
+    inside = "dino.model.model."
+    if any(inside in key for key in state):
+        state = {key.split(inside)[1]: value for key, value in state.items() if inside in key}
+    state = {key: value for key, value in state.items() if not key.startswith(("head.", "mask_token"))}
+    model, name = backbone.model, "pos_embed"
+    if name in state and state[name].ndim == 3 and state[name].shape[1] != model.pos_embed.shape[1]:
+        state[name] = resample_abs_pos_embed(
+            state[name].float(), new_size=list(model.patch_embed.grid_size), num_prefix_tokens=model.num_prefix_tokens
+        )
+    load_into(model, state, source=source)
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")

@@ -7,6 +7,8 @@ AdaNAT paper; the projection on the context is that of Miyato & Koyama (2018).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -18,26 +20,26 @@ from adanat_toolkit.interfaces import Context
 Norm = Literal["none", "group", "local"]
 
 
-class SpectralConv1d(nn.Module):
-    """A 1-d convolution over positions whose kernel is divided by its largest singular value (Miyato et al. 2018).
+class SpectralWeight(nn.Module):
+    """A convolution's bias and kernel; the kernel is divided by its largest singular value (Miyato et al. 2018).
 
-    The two singular vectors advance by one power iteration in every forward pass in training mode and rest in
-    evaluation. Positions wrap around (circular padding), so every kernel size keeps their number.
+    The two singular vectors advance by one power iteration every time the kernel is asked for in training mode and rest
+    in evaluation.
 
     Args:
-        eps: lower bound of the vectors' norms.
+        shape: of the kernel, output channels first. eps: lower bound of the vectors' norms.
     """
 
     weight_u: Tensor
     weight_v: Tensor
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, eps: float = 1e-12) -> None:
+    def __init__(self, shape: tuple[int, ...], eps: float = 1e-12) -> None:
         super().__init__()
-        self.kernel, self.eps = kernel, eps
-        self.bias = nn.Parameter(torch.empty(outputs))
-        self.weight_orig = nn.Parameter(torch.empty(outputs, inputs, kernel))
-        self.register_buffer("weight_u", torch.empty(outputs))
-        self.register_buffer("weight_v", torch.empty(inputs * kernel))
+        self.eps = eps
+        self.bias = nn.Parameter(torch.empty(shape[0]))
+        self.weight_orig = nn.Parameter(torch.empty(shape))
+        self.register_buffer("weight_u", torch.empty(shape[0]))
+        self.register_buffer("weight_v", torch.empty(math.prod(shape[1:])))
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -56,13 +58,21 @@ class SpectralConv1d(nn.Module):
         self.weight_u.copy_(F.normalize(matrix @ self.weight_v, dim=0, eps=self.eps))
 
     def weight(self) -> Tensor:
-        """The normalised kernel (outputs, inputs, kernel)."""
+        """The normalised kernel."""
         if self.training:
             with torch.no_grad():
                 self._power_iteration()
         # Clones: the buffers change in place in the next pass, maybe before this pass's gradient is taken.
         sigma = self.weight_u.clone() @ (self.weight_orig.flatten(1) @ self.weight_v.clone())
         return self.weight_orig / sigma
+
+
+class SpectralConv1d(SpectralWeight):
+    """A spectral-norm convolution over positions, which wrap around: every kernel size keeps their number."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1) -> None:
+        super().__init__((outputs, inputs, kernel))
+        self.kernel = kernel
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, P) -> (B, outputs, P)."""
@@ -74,11 +84,23 @@ class SpectralConv1d(nn.Module):
         return F.conv1d(x, self.weight(), self.bias)
 
 
+class SpectralConv2d(SpectralWeight):
+    """A spectral-norm 4x4 convolution that halves an image's sides."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__((outputs, inputs, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / 2, W / 2)."""
+        return F.conv2d(x, self.weight(), self.bias, stride=2, padding=1)
+
+
 class LocalBatchNorm(nn.Module):
     """Batch norm over consecutive groups of at most ``group`` images, without running statistics, also in evaluation.
 
     As in the paper's discriminator. A sample's output depends on the other images of its group. Unlike in
-    the published code any batch size works: the batch is cut into ceil(B / group) groups whose sizes differ by one at most.
+    the published code any batch size works: the batch is cut into ceil(B / group) groups whose sizes differ by one at
+    most.
     """
 
     def __init__(self, channels: int, group: int = 8, eps: float = 1e-5) -> None:
@@ -90,7 +112,7 @@ class LocalBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, P) -> (B, C, P)."""
         parts = []
-        for part in x.tensor_split(math.ceil(x.shape[0] / self.group)):
+        for part in x.tensor_split(max(1, math.ceil(x.shape[0] / self.group))):
             variance, mean = torch.var_mean(part, dim=(0, 2), correction=0, keepdim=True)
             parts.append((part - mean) * torch.rsqrt(variance + self.eps))
         return torch.cat(parts) * self.weight[:, None] + self.bias[:, None]
@@ -171,31 +193,48 @@ class Discriminator(nn.Module):
     """One head per layer of the backbone.
 
     Args:
-        layers, channels: of the backbone. seed: of the initial weights.
+        layers, channels: of the backbone. head: makes a head for a number of channels. seed: of the initial weights.
     """
 
-    def __init__(
-        self,
-        layers: int,
-        channels: int,
-        *,
-        width: int,
-        kernel: int,
-        outputs: int,
-        norm: Norm,
-        classes: int | None,
-        text_dim: int | None,
-        seed: int,
-    ) -> None:
+    def __init__(self, layers: int, channels: int, head: Callable[[int], Head], seed: int) -> None:
         super().__init__()
-        make = (Head(channels, width, kernel, outputs, norm, classes, text_dim) for _ in range(layers))
-        self.heads = nn.ModuleList(make)
-        generator = torch.Generator().manual_seed(seed)
-        for module in self.modules():
-            if isinstance(module, SpectralConv1d | ContextProjection):
-                module.initialise(generator)
+        self.heads = nn.ModuleList(head(channels) for _ in range(layers))
+        initialise(self, seed)
 
     def forward(self, features: Tensor, context: Context) -> Tensor:
         """Features (B, K, P, C) of any float dtype -> logits (B, K * P) float32."""
         maps = features.float().transpose(2, 3).unbind(1)
         return torch.cat([head(x, context) for head, x in zip(self.heads, maps, strict=True)], dim=1)
+
+
+class PixelDiscriminator(nn.Module):
+    """One head on a small trained stack of strided convolutions: no backbone, everything is learned.
+
+    Args:
+        image_size: (H, W); the stack halves it until the shorter side is 8. width: channels after the first halving,
+        doubled
+            by each further one up to four times that.
+    """
+
+    def __init__(self, image_size: tuple[int, int], width: int, head: Callable[[int], Head], seed: int) -> None:
+        super().__init__()
+        halvings = max(1, int(math.log2(min(image_size) / 8)))
+        channels = [3, *(min(width * 2**i, 4 * width) for i in range(halvings))]
+        self.stem = nn.ModuleList(SpectralConv2d(a, b) for a, b in pairwise(channels))
+        self.heads = nn.ModuleList([head(channels[-1])])
+        initialise(self, seed)
+
+    def forward(self, images: Tensor, context: Context) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> logits (B, P) float32."""
+        x = 2 * images.float() - 1
+        for layer in self.stem:
+            x = F.leaky_relu(layer(x), 0.2)
+        return self.heads[0](x.flatten(2), context)
+
+
+def initialise(module: nn.Module, seed: int) -> None:
+    """Fill every layer of this file from one seed, in order."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, SpectralWeight | ContextProjection):
+            layer.initialise(generator)

@@ -1,0 +1,95 @@
+"""Options of the ``adversarial`` reward."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from adanat_toolkit.interfaces import PluginOptions
+
+from .adversarial_losses import Loss
+from .augment import Augmentation
+from .discriminator import Norm
+
+PAPER = {"norm": "local", "learning_rate": 1e-4, "crop": 0.5}
+"""Defaults under ``architecture: paper``, from the published checkpoints and code's description."""
+
+
+class AdversarialOptions(PluginOptions):
+    """Options of the adversarial reward."""
+
+    architecture: Literal["small", "paper"] = "small"
+    """``small``: narrow heads whose scores do not depend on a sample's neighbours. ``paper``: the published
+    discriminator (DINO ViT-S/16, full-width heads with local batch norm, class mapping network, crops)."""
+
+    backbone: str = "auto"
+    """Frozen features: ``emoji64-clip`` (embedded), ``dino``, ``dinov2`` (timm), ``clip`` (open_clip), ``none`` (the
+    discriminator reads pixels); ``auto`` is the embedded one for emoji64, else DINO."""
+    backbone_model: str | None = None
+    """timm's or open_clip's name of another network of the same kind."""
+    backbone_weights: str | None = None
+    """Its weights: a file or a hub id; None looks in the weights folder."""
+    pool: int = Field(1, ge=1)
+    """Average pooling of the features' map before the heads (must divide its side)."""
+    crop: float = Field(0.0, ge=0, le=1)
+    """Probability, drawn once an iteration, that images larger than the backbone's input are cropped (all at the same
+    place) and not resized."""
+
+    width: int = Field(64, ge=8, multiple_of=8)
+    """Channels inside a small head."""
+    kernel: int = Field(9, ge=1)
+    """Kernel of a small head's residual convolution over positions."""
+    outputs: int = Field(64, ge=1)
+    """Channels that a small head weighs with the context."""
+    norm: Norm = "none"
+    """Normalisation in the heads: ``none``, ``group`` (of channels), ``local`` (batch norm over groups of up to 8
+    images as in the paper: then a score depends on the sample's neighbours)."""
+    output: Literal["sigmoid", "logit"] = "sigmoid"
+    """The reward: sigmoid of the mean logit (the paper's), or the mean logit."""
+
+    loss: Loss = "bce"
+    """``bce`` (the paper's), ``hinge``, ``relativistic``."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Target of real images is 1 minus this (``bce`` only)."""
+    r1: float = Field(0.0, ge=0)
+    """Weight of the gradient penalty on real inputs (features, or pixels where these are embedded)."""
+    r1_every: int = Field(1, ge=1)
+    """Steps between penalties; the weight is multiplied by it ("lazy regularisation", Karras et al. 2020)."""
+    augment: tuple[Augmentation, ...] = ()
+    """Differentiable augmentation while training: any of ``color``, ``translation``, ``cutout``. Features of augmented
+    images cannot be kept, so the backbone runs in every step."""
+
+    learning_rate: float = Field(3e-4, gt=0)
+    betas: tuple[float, float] = (0.5, 0.999)
+    updates: int = Field(2, ge=1)
+    """Adam steps an iteration."""
+    batch: int = Field(128, ge=1)
+    """Real images in one step, and about as many generated ones, of all processes together."""
+    every: int = Field(1, ge=1)
+    """Iterations between updates ("lazy updates": a discriminator that lags behind is harder to saturate)."""
+    replay: int = Field(0, ge=0)
+    """Earlier generated images that are kept (0: none). They are part of checkpoints."""
+    replay_share: float = Field(0.25, gt=0, le=1)
+    """Share of a step's generated images that comes from them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paper_defaults(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("architecture") == "paper":
+            return {**PAPER, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AdversarialOptions:
+        if self.label_smoothing and self.loss != "bce":
+            raise ValueError(f"label_smoothing applies to loss bce, not {self.loss}; leave one of them out")
+        if self.architecture == "paper":
+            fixed = [name for name in ("width", "kernel", "outputs") if name in self.model_fields_set]
+            if fixed or self.norm != "local":
+                raise ValueError(f"architecture paper fixes {', '.join(fixed) or 'norm'}; leave it out or use small")
+            if self.backbone == "none":
+                raise ValueError("architecture paper needs a backbone; use architecture small with backbone none")
+        if self.backbone == "none" and self.pool > 1:
+            raise ValueError("pool applies to a backbone's features; leave it out with backbone none")
+        return self
