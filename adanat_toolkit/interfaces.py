@@ -228,6 +228,14 @@ class Generator(ABC):
         """Images (B, 3, H, W) float32 in [0, 1] of the last step's result."""
 
 
+class DecodingRule(Protocol):
+    """A step that replaces ``masked_decoding_step`` for one rollout (see ``published_samplers``)."""
+
+    def step(self, state: TokenState, knobs: StepKnobs, noise: StepNoise, generator: TokenGenerator) -> StepResult:
+        """The result of one step; the generator's prediction for ``state`` is in it."""
+        ...
+
+
 @dataclass
 class TokenState:
     """State of a token generator.
@@ -236,6 +244,7 @@ class TokenState:
         tokens: (B, N) int64 with ``mask_id`` at unknown cells. proposal: (B, N) int64, the last fully drawn sequence.
         step: index of the next step. editable: (B, N) bool or None (see ``masked_decoding_step``).
         prediction: cached conditional (logits, features) and unconditional logits of ``tokens``.
+        sampler: the published sampler whose step this rollout takes; None for the toolkit's own.
     """
 
     context: Context
@@ -246,6 +255,7 @@ class TokenState:
     editable: Tensor | None = None
     prediction: tuple[Tensor, Tensor] | None = None
     null_logits: Tensor | None = None
+    sampler: DecodingRule | None = None
 
 
 class TokenGenerator(Generator):
@@ -295,11 +305,15 @@ class TokenGenerator(Generator):
         *,
         tokens: Tensor | None = None,
         editable: Tensor | None = None,
+        sampler: DecodingRule | None = None,
     ) -> TokenState:
-        """All mask; or, for masked editing, the given ``tokens`` (B, N) with ``mask_id`` where ``editable`` is True."""
+        """All mask; or, for masked editing, the given ``tokens`` (B, N) with ``mask_id`` where ``editable`` is True.
+
+        ``sampler``: take a published sampler's steps instead of the toolkit's, in this rollout only.
+        """
         if tokens is None:
             tokens = torch.full((len(context), self.cells), self.mask_id, dtype=torch.int64, device=self.device)
-        return TokenState(context, steps, tokens, tokens, editable=editable)
+        return TokenState(context, steps, tokens, tokens, editable=editable, sampler=sampler)
 
     @torch.no_grad()
     def observe(self, state: TokenState, *, guided: bool = True) -> Tensor:
@@ -342,11 +356,21 @@ class TokenGenerator(Generator):
             noise.uniform(TOKEN, state.step, (self.cells,)), noise.gumbel(REMASK, state.step, (self.cells,))
         )
         result = self.decoding_step(state, knobs, drawn)
-        return TokenState(state.context, state.steps, result.tokens, result.proposal, state.step + 1, state.editable)
+        return TokenState(
+            state.context,
+            state.steps,
+            result.tokens,
+            result.proposal,
+            state.step + 1,
+            state.editable,
+            sampler=state.sampler,
+        )
 
     def decoding_step(self, state: TokenState, knobs: StepKnobs, noise: StepNoise) -> StepResult:
-        """The step proper; published samplers with their own orders and clamps override it."""
+        """The step proper: the toolkit's, or that of the state's published sampler, with its own order and clamps."""
         assert state.prediction is not None
+        if state.sampler is not None:
+            return state.sampler.step(state, knobs, noise, self)
         return masked_decoding_step(
             state.tokens, state.prediction[0], state.null_logits, knobs, noise, self.mask_id, state.editable
         )
@@ -477,6 +501,8 @@ class Policy(nn.Module, ABC):
     kind: ClassVar[str]
     needs_features: ClassVar[bool] = True
     trainable: ClassVar[bool] = True
+    sampler: DecodingRule | None = None
+    """The published sampler whose steps the generator takes under this policy; None for the toolkit's own."""
 
     def __init__(self, options: PluginOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int) -> None:
         super().__init__()

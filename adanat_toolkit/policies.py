@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .actions import ActionSpace
-from .interfaces import PluginOptions, Policy
+from .interfaces import DecodingRule, PluginOptions, Policy
 
 STEP_FREQUENCIES = 256
 
@@ -180,6 +180,19 @@ class FixedPolicy(Policy):
     kind = "fixed"
     needs_features = False
     trainable = False
+
+    def __init__(
+        self,
+        options: PluginOptions,
+        *,
+        space: ActionSpace,
+        grid: tuple[int, int],
+        feature_dim: int,
+        sampler: DecodingRule | None = None,
+    ) -> None:
+        """``sampler``: the published sampler that the schedule belongs to, whose steps are taken then."""
+        super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
+        self.sampler = sampler
 
     def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
         return torch.zeros(step.shape[0], 0, device=step.device)

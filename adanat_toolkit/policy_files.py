@@ -12,12 +12,16 @@ from typing import Any
 from torch import Tensor
 
 from .actions import ActionSpace
-from .errors import CheckpointError, ConfigError
-from .interfaces import Generator, Policy
+from .errors import CheckpointError, ConfigError, nearest
+from .interfaces import Generator, Policy, TokenGenerator
 from .policies import FixedPolicy
+from .published_samplers import PUBLISHED_SAMPLERS, parse_sampler
 from .registry import load, parse_options, toolkit_version
 from .runs import load_tensors, save_tensors
-from .schedules import parse_schedule
+from .schedules import RATIO_CURVES, parse_schedule
+
+FIXED_STEPS = 4
+"""Steps of a hand-made schedule when the user does not say."""
 
 
 def export_policy(
@@ -53,24 +57,23 @@ def load_policy(
     """A policy ready to sample with.
 
     Args:
-        spec: ``fixed`` (the generator's best known schedule), ``fixed:SCHEDULE``, a run folder or a policy folder.
-        steps: T of a fixed schedule (default 4); a learned policy has its own T, which this must equal if given.
+        spec: ``fixed`` (the generator's best known schedule), ``fixed:SCHEDULE``, ``fixed:SAMPLER`` (a published sampler
+            with its own steps, ``fixed:maskgit``, or with options, ``fixed:halton,guidance=1.5``), a run folder or a
+            policy folder.
+        steps: T of a fixed schedule (default 4) or sampler (default: its authors' number); a learned policy has its
+            own T, which this must equal if given.
 
     Returns:
         policy (on the generator's device, evaluation mode), its bound action space, and the policy's card.
 
     Raises:
-        ConfigError: unknown schedule or path, other steps than the policy's, or a policy of another generator.
+        ConfigError: unknown schedule, sampler or path, a sampler for a generator without tokens, other steps than the
+            policy's, or a policy of another generator.
         CheckpointError: damaged files.
     """
     name, _, schedule = spec.partition(":")
     if name == "fixed":
-        table = parse_schedule(
-            schedule or generator.default_schedule, generator.action_space, 4 if steps is None else steps
-        )
-        space = generator.action_space.bind(table, acted=(), residual=False)
-        policy = FixedPolicy(FixedPolicy.Options(), space=space, grid=generator.grid, feature_dim=generator.feature_dim)
-        return policy, space, {"kind": "fixed", "schedule": schedule or generator.default_schedule}
+        return _fixed(schedule or generator.default_schedule, generator, steps)
     folder = Path(spec)
     if (folder / "policy" / "policy.json").exists():
         folder = folder / "policy"
@@ -100,3 +103,31 @@ def load_policy(
         )
     policy.load_state_dict(weights)
     return policy.to(generator.device).eval(), space, card
+
+
+def _fixed(text: str, generator: Generator, steps: int | None) -> tuple[Policy, ActionSpace, dict[str, Any]]:
+    """A hand-made schedule under the toolkit's step, or a published sampler with its own."""
+    head = text.split(",")[0].strip()
+    card: dict[str, Any] = {"kind": "fixed", "schedule": text}
+    sampler = None
+    if head in PUBLISHED_SAMPLERS:
+        if not isinstance(generator, TokenGenerator):
+            raise ConfigError(f"{generator.name} is no token generator, so the sampler {head!r} does not apply to it.")
+        sampler = parse_sampler(text)
+        table = sampler.schedule(
+            generator.action_space, sampler.default_steps if steps is None else steps, generator.cells
+        )
+        card |= {"sampler": head, "source": sampler.source}
+    else:
+        known = [*RATIO_CURVES, "adanat", *PUBLISHED_SAMPLERS]
+        if "=" not in head and head not in known:
+            raise ConfigError(
+                f"unknown schedule or sampler {head!r}{nearest(head, known)} Schedules: {', '.join(RATIO_CURVES)}, adanat; "
+                f"published samplers: {', '.join(PUBLISHED_SAMPLERS)}."
+            )
+        table = parse_schedule(text, generator.action_space, FIXED_STEPS if steps is None else steps)
+    space = generator.action_space.bind(table, acted=(), residual=False)
+    policy = FixedPolicy(
+        FixedPolicy.Options(), space=space, grid=generator.grid, feature_dim=generator.feature_dim, sampler=sampler
+    )
+    return policy, space, card

@@ -32,6 +32,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from .actions import ActionSpace
@@ -402,3 +403,21 @@ def published_sampler(name: str, **options: Any) -> PublishedSampler:
                 f"sampler {name!r} has no option {option!r}{nearest(option, names)} Its options: {', '.join(names)}."
             )
     return kind(**options)
+
+
+def parse_sampler(text: str) -> PublishedSampler:
+    """A sampler from ``NAME[,OPTION=VALUE,...]``, for instance ``halton,guidance=1.5,top_k=50``.
+
+    Raises:
+        ConfigError: unknown sampler or option, or a value of another type.
+    """
+    name, *rest = [part.strip() for part in text.split(",")]
+    values = {key: value for key, _, value in (part.partition("=") for part in rest if part)}
+    sampler = published_sampler(name, **values)  # names are checked; values are still texts
+    try:
+        return TypeAdapter(type(sampler)).validate_python(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ConfigError(
+            f"sampler {name!r}: {fault['loc'][0]} = {fault['input']!r}: {fault['msg']}; write OPTION=VALUE."
+        ) from None

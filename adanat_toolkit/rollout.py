@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .actions import ActionSpace
-from .interfaces import Context, Generator, Policy, RewardModel
+from .errors import ConfigError
+from .interfaces import Context, Generator, Policy, RewardModel, TokenGenerator
 from .noise import ACTION, Noise
 from .ppo import gaussian_log_prob
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where masked editing begins (see ``TokenGenerator.reset``): what is known, and what may be filled in.
+
+    Attributes:
+        tokens: (B, N) int64, ``mask_id`` where ``editable``. editable: (B, N) bool.
+    """
+
+    tokens: Tensor
+    editable: Tensor
+
+    def select(self, index: Tensor | slice) -> Start:
+        """The start of some of the samples."""
+        return Start(self.tokens[index], self.editable[index])
 
 
 @dataclass
@@ -49,6 +67,7 @@ def collect(
     micro_batch: int | None = None,
     keep_features: bool = True,
     keep_images: int = 0,
+    start_from: Start | None = None,
 ) -> Rollout:
     """Generate one image a context under the policy.
 
@@ -58,6 +77,10 @@ def collect(
         action_noise: seeds of the exploration (default: ``noise``).
         micro_batch: samples in flight at once; None for all.
         keep_images: how many of the first images to keep.
+        start_from: for masked editing of a token generator; None starts from nothing.
+
+    Raises:
+        ConfigError: masked editing, or a published sampler, with a generator that has no tokens.
     """
     size = len(context)
     explore = noise if action_noise is None else action_noise
@@ -78,6 +101,7 @@ def collect(
                 reward,
                 keep_features,
                 kept,
+                None if start_from is None else start_from.select(rows),
             )
         )
     return parts[0] if len(parts) == 1 else _join(parts)
@@ -95,9 +119,10 @@ def _collect(
     reward: RewardModel | None,
     keep_features: bool,
     keep_images: int,
+    start_from: Start | None,
 ) -> Rollout:
     size, device = len(context), generator.device
-    state = generator.reset(context, noise, space.steps)
+    state = _reset(generator, policy, context, noise, space.steps, start_from)
     features, actions, log_probs, values, physicals = [], [], [], [], []
     guided = None if policy.trainable else _guided_steps(space)
     for t in range(space.steps):
@@ -131,6 +156,20 @@ def _collect(
         embedded=reward.embed(images, context) if reward is not None and images is not None else None,
         images=images[:keep_images] if images is not None and keep_images else None,
     )
+
+
+def _reset(
+    generator: Generator, policy: Policy, context: Context, noise: Noise, steps: int, start_from: Start | None
+) -> Any:
+    if policy.sampler is None and start_from is None:
+        return generator.reset(context, noise, steps)
+    if not isinstance(generator, TokenGenerator):
+        raise ConfigError(
+            f"{generator.name} is no token generator, so masked editing and published samplers do not apply; use "
+            "another generator, or another policy without an image to edit."
+        )
+    tokens, editable = (None, None) if start_from is None else (start_from.tokens, start_from.editable)
+    return generator.reset(context, noise, steps, tokens=tokens, editable=editable, sampler=policy.sampler)
 
 
 def _guided_steps(space: ActionSpace) -> list[bool]:

@@ -119,11 +119,7 @@ def roll(generator: TokenGenerator, seeds: Tensor, sampler: str | None = None, s
         table = parse_schedule(generator.default_schedule, generator.action_space, steps)
     else:
         table = published.schedule(generator.action_space, steps, generator.cells)
-        step = published.step
-        generator.decoding_step = (  # type: ignore[method-assign]
-            lambda state, knobs, drawn: step(state, knobs, drawn, generator)
-        )
-    states = [generator.reset(generator.sample_contexts(noise), noise, steps)]
+    states = [generator.reset(generator.sample_contexts(noise), noise, steps, sampler=published)]
     for t in range(steps):
         states.append(generator.step(states[-1], table[t].float().expand(len(seeds), -1), noise))
     return states
@@ -200,11 +196,8 @@ def test_published_samplers_drive_the_generator(generator: TokenGenerator, sampl
 def test_halton_sampler_ignores_the_mask_temperature(halton_folder: Path) -> None:
     generator = load("halton-256", halton_folder, heads=4)
     sampler = published_sampler("halton")
-    generator.decoding_step = (  # type: ignore[method-assign]
-        lambda state, knobs, drawn: sampler.step(state, knobs, drawn, generator)
-    )
     noise = Noise(torch.arange(3))
-    state = generator.reset(generator.sample_contexts(noise), noise, 4)
+    state = generator.reset(generator.sample_contexts(noise), noise, 4, sampler=sampler)
     table = sampler.schedule(generator.action_space, 4, generator.cells)[1].float().expand(3, -1).clone()
     before = generator.step(state, table, noise)
     table[:, generator.action_space.names.index("mask_temperature")] = 9.0
