@@ -37,23 +37,20 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], *, source: str, un
     own = module.state_dict()
     expected: dict[str, Sequence[int]] = {name: tuple(value.shape) for name, value in own.items()}
     allowed = {**(unused or {}), **expected}
-    problems = [f"missing   {name}, expected {list(expected[name])}" for name in expected if name not in state]
-    problems += [
-        f"extra     {name} {list(value.shape)}, expected no such tensor"
-        for name, value in state.items()
-        if name not in allowed
-    ]
-    problems += [
-        f"misshapen {name} {list(value.shape)}, expected {list(allowed[name])}"
-        for name, value in state.items()
-        if name in allowed and tuple(value.shape) != tuple(allowed[name])
-    ]
-    if problems:
-        more = f"\n  ... and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        lines = "".join(f"\n  {problem}" for problem in problems[:_LISTED])
+    kinds = (
+        [f"missing   {name}, expected {list(expected[name])}" for name in expected if name not in state],
+        [f"extra     {name} {list(v.shape)}, expected no such tensor" for name, v in state.items() if name not in allowed],
+        [
+            f"misshapen {name} {list(value.shape)}, expected {list(allowed[name])}"
+            for name, value in state.items()
+            if name in allowed and tuple(value.shape) != tuple(allowed[name])
+        ],
+    )
+    if any(kinds):
+        lines = [line for problems in kinds for line in _shortened(problems)]
         raise WeightsError(
-            f"{source} does not fit {type(module).__name__}, which has {len(expected)} tensors: {len(problems)} differ."
-            f"{lines}{more}\n"
+            f"{source} does not fit {type(module).__name__}, which has {len(expected)} tensors: "
+            f"{sum(map(len, kinds))} differ.\n  " + "\n  ".join(lines) + "\n"
             "Check that the file belongs to this variant, and that it was published for this architecture."
         )
     release = _Release()
@@ -63,6 +60,12 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], *, source: str, un
     if left:
         what = f"{type(module).__name__} keeps {', '.join(left)} outside its state dict"
         raise WeightsError(f"{what}; make them persistent buffers or compute them in forward.")
+
+
+def _shortened(problems: list[str]) -> list[str]:
+    if len(problems) <= _LISTED:
+        return problems
+    return [*problems[:_LISTED], f"... and {len(problems) - _LISTED} more {problems[0].split()[0]}"]
 
 
 def build(
