@@ -19,7 +19,7 @@ from .registry import explain
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class GeneratorConfig(_Frozen):
@@ -75,7 +75,7 @@ class RunConfig(_Frozen):
     """Trajectories of one iteration, over all processes."""
     micro_batch: int | None = Field(None, ge=1)
     """Samples in flight at once in one process; None: derived from the device."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     device: str = "auto"
     dtype: str = "auto"
     """Compute type of the generator; the policy is always trained in float32."""
@@ -138,7 +138,7 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
         ConfigError: naming the key, the value and what is expected.
     """
     try:
-        config = RunConfig(**values)
+        config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(explain(error, RunConfig, "configuration")) from None
     group = config.ppo.group
@@ -152,7 +152,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, as printed by --dry-run.")
@@ -164,7 +164,10 @@ def parse_override(text: str) -> dict[str, Any]:
     path, separator, value = text.partition("=")
     if not separator or not path:
         raise ConfigError(f"--set {text!r} must be written KEY=VALUE, for example ppo.learning_rate=1e-4.")
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from None
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-4 as text
         with contextlib.suppress(ValueError):
             parsed = float(parsed)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from . import distributed
@@ -22,7 +22,7 @@ from .noise import SHUFFLE, derive
 class PPOConfig(BaseModel):
     """Everything the update depends on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     learning_rate: float = Field(5e-4, gt=0)
     learning_rate_decay: Literal["none", "linear"] = "none"
@@ -51,6 +51,15 @@ class PPOConfig(BaseModel):
     group: int = Field(1, ge=1)
     """Trajectories that share one context and one token noise (common random numbers); with 2 or more, the group's mean
     reward is subtracted before standardising, which removes what the context and the noise contribute to the reward."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PPOConfig:
+        if self.standardise == "returns" and (self.group > 1 or self.gae_lambda < 1):
+            raise ValueError(
+                "standardise = 'returns' is the paper's rule, which knows neither ppo.group nor ppo.gae_lambda; leave both "
+                "at 1 or set standardise = 'reward'"
+            )
+        return self
 
     @classmethod
     def paper(cls) -> PPOConfig:
@@ -220,9 +229,9 @@ def ppo_update(
         batch = Batch(**{**vars(batch), "advantages": (batch.advantages - mean) / (std + 1e-8)})
     history: list[Tensor] = []
     names: list[str] = []
-    epoch = 0
+    epoch, number = 0, min(config.minibatches, total)
     for epoch in range(1, config.epochs + 1):
-        for part in _minibatches(batch, total, config.minibatches, derive(seed, SHUFFLE, epoch)):
+        for part in _minibatches(batch, total, number, derive(seed, SHUFFLE, epoch)):
             rows, count = part
             optimiser.zero_grad(set_to_none=True)
             sums: dict[str, Tensor] = {}
@@ -243,7 +252,7 @@ def ppo_update(
             shared = distributed.sum_over_ranks(torch.stack(list(sums.values())))
             history.append(torch.cat([shared, norm.detach().to(shared.dtype)[None]]))
         if config.target_kl is not None:
-            kl = torch.stack(history[-config.minibatches :])[:, names.index("approx_kl")].mean()
+            kl = torch.stack(history[-number:])[:, names.index("approx_kl")].mean()
             if float(kl) > config.target_kl:
                 break
     averages = torch.stack(history).mean(0).tolist()
