@@ -35,6 +35,6 @@ class OutputError(AdaNATError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'a' or 'b'?"`` for the closest known names, or an empty string."""
+    """``"; did you mean 'a' or 'b'?"`` for the closest known names, or the full stop that ends the sentence without."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else "."

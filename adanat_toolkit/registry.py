@@ -6,9 +6,13 @@ Discovery reads metadata only (the ``entrypoints`` package) and imports nothing.
 
 from __future__ import annotations
 
+import configparser
 import importlib.metadata
-from collections.abc import Mapping
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import entrypoints
@@ -69,19 +73,45 @@ class PluginInfo:
 def discover(kind: str) -> list[PluginInfo]:
     """All plug-ins of a kind, sorted by name; of two with one name the first-party one wins, then the alphabetical first."""
     found = []
-    for point in entrypoints.get_group_all(GROUPS[kind]):
-        distribution = (point.distro.name if point.distro else "unknown").replace("_", "-")
-        version = point.distro.version if point.distro else "?"
-        target = f"{point.module_name}:{point.object_name}"
-        found.append(PluginInfo(kind, point.name, target, distribution, version))
-    unique = {(p.name, p.target, p.distribution): p for p in found}  # a distribution can be found twice on the path
-    ordered = sorted(unique.values(), key=lambda p: (p.name, p.distribution != FIRST_PARTY, p.distribution, p.target))
+    for point in _entry_points(GROUPS[kind]):
+        target = f"{point.module_name}:{point.object_name or ''}"
+        distribution = point.distro.name.replace("_", "-")
+        found.append(PluginInfo(kind, point.name, target, distribution, point.distro.version or "?"))
+    ordered = sorted(found, key=lambda p: (p.name, p.distribution != FIRST_PARTY, p.distribution, p.target))
     seen: set[str] = set()
     out = []
     for plugin in ordered:
         out.append(PluginInfo(**{**vars(plugin), "shadowed": plugin.name in seen}))
         seen.add(plugin.name)
     return out
+
+
+def _entry_points(group: str) -> Iterator[entrypoints.EntryPoint]:
+    """Entry points of a group; of a distribution that is on the path twice, the first one's."""
+    seen: dict[str, str] = {}
+    for folder in dict.fromkeys(sys.path):
+        try:
+            points = entrypoints.get_group_all(group, path=[folder])
+        except (configparser.Error, UnicodeDecodeError):
+            points = _readable_entry_points(group, folder)
+        for point in points:
+            if seen.setdefault(point.distro.name, folder) == folder:
+                yield point
+
+
+def _readable_entry_points(group: str, folder: str) -> Iterator[entrypoints.EntryPoint]:
+    """Entry points of a folder one of whose distributions has a malformed entry_points.txt, which is skipped."""
+    for file in sorted(Path(folder).glob("*.*-info/entry_points.txt")):
+        parser = entrypoints.CaseSensitiveConfigParser(delimiters=("=",))
+        try:
+            parser.read(file)
+        except (configparser.Error, UnicodeDecodeError) as error:
+            warnings.warn(f"{file} cannot be read, its plug-ins are ignored: {error}", stacklevel=2)
+            continue
+        distribution = entrypoints.Distribution.from_name_version(file.parent.stem)
+        for name, target in parser[group].items() if group in parser else ():
+            with entrypoints.BadEntryPoint.err_to_warnings():
+                yield entrypoints.EntryPoint.from_string(target, name, distribution)
 
 
 def load(kind: str, name: str) -> Any:
@@ -130,7 +160,9 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
             known = _fields(model, fault["loc"][:-1])
             parts.append(f"unknown key {key!r}{nearest(str(fault['loc'][-1]), known)} Known: {', '.join(known)}")
         else:
-            parts.append(f"{key} = {fault['input']!r}: {fault['msg']}")
+            message = fault["msg"].removeprefix("Value error, ")
+            whole = isinstance(fault["input"], Mapping | BaseModel)  # settings that contradict each other
+            parts.append(": ".join(filter(None, [key, message])) if whole else f"{key} = {fault['input']!r}: {message}")
     return f"{where}: " + "; ".join(parts) + "."
 
 
