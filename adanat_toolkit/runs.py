@@ -8,6 +8,7 @@ policy/                policy.safetensors + policy.json, all that ``adanat sampl
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -60,7 +61,8 @@ def write_file(path: Path, data: bytes | str) -> None:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}. Nothing was lost; free space and run again."
         ) from None
@@ -85,7 +87,7 @@ def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], facts: 
         write_file(aside / f"{name}.safetensors", payload)
         write_json(aside / f"{name}.json", card)
         if folder.exists():
-            previous = folder.with_name(f".{folder.name}.old")
+            previous = folder.with_name(f".{folder.name}.old")  # see RunFolder.recover
             shutil.rmtree(previous, ignore_errors=True)
             os.replace(folder, previous)
             os.replace(aside, folder)
@@ -145,13 +147,17 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            return json.loads(file.read_text())
+            stored = json.loads(file.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError):
-            raise CheckpointError(f"{file} is damaged (not valid JSON); restore it or choose another --out.") from None
+            stored = None
+        if not isinstance(stored, dict):
+            raise CheckpointError(f"{file} is damaged (not a JSON object); restore it or choose another --out.")
+        return stored
 
     def checkpoints(self) -> list[int]:
         """Iterations with a complete checkpoint, ascending."""
-        return sorted(int(p.name) for p in (self.path / "checkpoints").glob("[0-9]*") if p.is_dir())
+        found = (self.path / "checkpoints").glob("[0-9]*")
+        return sorted(int(p.name) for p in found if p.name.isdecimal() and p.is_dir())
 
     def checkpoint(self, iteration: int) -> Path:
         return self.path / "checkpoints" / f"{iteration:06d}"
@@ -159,7 +165,26 @@ class RunFolder:
     def prune(self, keep: int) -> None:
         """Remove all but the newest ``keep`` checkpoints."""
         for iteration in self.checkpoints()[:-keep]:
-            shutil.rmtree(self.checkpoint(iteration), ignore_errors=True)
+            folder = self.checkpoint(iteration)
+            aside = folder.with_name(f".{folder.name}.pruned.tmp")
+            with contextlib.suppress(OSError):  # what cannot be removed stays; it is complete
+                os.replace(folder, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def recover(self) -> None:
+        """Tidy up after a kill: put back a folder that was moved aside for its successor, remove what was half written."""
+        for parent in (self.path, self.path / "checkpoints"):
+            for previous in parent.glob(".*.old"):
+                folder = previous.with_name(previous.name.removeprefix(".").removesuffix(".old"))
+                if folder.exists():
+                    shutil.rmtree(previous, ignore_errors=True)
+                else:
+                    os.replace(previous, folder)
+            for temporary in parent.glob(".*.tmp"):
+                if temporary.is_dir():
+                    shutil.rmtree(temporary, ignore_errors=True)
+                else:
+                    temporary.unlink(missing_ok=True)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl; a last line cut off by a kill is ignored."""

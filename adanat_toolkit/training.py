@@ -43,6 +43,11 @@ class Trainer:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
+        if config.batch // config.ppo.group < distributed.world_size():
+            raise ConfigError(
+                f"batch = {config.batch} gives {config.batch // config.ppo.group} groups of trajectories for "
+                f"{distributed.world_size()} processes; each needs at least one. Use a larger batch or fewer processes."
+            )
         self.device = resolve_device(config.device)
         dtype = resolve_dtype(config.dtype, self.device)
         self.generator = create_generator(
@@ -300,7 +305,10 @@ class Trainer:
 
         for prefix, module in (("policy.", self.policy), ("critic.", self.critic)):
             load_module(module, part(prefix), prefix)
-        self.average = part("average.")
+        average = part("average.")
+        if average.keys() != self.average.keys():
+            raise CheckpointError("the checkpoint does not hold the averaged policy. It is damaged or of another version.")
+        self.average = average
         load_optimiser(self.optimiser, part("optimiser."))
         self.reward.load_state(part("reward."))
 
@@ -312,9 +320,8 @@ class Trainer:
             "generator": self.generator.fingerprint,
             "real_images": self.real.fingerprint if self.real is not None else None,
         }
-        save_tensors(folder.checkpoint(self.iteration), "state", self.state(), facts)
-        folder.prune(self.config.keep_checkpoints)
         config = self.config
+        # The policy first: a run that is killed in between goes on from the older checkpoint and exports it again.
         export_policy(
             folder.path / "policy",
             self.policy,
@@ -329,6 +336,8 @@ class Trainer:
                 "engine": config.engine,
             },
         )
+        save_tensors(folder.checkpoint(self.iteration), "state", self.state(), facts)
+        folder.prune(config.keep_checkpoints)
 
     def _open(self, folder: RunFolder) -> None:
         """Start a new run folder or resume the one that is there."""
@@ -363,6 +372,7 @@ class Trainer:
             self.load_state(tensors)
             self.iteration = int(facts["iteration"])
         if distributed.is_main():
+            folder.recover()
             folder.truncate_metrics(self.iteration)
 
 
