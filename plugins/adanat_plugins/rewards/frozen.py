@@ -141,7 +141,7 @@ def prepare_images(
     """What torchvision's Resize, CenterCrop, ToTensor and Normalize do to the saved image.
 
     Values are rounded to 8 bit before and after the resize, as a PNG and PIL round them, so that a score in training is
-    the score of the file. Agrees with PIL to one grey level (it computes the weights in fixed point).
+    the score of the file. Agrees with PIL to two grey levels at single pixels (PIL's weights are in fixed point).
 
     Args:
         images: (B, 3, H, W) float in [0, 1].
@@ -155,9 +155,10 @@ def prepare_images(
     height, width = x.shape[-2:]
     short = min(height, width)
     target = (size, size) if squash else (int(size * height / short), int(size * width / short))
-    if target != (height, width):
-        x = F.interpolate(x, target, mode=mode, antialias=True, align_corners=False)
-        x = (x.clamp(0, 1) * 255).round() / 255
+    for step in ((height, target[1]), target):  # across, then down, each rounded: PIL's order
+        if step != x.shape[-2:]:
+            x = F.interpolate(x, step, mode=mode, antialias=True, align_corners=False)
+            x = (x.clamp(0, 1) * 255).round() / 255
     top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)
     x = x[..., top : top + size, left : left + size]
     shape = (1, 3, 1, 1)
