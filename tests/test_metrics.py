@@ -335,12 +335,16 @@ def test_unlike_figures_are_refused() -> None:
         require_comparable(base, other, allow=[change])
 
 
-def test_memory_of_many_samples_stays_bounded() -> None:
-    """Peak of the chunked neighbour search: chunks, not N x M distances."""
-    import resource
+def test_memory_of_many_samples_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest block of distances that ever exists has the size of a chunk, whatever the number of samples."""
+    sizes: list[int] = []
+    distances = prdc._squared_distances
 
-    x = rand(0, 12_000, 4)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    neighbourhoods(x, x + 0.01)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    assert grown < 600, f"{grown:.0f} MiB; the whole matrix would be 1,100 MiB"
+    def measured(x: Tensor, y: Tensor, centre: Tensor) -> Tensor:
+        sizes.append(len(x) * len(y))
+        return distances(x, y, centre)
+
+    monkeypatch.setattr(prdc, "_squared_distances", measured)
+    x = rand(0, 10_000, 2)
+    neighbourhoods(x[:2000], x)
+    assert max(sizes) == prdc.ROWS * prdc.COLUMNS and 8 * max(sizes) <= 64 * 2**20

@@ -107,9 +107,12 @@ def statistics_of(
     """
     data = data if isinstance(source, Tensor) else source.fingerprint
     statistics = FeatureStatistics.empty(extractor.feature_dim, extractor.protocol, data, dict(extractor.card))
+    waiting: list[Tensor] = []
     for batch in _batches(source, progress):
-        statistics = statistics.update(extractor(batch))
-    return statistics
+        waiting.append(extractor(batch))
+        if len(waiting) == 8:  # each update costs several passes over a (D, D) matrix
+            statistics, waiting = statistics.update(torch.cat(waiting)), []
+    return statistics.update(torch.cat(waiting)) if waiting else statistics
 
 
 def _batches(images: Tensor | ImageSource, progress: Progress | None) -> Iterator[Tensor]:

@@ -56,7 +56,8 @@ class FeatureStatistics:
             raise DataError(f"features must be (B, {len(self.mean)}), got {tuple(features.shape)}.")
         if not torch.isfinite(features).all():
             raise DataError("features have values that are not finite; look at the images they were made from.")
-        values = features.detach().double()
+        values = features.detach()
+        values = (values.cpu() if values.device.type == "mps" else values).double()  # Apple's GPUs have no float64
         mean = values.mean(0)
         centred = values - mean
         part = replace(self, count=len(features), mean=mean.cpu(), scatter=(centred.T @ centred).cpu())

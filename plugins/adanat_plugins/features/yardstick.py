@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import FeatureExtractor, ImageSource
+from adanat_toolkit.errors import WeightsError
+from adanat_toolkit.interfaces import FeatureExtractor, ImageSource, PluginOptions
+from adanat_toolkit.registry import parse_options
 
 from .network import FEATURE_DIM, backbone, build_network
 
@@ -57,8 +58,7 @@ class EmojiYardstick(FeatureExtractor):
         Raises:
             ConfigError: an option is given. WeightsError: the embedded files are missing or damaged.
         """
-        for key in options:
-            raise ConfigError(f"the emoji64 yardstick has no option {key!r}{nearest(key, ())}; leave it out.")
+        parse_options("features emoji64", PluginOptions, options)
         return cls(device)
 
     def __init__(self, device: torch.device | str = "cpu") -> None:

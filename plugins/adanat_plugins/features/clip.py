@@ -1,0 +1,75 @@
+"""``clip``: image embeddings of a CLIP through open_clip, with its text side for the CLIP score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adanat_toolkit.interfaces import FeatureExtractor
+from adanat_toolkit.metrics.scores import clip_scores
+from adanat_toolkit.registry import parse_options
+
+from ..fingerprints import fingerprint_state
+from ..rewards.clip_models import EMBEDDED, ClipModel, ClipOptions, load_clip
+from .third_party import FeatureAsset, locate
+
+DEFAULT = "ViT-B-32-quickgelu"
+_HUB = "timm/vit_base_patch32_clip_224.openai"
+
+
+class ClipFeatureOptions(ClipOptions):
+    """``model``: an open_clip name, a folder, or ``emoji64`` (embedded)."""
+
+    model: str = DEFAULT
+
+
+def clip_asset() -> FeatureAsset:
+    """Where the default weights, OpenAI's ViT-B/32, are published and looked for."""
+    return FeatureAsset(
+        ("clip",), "OpenAI's CLIP ViT-B/32 weights", f"{_HUB}/open_clip_model.safetensors",
+        f"https://huggingface.co/{_HUB}", "MIT", f"download open_clip_model.safetensors of {_HUB}", hub=_HUB,
+    )  # fmt: skip
+
+
+class ClipFeatures(FeatureExtractor):
+    """Projected image embeddings, not normalised (512 features of ViT-B/32)."""
+
+    @classmethod
+    def create(cls, options: dict[str, Any], *, device: torch.device, offline: bool) -> ClipFeatures:
+        """Options: ``model`` and ``weights`` (see :class:`ClipFeatureOptions`).
+
+        Raises:
+            ConfigError: unknown model. WeightsError: the weights are missing or of another network.
+        """
+        parsed = parse_options("features clip", ClipFeatureOptions, options)
+        assert isinstance(parsed, ClipFeatureOptions)
+        if parsed.model == DEFAULT and parsed.weights is None:
+            path = locate(None, clip_asset(), offline=offline)
+            parsed = parsed.model_copy(update={"weights": str(path)})
+        return cls(load_clip("clip features", parsed, "", device))
+
+    def __init__(self, model: ClipModel) -> None:
+        self.model = model
+        self.feature_dim = model.dim
+        digest = fingerprint_state(model.network.state_dict())
+        self.protocol = f"clip-{model.name}-{digest[:8]}"
+        embedded = model.name == EMBEDDED
+        self.card = {
+            "network": f"open_clip {model.name}, projected image embedding before normalisation, {model.dim} features",
+            "weights": f"fingerprint {digest}",
+            "resize": "the model's own (open_clip's preprocessing), antialiased",
+            "rounding": "to 8 bit, before and after the resize",
+            "range": "the model's own mean and standard deviation",
+            "licence": "Apache-2.0; images: see emoji64/NOTICE.md" if embedded else "see the model card (OpenAI: MIT)",
+            "source": "embedded" if embedded else "https://github.com/mlfoundations/open_clip",
+        }
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.model.raw_images(images)
+
+    def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(B,) float64 CLIP scores of (B, 3, H, W) images in [0, 1] and their prompts: 100 max(cos, 0)."""
+        return clip_scores(self(images).cpu(), self.model.texts(prompts).cpu())
