@@ -42,6 +42,15 @@ def emoji(generator: Generator) -> MemoryImages:
     return source
 
 
+@pytest.fixture(scope="module")
+def few(emoji: MemoryImages) -> MemoryImages:
+    """Every 40th image: some classes have one image, some none."""
+    index = torch.arange(0, len(emoji), 40)
+    assert emoji.labels is not None and emoji.captions is not None
+    captions = [emoji.captions[i] for i in index.tolist()]
+    return MemoryImages(emoji.pixels[index], labels=emoji.labels[index], captions=captions)
+
+
 def make(spec: str, generator: Generator, real: MemoryImages | None = None, **options: Any) -> Any:
     return create_reward(spec, options, generator=generator, real=real, device=CPU, seed=0)
 
@@ -207,6 +216,21 @@ def test_captions_say_more_about_a_class_than_its_name(generator: Generator, emo
     assert by_captions > 0.15 > 0.06 > by_name
 
 
+def test_class_embeddings_are_means_over_captions(generator: Generator, few: MemoryImages) -> None:
+    assert few.labels is not None and few.captions is not None
+    reward = make("clip-score", generator, few, captions=3)
+    counts = torch.bincount(few.labels, minlength=98)
+    several, absent = int(counts.argmax()), int(counts.argmin())
+    assert counts[several] > 6 and counts[absent] == 0
+    own = reward.text_embeddings(generator.encode_classes([several, absent]))
+    captions = [few.captions[i] for i in (few.labels == several).nonzero()[:, 0].tolist()]
+    spread = [captions[0], captions[round((len(captions) - 1) / 2)], captions[-1]]
+    mean = reward.clip.texts(spread).mean(0)
+    torch.testing.assert_close(own[0], mean / mean.norm())
+    name = generator.class_names[absent]  # type: ignore[index]
+    torch.testing.assert_close(own[1], reward.clip.texts([f"a photo of a {name}"])[0])
+
+
 def test_any_open_clip_model_from_local_files(generator: Generator, tmp_path: Path) -> None:
     import open_clip
 
@@ -301,14 +325,14 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_mixture_is_the_weighted_sum_of_standardised_terms(
-    generator: Generator, emoji: MemoryImages, heads: dict[str, str]
+    generator: Generator, few: MemoryImages, heads: dict[str, str]
 ) -> None:
-    mix = make("clip-score:2,aesthetic:-0.5", generator, emoji, options={"aesthetic": heads})
+    mix = make("clip-score:2,aesthetic:-0.5", generator, few, options={"aesthetic": heads})
     assert type(mix) is MixReward and mix.set_level
-    index = torch.arange(0, 900, 100)
-    images, context = emoji.images(index), emoji.contexts(index)
+    index = torch.arange(0, 225, 25)
+    images, context = few.images(index), few.contexts(index)
     terms: dict[str, RewardModel] = {
-        "clip-score": make("clip-score", generator, emoji), "aesthetic": make("aesthetic", generator, **heads)
+        "clip-score": make("clip-score", generator, few), "aesthetic": make("aesthetic", generator, **heads)
     }
     raw = {name: reward.score(images, context) for name, reward in terms.items()}
     z = {name: (s - s.mean()) / s.std() for name, s in raw.items()}
@@ -349,10 +373,10 @@ def test_mixture_that_learns(generator: Generator, emoji: MemoryImages, heads: d
         first.load_state({"clip-score/x": torch.zeros(1)})
 
 
-def test_mixture_errors(generator: Generator, emoji: MemoryImages) -> None:
+def test_mixture_errors(generator: Generator, few: MemoryImages) -> None:
     with pytest.raises(ConfigError, match="no term of the mixture"):
-        make("clip-score:1,fid:1", generator, emoji, options={"clip-scor": {}})
+        make("clip-score:1,fid:1", generator, few, options={"clip-scor": {}})
     with pytest.raises(AdaNATError, match=r"(needs|compares with) real images"):
         make("clip-score:1,fid:1", generator)
     with pytest.raises(AdaNATError, match="unknown reward"):
-        make("clip-score:1,clipscore:1", generator, emoji)
+        make("clip-score:1,clipscore:1", generator, few)

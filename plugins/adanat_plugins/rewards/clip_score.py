@@ -20,7 +20,8 @@ class ClipScoreOptions(ClipOptions, PromptOptions):
 
     captions: int = Field(64, ge=0)
     """With a class-conditional generator whose images have captions, and no ``template``: up to so many captions of the
-    class, spread evenly over its images, are averaged to the class's text embedding. 0 uses the template."""
+    class, spread evenly over its images, are averaged to the class's text embedding. 0 uses the template, and so does a
+    class without images."""
 
 
 class ClipScoreReward(FrozenReward):
@@ -63,16 +64,21 @@ class ClipScoreReward(FrozenReward):
 def _caption_embeddings(
     reward: ClipScoreReward, generator: Generator, real: ImageSource | None, options: ClipScoreOptions
 ) -> Tensor | None:
-    """(classes, E) unit-length means of caption embeddings, or None where they do not apply or a class has none."""
+    """(classes, E) unit-length means of caption embeddings, or None where they do not apply."""
     labels, captions = getattr(real, "labels", None), getattr(real, "captions", None)
     asked = options.captions > 0 and options.template is None and options.class_names is None
     if not asked or generator.context_kind != "class" or labels is None or captions is None:
         return None
+
+    def template_of(number: int) -> list[str]:
+        by_class = Prompts("clip-score", generator, options).by_class
+        assert by_class is not None
+        return [by_class[number]]
+
     rows = []
     for number in range(generator.num_classes or 0):
         index = (labels == number).nonzero()[:, 0]
-        if len(index) == 0:
-            return None
         chosen = torch.linspace(0, len(index) - 1, min(options.captions, len(index))).round().long()
-        rows.append(reward.clip.texts([captions[i] for i in index[chosen].tolist()]).mean(0))
+        texts = [captions[i] for i in index[chosen].tolist()] if len(index) else template_of(number)
+        rows.append(reward.clip.texts(texts).mean(0))
     return F.normalize(torch.stack(rows), dim=1)
