@@ -9,23 +9,26 @@ from torch import Tensor, nn
 
 from adanat_toolkit.compute import in_chunks, minimum_batch
 
+from ..weights import place
+
 
 class VQModelTokenizer(nn.Module):
-    """Codes <-> images through a diffusers ``VQModel``, whose images are in [-1, 1].
+    """Codes <-> images through a diffusers ``VQModel``.
 
     Args:
         model: a diffusers ``VQModel`` with its weights.
+        signed: whether the network's own images are in [-1, 1], as emoji64's, or in [0, 1], as aMUSEd's.
         device, dtype: where and in what the convolutions run; images and codes are float32 and int64 outside.
     """
 
-    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, *, signed: bool = True) -> None:
         super().__init__()
         # Channels-last roughly doubles the speed of the convolutions on CPUs and on tensor cores.
-        # nn.Module.to, since diffusers' own override warns about the cast that is wanted here.
-        nn.Module.to(model, device=device, dtype=dtype)
+        place(model, device, dtype)
+        # nn.Module.to, since diffusers' own override warns.
         nn.Module.to(model, memory_format=torch.channels_last)
         self.model = model.eval().requires_grad_(False)
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.signed = device, dtype, signed
 
     @classmethod
     def from_state(
@@ -48,8 +51,9 @@ class VQModelTokenizer(nn.Module):
 
         def run(ids: Tensor) -> Tensor:
             latent = self.model.quantize.embedding(ids).view(len(ids), *grid, -1).permute(0, 3, 1, 2)
-            image = self.model.decoder(self.model.post_quant_conv(latent))
-            return image.float().clamp(-1, 1).add(1).div(2).contiguous()
+            image = self.model.decoder(self.model.post_quant_conv(latent)).float()
+            image = image.clamp(-1, 1).add(1).div(2) if self.signed else image.clamp(0, 1)
+            return image.contiguous()
 
         return in_chunks(run, codes, minimum=minimum_batch(self.dtype, self.device))[0]
 
@@ -58,7 +62,7 @@ class VQModelTokenizer(nn.Module):
         """(B, 3, H, W) float32 in [0, 1] -> (B, N) int64, the nearest codes."""
 
         def run(batch: Tensor) -> Tensor:
-            x = (batch * 2 - 1).to(self.dtype).contiguous(memory_format=torch.channels_last)
+            x = (batch * 2 - 1 if self.signed else batch).to(self.dtype).contiguous(memory_format=torch.channels_last)
             latent = self.model.quant_conv(self.model.encoder(x)).float().permute(0, 2, 3, 1).flatten(1, 2)
             return torch.cdist(latent, self.model.quantize.embedding.weight.float()[None]).argmin(-1)
 
