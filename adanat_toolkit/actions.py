@@ -127,7 +127,7 @@ class ActionSpace:
 
     def base(self) -> Tensor:
         """(T, A) float32: the raw value a zero action stands for at each step (zeros without residual)."""
-        if self.schedule is None or not self.residual:
+        if self.schedule is None or not self.residual or not self.acted:
             return torch.zeros(0 if self.schedule is None else self.steps, self.size)
         columns = [self.knobs[i].to_raw(self.schedule[:, i]) for i in self._acted_columns()]
         return torch.stack(columns, dim=1).float()
@@ -151,9 +151,8 @@ class ActionSpace:
     def to_raw(self, physical: Tensor, step: int | Tensor) -> Tensor:
         """Inverse of :meth:`to_physical` for the acted knobs: (B, len(knobs)) -> (B, A)."""
         index = torch.as_tensor(step, device=physical.device, dtype=torch.int64).expand(physical.shape[0])
-        raw = torch.stack([self.knobs[i].to_raw(physical[:, i]) for i in self._acted_columns()], dim=1).to(
-            physical.dtype
-        )
+        columns = [self.knobs[i].to_raw(physical[:, i]) for i in self._acted_columns()]
+        raw = torch.stack(columns, dim=1).to(physical.dtype) if columns else physical[:, :0]
         return raw - self._table("base", physical)[index] if self.residual else raw
 
     def spec(self) -> dict[str, Any]:
