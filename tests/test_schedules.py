@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def test_ratio_curves(curve: str, steps: int) -> None:
     table = parse_schedule(curve, SPACE, steps)
     ratios = column(table, "mask_ratio")
     assert len(ratios) == steps and ratios[-1] == pytest.approx(0, abs=1e-12)
-    assert all(0 <= b < a <= 1 for a, b in zip(ratios, ratios[1:], strict=False))
+    assert all(0 <= b < a <= 1 for a, b in pairwise(ratios))
     assert column(table, "token_temperature") == [1.0] * steps
     assert column(table, "guidance") == [0.0] * steps == column(table, "mask_temperature")
 
