@@ -306,7 +306,10 @@ def test_evaluate_from_images_to_figures() -> None:
         "frechet", "kid", "kid_std", "precision", "recall", "density", "coverage", "clip_score", "diversity",
     }  # fmt: skip
     assert (result.protocol, result.n_fake, result.n_real, result.data) == ("quarters", 100, 300, source.fingerprint)
-    assert result.settings["neighbours_samples"] == 100
+    assert result.settings["neighbours_samples"] == 100 and result.settings["diversity_classes"] == 3
+    whole = evaluate_features(fake, real, bootstrap=0)
+    assert whole.settings["diversity_classes"] == 1
+    assert whole.figures["diversity"] == within_class_diversity(fake.values, real.features)
     for name, (low, high) in result.intervals.items():
         assert low <= result.figures[name] <= high, name
     assert Evaluation.from_json(json.loads(json.dumps(result.to_json()))) == result

@@ -15,7 +15,7 @@ from .frechet import FeatureStatistics, frechet_distance
 from .intervals import Interval, bootstrap_interval
 from .kid import SUBSET_SIZE, SUBSETS, kernel_distance
 from .prdc import neighbourhoods
-from .scores import inception_score, within_class_diversity
+from .scores import inception_score, pair_spread, relative_spread
 
 LOWER_IS_BETTER = frozenset({"frechet", "kid"})
 BOOTSTRAP, BOOTSTRAP_DIMENSIONS = 100, 512
@@ -93,7 +93,8 @@ def evaluate_features(
     """Every figure that the inputs allow.
 
     Args:
-        labels: (N,) int64 class ids of the fakes, for the diversity within class; needs the reals' labels.
+        labels: (N,) int64 class ids of the fakes, for the diversity within class; without them, or without the reals'
+            labels, it is the diversity of the whole set (``settings["diversity_classes"]`` is 1).
         clip: (N,) per-sample CLIP scores (see :func:`clip_scores`).
         neighbours: precision, recall, density and coverage use min(N, M, neighbours) random fakes and reals: as many of
             each, because their values depend on both counts.
@@ -144,10 +145,20 @@ def evaluate_features(
         figures["clip_score"] = float(clip.double().mean())
         if bootstrap:
             intervals["clip_score"] = interval(_mean_of(clip.double()), count)
-    reals = real.features
-    if labels is not None and real.labels is not None and reals is not None:
-        ids, real_ids = labels.cpu(), real.labels
-        figures["diversity"] = within_class_diversity(fake.values, reals, ids, real_ids)
+    if real.features is not None:
+        ids, real_ids = torch.zeros(count, dtype=torch.int64), torch.zeros(len(real.features), dtype=torch.int64)
+        if labels is not None and real.labels is not None:
+            ids, real_ids = labels.cpu(), real.labels
+        classes = int(max(ids.max(), real_ids.max())) + 1
+        settings["diversity_classes"] = classes
+        real_spread = pair_spread(real.features, real_ids, classes)
+
+        def diversity(index: Tensor) -> float:
+            return relative_spread(pair_spread(fake.values[index], ids[index], classes), real_spread)
+
+        figures["diversity"] = diversity(torch.arange(count))
+        if bootstrap:
+            intervals["diversity"] = interval(diversity, count)
     return Evaluation(fake.protocol, count, real.statistics.count, real.statistics.data, figures, intervals, settings)
 
 

@@ -68,8 +68,16 @@ def within_class_diversity(
         fake_labels = torch.zeros(len(fake), dtype=torch.int64)
         real_labels = torch.zeros(len(real), dtype=torch.int64)
     classes = int(max(fake_labels.max(), real_labels.max())) + 1
-    fake_count, fake_spread = _pair_spread(fake, fake_labels, classes)
-    real_count, real_spread = _pair_spread(real, real_labels, classes)
+    return relative_spread(pair_spread(fake, fake_labels, classes), pair_spread(real, real_labels, classes))
+
+
+Spread = tuple[Tensor, Tensor]
+"""(classes,) float64 counts, and mean squared distances between two different samples of a class."""
+
+
+def relative_spread(fake: Spread, real: Spread) -> float:
+    """:func:`within_class_diversity` from the classes' spreads (see :func:`pair_spread`)."""
+    (fake_count, fake_spread), (real_count, real_spread) = fake, real
     usable = (fake_count >= 2) & (real_count >= 2)
     if not usable.any():
         raise DataError(
@@ -82,8 +90,8 @@ def within_class_diversity(
     return float((above / below).sqrt())
 
 
-def _pair_spread(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """(classes,) counts and mean squared distances between two different samples of each class, float64."""
+def pair_spread(features: Tensor, labels: Tensor, classes: int) -> Spread:
+    """Spread within class of (N, D) features with (N,) int64 labels below ``classes``."""
     labels = labels.to(features.device)
     values = features.double()
     count = torch.bincount(labels, minlength=classes).double()
