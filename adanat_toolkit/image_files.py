@@ -72,6 +72,14 @@ def _visible(sizes: dict[str, int]) -> dict[str, int]:
     return {n: sizes[n] for n in sorted(sizes) if not any(p.startswith((".", "__MACOSX")) for p in n.split("/"))}
 
 
+def centred_crop(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the largest centred crop of a (width, height) with the target's aspect ratio."""
+    (wide, high), (width, height) = size, target
+    crop = min(wide, max(1, round(high * width / height))), min(high, max(1, round(wide * height / width)))
+    left, top = (wide - crop[0]) // 2, (high - crop[1]) // 2
+    return left, top, left + crop[0], top + crop[1]
+
+
 def decode_image(data: bytes, size: tuple[int, int]) -> Tensor:
     """One encoded image -> (3, H, W) uint8 (see the top of this module for the preprocessing).
 
@@ -89,10 +97,7 @@ def decode_image(data: bytes, size: tuple[int, int]) -> Tensor:
         image = image.convert("RGB")
         if image.size != (width, height):
             # Cropped first: a resize with a box would let pixels outside the crop bleed in.
-            wide, high = image.size
-            crop = min(wide, max(1, round(high * width / height))), min(high, max(1, round(wide * height / width)))
-            left, top = (wide - crop[0]) // 2, (high - crop[1]) // 2
-            image = image.crop((left, top, left + crop[0], top + crop[1]))
+            image = image.crop(centred_crop(image.size, (width, height)))
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(height, width, 3).permute(2, 0, 1)

@@ -12,7 +12,7 @@ from .actions import ActionSpace
 from .compute import CPU_CHUNK
 from .interfaces import Context, Generator, Policy
 from .noise import Noise
-from .rollout import collect
+from .rollout import Start, collect
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def sample(
     batch: int | None = None,
     sigma: float = 0.0,
     on_batch: Callable[[int], None] | None = None,
+    start_from: Start | None = None,
 ) -> Iterator[Samples]:
     """Images in batches, in the order of ``seeds``.
 
@@ -53,6 +54,7 @@ def sample(
         batch: samples at once; it does not change the images.
         sigma: exploration noise in raw coordinates (0: the policy's mean).
         on_batch: called with the number of images done.
+        start_from: n starts, for masked editing (see ``editing.edit``).
     """
     noise = Noise(seeds.to(generator.device))
     chosen = generator.sample_contexts(noise) if context is None else context
@@ -68,6 +70,7 @@ def sample(
             sigma=sigma,
             keep_features=False,
             keep_images=size,
+            start_from=None if start_from is None else start_from.select(rows),
         )
         assert part.images is not None
         yield Samples(seeds[rows].cpu(), part.context, part.images, part.physical)
