@@ -69,8 +69,11 @@ def test_influence_is_the_derivative_by_a_samples_mass(influence: FrechetInfluen
 
         def mixed(sign: int, mass: Moments = mass) -> float:
             # (1 - e) P + e delta_x; with a negative e mass is taken away.
-            return influence.distance(Moments(1 - sign * step, moments.mean, moments.covariance).blend(
-                Moments(sign * step, mass.mean, mass.covariance)))
+            return influence.distance(
+                Moments(1 - sign * step, moments.mean, moments.covariance).blend(
+                    Moments(sign * step, mass.mean, mass.covariance)
+                )
+            )
 
         assert (mixed(1) - mixed(-1)) / (2 * step) == pytest.approx(value, rel=1e-5, abs=1e-6)
 
@@ -190,7 +193,9 @@ def test_noise_scores_below_real_images(generator: Generator, emoji: MemoryImage
     """Among mostly real images the damaged ones are those that push the set away."""
     reward = make("fid:influence", generator, emoji)
     images = emoji.images(torch.arange(5, 10_000, 160))
-    images[:6] = (images[:6] + 0.3 * torch.randn(images[:6].shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    images[:6] = (images[:6] + 0.3 * torch.randn(images[:6].shape, generator=torch.Generator().manual_seed(0))).clamp(
+        0, 1
+    )
     good = reward.extractor.precomputed(emoji)[3::15]
     context = nothing(len(images))
     reward.update(good[:1], nothing(1), good, nothing(len(good)), seed=0)
@@ -202,7 +207,7 @@ def test_history_is_an_exponential_average(generator: Generator, emoji: MemoryIm
     reward = make("fid:influence", generator, emoji, history=100)
     assert isinstance(reward, FidHistoryReward) and reward.needs == frozenset()
     every = reward.extractor.precomputed(emoji)
-    batches = [every[k : 3200 : 80][:40] for k in range(5)]
+    batches = [every[k:3200:80][:40] for k in range(5)]
     weights = torch.zeros(0, dtype=torch.float64)
     for batch in batches:
         figures = reward.update(batch[:1], nothing(1), batch, nothing(40), seed=0)

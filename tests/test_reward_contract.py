@@ -43,8 +43,18 @@ def tiny_imagereward(folder: Path, seed: int = 0) -> dict[str, Any]:
     """Random weights of a small ImageReward in the published layout, and a vocabulary."""
     torch.manual_seed(seed)
     config = ImageRewardConfig(
-        image_size=32, patch_size=16, vision_width=64, vision_depth=2, vision_heads=1, text_hidden=64, text_layers=2,
-        text_heads=1, text_intermediate=128, vocab=40, max_positions=48, proj_dim=16,
+        image_size=32,
+        patch_size=16,
+        vision_width=64,
+        vision_depth=2,
+        vision_heads=1,
+        text_hidden=64,
+        text_layers=2,
+        text_heads=1,
+        text_intermediate=128,
+        vocab=40,
+        max_positions=48,
+        proj_dim=16,
     )
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "photo", "of", "&", "/", "animals", "activities", "sport", "game"]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
@@ -65,8 +75,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         every.pixels[index], labels=every.labels[index], captions=[every.captions[i] for i in index.tolist()]
     )
     chosen = torch.arange(0, COUNT) * 7
-    images = (real.images(chosen) + 0.1 * torch.randn(COUNT, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
-    save_file({"weight": torch.randn(1, 128, generator=torch.Generator().manual_seed(2))}, str(folder / "head.safetensors"))
+    images = real.images(chosen) + 0.1 * torch.randn(COUNT, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    save_file(
+        {"weight": torch.randn(1, 128, generator=torch.Generator().manual_seed(2))}, str(folder / "head.safetensors")
+    )
     learner = {"updates": 1, "batch": 16}
     options = {
         "adversarial": learner,
@@ -167,9 +179,9 @@ def test_save_and_load(world: World, spec: str) -> None:
     assert torch.equal(resumed.score(world.images, world.context), learned)
     learn(world, reward, seed=2)
     learn(world, resumed, seed=2)
-    assert torch.equal(
-        resumed.score(world.images, world.context), reward.score(world.images, world.context)
-    ), "the state misses something that the next update needs"
+    assert torch.equal(resumed.score(world.images, world.context), reward.score(world.images, world.context)), (
+        "the state misses something that the next update needs"
+    )
     key = max(saved, key=lambda k: saved[k].numel())
     with pytest.raises(CheckpointError):
         resumed.load_state({**saved, key: saved[key].flatten()[1:]})

@@ -72,8 +72,12 @@ def test_images_are_prepared_as_by_torchvision(height: int, width: int, size: in
     from torchvision import transforms as T
 
     reference = T.Compose(
-        [T.Resize(size, interpolation=T.InterpolationMode.BICUBIC), T.CenterCrop(size), T.ToTensor(),
-         T.Normalize(CLIP_MEAN, CLIP_STD)]
+        [
+            T.Resize(size, interpolation=T.InterpolationMode.BICUBIC),
+            T.CenterCrop(size),
+            T.ToTensor(),
+            T.Normalize(CLIP_MEAN, CLIP_STD),
+        ]
     )
     raw = pictures(3, height, width)
     own = prepare_images(torch.from_numpy(raw).permute(0, 3, 1, 2) / 255, size, CLIP_MEAN, CLIP_STD)
@@ -273,7 +277,9 @@ def test_aesthetic_head_in_the_published_layout(generator: Generator, emoji: Mem
     torch.manual_seed(0)
     # Numbers with gaps, where the published file had dropout; more than ten, so that "10" must not sort before "2".
     layers = {"layers.0": nn.Linear(128, 32), "layers.2": nn.Linear(32, 8), "layers.10": nn.Linear(8, 1)}
-    torch.save({f"{k}.{n}": p for k, layer in layers.items() for n, p in layer.state_dict().items()}, tmp_path / "head.pth")
+    torch.save(
+        {f"{k}.{n}": p for k, layer in layers.items() for n, p in layer.state_dict().items()}, tmp_path / "head.pth"
+    )
     images, context = emoji.images(torch.arange(4)), generator.encode_classes([0] * 4)
     for activation, function in (("none", lambda x: x), ("relu", torch.relu)):
         reward = make("aesthetic", generator, head=str(tmp_path / "head.pth"), activation=activation)
@@ -332,7 +338,8 @@ def test_mixture_is_the_weighted_sum_of_standardised_terms(
     index = torch.arange(0, 225, 25)
     images, context = few.images(index), few.contexts(index)
     terms: dict[str, RewardModel] = {
-        "clip-score": make("clip-score", generator, few), "aesthetic": make("aesthetic", generator, **heads)
+        "clip-score": make("clip-score", generator, few),
+        "aesthetic": make("aesthetic", generator, **heads),
     }
     raw = {name: reward.score(images, context) for name, reward in terms.items()}
     z = {name: (s - s.mean()) / s.std() for name, s in raw.items()}

@@ -66,9 +66,7 @@ class ClipModel:
         """(B, 3, H, W) float in [0, 1] -> (B, E) float32, as the network gives them."""
 
         def run(part: Tensor) -> Tensor:
-            prepared = prepare_images(
-                part, self._size, self._mean, self._std, mode=self._mode, squash=self._squash
-            )
+            prepared = prepare_images(part, self._size, self._mean, self._std, mode=self._mode, squash=self._squash)
             return self.network.encode_image(prepared).float()
 
         return in_chunks(run, images.to(self.device), chunk=forward_batch(self.device))[0]
@@ -128,8 +126,16 @@ def _embedded(device: torch.device) -> ClipModel:
     tokenizer = SimpleTokenizer(bpe_path=str(EMOJI64 / "bpe_4k.txt.gz"), context_length=length)
     half = (0.5, 0.5, 0.5)
     return ClipModel(
-        EMBEDDED, network, tokenizer, dim=config["embed_dim"], size=config["vision_cfg"]["image_size"], mean=half,
-        std=half, mode="bicubic", squash=False, device=device,
+        EMBEDDED,
+        network,
+        tokenizer,
+        dim=config["embed_dim"],
+        size=config["vision_cfg"]["image_size"],
+        mean=half,
+        std=half,
+        mode="bicubic",
+        squash=False,
+        device=device,
     )
 
 
@@ -173,6 +179,14 @@ def _open_clip(owner: str, model: str, weights: str | None, device: torch.device
         raise ConfigError(f"CLIP {model} wants images of size {size}, resized by {resize!r}: not supported.")
     dim = int(network.encode_text(tokenizer([""])).shape[-1])
     return ClipModel(
-        model, network, tokenizer, dim=dim, size=side, mean=tuple(recipe["mean"]), std=tuple(recipe["std"]),
-        mode=recipe.get("interpolation", "bicubic"), squash=resize == "squash", device=device,
+        model,
+        network,
+        tokenizer,
+        dim=dim,
+        size=side,
+        mean=tuple(recipe["mean"]),
+        std=tuple(recipe["std"]),
+        mode=recipe.get("interpolation", "bicubic"),
+        squash=resize == "squash",
+        device=device,
     )

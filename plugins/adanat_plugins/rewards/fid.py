@@ -107,8 +107,10 @@ class FidReward(RewardModel):
                 )
             return reference
         if real is None:
-            raise DataError(f"reward 'fid' compares with real images, and {generator.name} ships none. Give --data "
-                            "FOLDER or FILE.zip, or their statistics: --set reward.options.reference=FILE.")
+            raise DataError(
+                f"reward 'fid' compares with real images, and {generator.name} ships none. Give --data "
+                "FOLDER or FILE.zip, or their statistics: --set reward.options.reference=FILE."
+            )
         return _statistics(extractor, real)
 
     # --- scoring ------------------------------------------------------------------------------------------------------
@@ -198,8 +200,10 @@ class FidHistoryReward(FidReward, LearnedReward):
         expected = {"weight": (), "mean": (size,), "covariance": (size, size)}
         given = {name: tuple(value.shape) for name, value in state.items()}
         if given != expected:
-            raise CheckpointError(f"the checkpoint does not fit reward 'fid:influence': it has {given}, expected "
-                                  f"{expected}. Resume with the features that the run was started with.")
+            raise CheckpointError(
+                f"the checkpoint does not fit reward 'fid:influence': it has {given}, expected "
+                f"{expected}. Resume with the features that the run was started with."
+            )
         mean, covariance = (state[name].to(self.algebra, torch.float64) for name in ("mean", "covariance"))
         self.past = Moments(float(state["weight"]), mean, covariance)
 
@@ -236,5 +240,7 @@ def _check(options: FidOptions) -> None:
     given = [name for name in foreign if getattr(options, name) is not None]
     if given:
         other = "influence" if options.variant == "shared" else "shared"
-        raise ConfigError(f"{' and '.join(given)} of reward 'fid' belong to variant {other!r}, but the variant is "
-                          f"{options.variant!r}; use --reward fid{':influence' if other == 'influence' else ''}.")
+        raise ConfigError(
+            f"{' and '.join(given)} of reward 'fid' belong to variant {other!r}, but the variant is "
+            f"{options.variant!r}; use --reward fid{':influence' if other == 'influence' else ''}."
+        )

@@ -65,16 +65,20 @@ class Prompts:
         self.constant: str | None = None
         if kind == "text":
             if options.template is not None or options.class_names is not None:
-                raise ConfigError(f"{generator.name} has prompts of its own, so template and class_names of reward "
-                                  f"{owner!r} do not apply; leave them out.")
+                raise ConfigError(
+                    f"{generator.name} has prompts of its own, so template and class_names of reward "
+                    f"{owner!r} do not apply; leave them out."
+                )
         elif kind == "class":
             template = options.template or DEFAULT_TEMPLATE
             names = _class_names(owner, generator, options.class_names)
             self.by_class = tuple(_fill(template, {"name": name, "id": str(i)}) for i, name in enumerate(names))
         else:
             if options.template is None:
-                raise ConfigError(f"reward {owner!r} compares images with text, and {generator.name} is unconditional. "
-                                  'Give one prompt for all images: --set reward.options.template="a photo of a cat".')
+                raise ConfigError(
+                    f"reward {owner!r} compares images with text, and {generator.name} is unconditional. "
+                    'Give one prompt for all images: --set reward.options.template="a photo of a cat".'
+                )
             self.constant = _fill(options.template, {})
 
     def __call__(self, context: Context) -> tuple[str, ...]:

@@ -41,13 +41,25 @@ class RewardAsset(Asset):
 
 
 SCORER = RewardAsset(
-    ("imagereward",), "weights", "imagereward/ImageReward.pt", "https://huggingface.co/zai-org/ImageReward",
-    "Apache-2.0 (code repository; see the model card for the weights)", "download ImageReward.pt", 446_665_953,
-    hub="zai-org/ImageReward", option="weights",
+    ("imagereward",),
+    "weights",
+    "imagereward/ImageReward.pt",
+    "https://huggingface.co/zai-org/ImageReward",
+    "Apache-2.0 (code repository; see the model card for the weights)",
+    "download ImageReward.pt",
+    446_665_953,
+    hub="zai-org/ImageReward",
+    option="weights",
 )
 VOCABULARY = RewardAsset(
-    ("imagereward",), "vocabulary", "imagereward/vocab.txt", "https://huggingface.co/google-bert/bert-base-uncased",
-    "Apache-2.0", "download vocab.txt (30,522 lines, 232 kB)", hub="google-bert/bert-base-uncased", option="tokenizer",
+    ("imagereward",),
+    "vocabulary",
+    "imagereward/vocab.txt",
+    "https://huggingface.co/google-bert/bert-base-uncased",
+    "Apache-2.0",
+    "download vocab.txt (30,522 lines, 232 kB)",
+    hub="google-bert/bert-base-uncased",
+    option="tokenizer",
 )
 
 
@@ -148,8 +160,10 @@ class WordPiece:
     def check_fits(self, embeddings: int) -> None:
         """Raises WeightsError when the vocabulary has more entries than the network (BLIP added two to BERT's)."""
         if self.size > embeddings:
-            raise WeightsError(f"{self.path} has {self.size} words, but the network knows {embeddings}; give its own "
-                               "vocabulary (bert-base-uncased for the published weights).")
+            raise WeightsError(
+                f"{self.path} has {self.size} words, but the network knows {embeddings}; give its own "
+                "vocabulary (bert-base-uncased for the published weights)."
+            )
 
     def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask, (B, 35) int64 each: [CLS] words [SEP], cut or padded; the mask is 0 at padding."""

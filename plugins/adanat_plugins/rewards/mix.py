@@ -82,11 +82,17 @@ class MixReward(RewardModel):
         names = [term.spec for term in terms]
         for name in options.options:
             if name not in names:
-                raise ConfigError(f"options are given for {name!r}, which is no term of the mixture"
-                                  f"{nearest(name, names)} Terms: {', '.join(names)}.")
+                raise ConfigError(
+                    f"options are given for {name!r}, which is no term of the mixture"
+                    f"{nearest(name, names)} Terms: {', '.join(names)}."
+                )
         rewards = {
             term.spec: create_reward(
-                term.spec, options.options.get(term.spec), generator=generator, real=real, device=device,
+                term.spec,
+                options.options.get(term.spec),
+                generator=generator,
+                real=real,
+                device=device,
                 seed=derive(seed, position),
             )
             for position, term in enumerate(terms)
@@ -175,8 +181,10 @@ class MixReward(RewardModel):
         for key, value in state.items():
             name, _, rest = key.partition("/")
             if name not in parts:
-                raise CheckpointError(f"the checkpoint has state of reward {name!r}, which is no term of this mixture "
-                                      f"({', '.join(parts)}). Resume with the mixture that the run was started with.")
+                raise CheckpointError(
+                    f"the checkpoint has state of reward {name!r}, which is no term of this mixture "
+                    f"({', '.join(parts)}). Resume with the mixture that the run was started with."
+                )
             parts[name][rest] = value
         for name, part in parts.items():
             self.rewards[name].load_state(part)
@@ -221,7 +229,10 @@ class LearnedMixReward(MixReward, LearnedReward):
         for position, (name, reward) in enumerate(self.learners.items()):
             rows = slice(0, -(-len(real) * reward.real_per_update // self.real_per_update))
             found = reward.update(
-                real_parts[name][rows], real_context.select(rows), fake_parts[name], fake_context,
+                real_parts[name][rows],
+                real_context.select(rows),
+                fake_parts[name],
+                fake_context,
                 seed=derive(seed, position),
             )
             figures |= {f"{name}/{key}": value for key, value in found.items()}
