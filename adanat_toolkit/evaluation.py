@@ -1,0 +1,271 @@
+"""``adanat evaluate``: policies against the real images, always beside a hand-made schedule on the same seeds and contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError
+from .interfaces import FeatureExtractor, Generator, ImageSource
+from .metrics import (
+    Evaluation,
+    Features,
+    FeatureStatistics,
+    Reference,
+    bootstrap_interval,
+    evaluate_features,
+    extract_features,
+    frechet_distance,
+    reference_of,
+    require_comparable,
+)
+from .metrics.extract import BATCH
+from .pictures import GRID_LIMIT, grid, side_by_side, to_bytes, write_png
+from .policy_files import load_policy
+from .registry import toolkit_version
+from .runs import prepare_folder, write_json
+from .sampling import sample, seed_range
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many images of it are done, and how many there are."""
+MINIMUM = 16
+"""Fewer images than this give no figure worth printing."""
+RESAMPLES, RESAMPLED_DIMENSIONS = 100, 512
+"""Resamples of the interval of a ratio, for up to so many features (beyond, each takes seconds)."""
+COMPARISON = "comparison.png"
+RESULT = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One policy's images under the protocol.
+
+    Attributes:
+        policy: as the user wrote it. steps: T. card: of the policy. evaluation: figures and intervals.
+        features: (N, D) of its images, in the order of the seeds. shown: the first images, (n, 3, H, W) uint8.
+    """
+
+    policy: str
+    steps: int
+    card: dict[str, Any]
+    evaluation: Evaluation
+    features: Features = field(repr=False)
+    shown: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A policy beside the hand-made schedule of as many steps.
+
+    Attributes:
+        ratio: Frechet distance over the hand-made one's; below 1 is better.
+        ratio_interval: 95 % bootstrap interval over seeds, pairs of images drawn together; None where it is not cheap.
+    """
+
+    judged: Judged
+    baseline: Judged
+    ratio: float
+    ratio_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of :func:`evaluate_policies`."""
+
+    rows: list[Compared]
+    baselines: list[Judged]
+    facts: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able: the facts, then one object a hand-made schedule and one a policy."""
+        return {
+            **self.facts,
+            "baselines": [_json(b) for b in self.baselines],
+            "policies": [
+                {
+                    **_json(row.judged),
+                    "baseline": row.baseline.policy,
+                    "ratio": {"frechet": row.ratio},
+                    "ratio_interval": None if row.ratio_interval is None else {"frechet": list(row.ratio_interval)},
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def _json(judged: Judged) -> dict[str, Any]:
+    return {
+        "policy": judged.policy,
+        "steps": judged.steps,
+        "card": judged.card,
+        "figures": judged.evaluation.figures,
+        "intervals": {name: list(pair) for name, pair in judged.evaluation.intervals.items()},
+    }
+
+
+def evaluate_policies(
+    generator: Generator,
+    policies: Sequence[str],
+    extractor: FeatureExtractor,
+    real: ImageSource,
+    *,
+    count: int = 2000,
+    seed: int = 0,
+    steps: int | None = None,
+    baseline: str | None = None,
+    batch: int | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Figures of every policy and of the hand-made schedule.
+
+    All of them make the images of the same seeds, and a seed draws the same context under every policy.
+
+    Args:
+        policies: specs of ``load_policy``. steps: T of the fixed ones among them.
+        count: images of each. seed: the first one; the others follow.
+        baseline: schedule text, default the generator's best known one; it takes as many steps as each policy does.
+
+    Raises:
+        ConfigError: too few images, or a policy that does not fit. CheckpointError, DataError.
+    """
+    if count < MINIMUM:
+        raise ConfigError(
+            f"--num {count} is too few for any figure; give at least {MINIMUM} (2000 or more to compare)."
+        )
+    if seed < 0:
+        raise ConfigError(f"--seed {seed}: seeds are 0 or larger.")
+    hand_made = f"fixed:{baseline or generator.default_schedule}"
+    loaded = [(spec, load_policy(spec, generator, steps if _is_fixed(spec) else None)) for spec in policies]
+    lengths = dict.fromkeys(space.steps for _, (_, space, _) in loaded)
+    if not lengths:
+        lengths = dict.fromkeys([load_policy(hand_made, generator, steps)[1].steps])
+    report = progress or (lambda what, done, total: None)
+    reference = reference_of(extractor, real, progress=lambda done, total: report("real images", done, total))
+
+    def judge(spec: str, number_of_steps: int) -> Judged:
+        return _judge(
+            spec, number_of_steps, generator, extractor, reference, count=count, seed=seed, batch=batch, progress=report
+        )
+
+    baselines = {length: judge(hand_made, length) for length in lengths}
+    rows = []
+    for spec, (_, space, _) in loaded:
+        own = baselines[space.steps]
+        same = spec == hand_made or (spec == "fixed" and baseline is None)
+        judged = own if same else judge(spec, space.steps)
+        require_comparable(judged.evaluation, own.evaluation)
+        rows.append(_compare(judged, own, reference, seed))
+    first = next(iter(baselines.values())).evaluation
+    facts = {
+        "toolkit": toolkit_version(),
+        "generator": generator.name,
+        "generator_fingerprint": generator.fingerprint,
+        "device": generator.device.type,
+        "dtype": str(generator.dtype).removeprefix("torch."),
+        "protocol": extractor.protocol,
+        "protocol_card": dict(extractor.card),
+        "images": count,
+        "seeds": [seed, seed + count - 1],
+        "real_images": first.n_real,
+        "data": first.data,
+        "estimators": first.settings,
+    }
+    return Comparison(rows, list(baselines.values()), facts)
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """``evaluation.json``, and ``comparison.png``: the first images of every policy beside the hand-made ones, same seeds.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    prepare_folder(folder)
+    shown = {id(j): j for j in [*comparison.baselines, *(row.judged for row in comparison.rows)]}.values()
+    titles = [
+        f"{'hand-made' if _is_fixed(j.policy) else j.card.get('kind', 'policy')}, T={j.steps}, "
+        f"Frechet {j.evaluation.figures['frechet']:.3f}"
+        for j in shown
+    ]
+    write_png(folder / COMPARISON, side_by_side([grid(j.shown) for j in shown], titles))
+    write_json(folder / RESULT, comparison.to_json())
+
+
+def _is_fixed(spec: str) -> bool:
+    return spec.partition(":")[0] == "fixed"
+
+
+def _judge(
+    spec: str,
+    steps: int,
+    generator: Generator,
+    extractor: FeatureExtractor,
+    reference: Reference,
+    *,
+    count: int,
+    seed: int,
+    batch: int | None,
+    progress: Progress,
+) -> Judged:
+    policy, space, card = load_policy(spec, generator, steps)
+    values: list[Tensor] = []
+    chances: list[Tensor] = []
+    classes: list[Tensor] = []
+    shown = torch.empty(0, 3, *generator.image_size, dtype=torch.uint8)
+    waiting: list[Tensor] = []
+
+    def take(images: Tensor) -> None:
+        part = extract_features(extractor, images)
+        values.append(part.values)
+        if part.probabilities is not None:
+            chances.append(part.probabilities)
+
+    done = 0
+    for samples in sample(generator, policy, space, seed_range(seed, count), batch=batch):
+        pixels = to_bytes(samples.images)
+        shown = torch.cat([shown, pixels[: GRID_LIMIT - len(shown)]])
+        if samples.context.classes is not None:
+            classes.append(samples.context.classes.cpu())
+        waiting.append(pixels)
+        done += len(pixels)
+        # Whole extractor batches only: the last bits of features depend on the batch, and seeds must not.
+        if sum(map(len, waiting)) >= BATCH or done == count:
+            pixels = torch.cat(waiting)
+            whole = len(pixels) if done == count else len(pixels) // BATCH * BATCH
+            take(pixels[:whole])
+            waiting = [pixels[whole:]]
+        progress(spec, done, count)
+    features = Features(torch.cat(values), torch.cat(chances) if chances else None, extractor.protocol)
+    labels = torch.cat(classes) if classes and reference.labels is not None else None
+    evaluation = evaluate_features(features, reference, labels=_usable(labels, reference), seed=seed)
+    return Judged(spec, space.steps, card, evaluation, features, shown)
+
+
+def _usable(labels: Tensor | None, reference: Reference) -> Tensor | None:
+    """Labels, where diversity within class is defined: some class must have two images on both sides."""
+    if labels is None or reference.labels is None:
+        return None
+    size = int(max(labels.max(), reference.labels.max())) + 1
+    fake, real = (torch.bincount(ids, minlength=size) for ids in (labels, reference.labels))
+    return labels if bool(((fake >= 2) & (real >= 2)).any()) else None
+
+
+def _compare(judged: Judged, baseline: Judged, reference: Reference, seed: int) -> Compared:
+    ratio = judged.evaluation.figures["frechet"] / baseline.evaluation.figures["frechet"]
+    interval = None
+    ours, theirs = judged.features, baseline.features
+    if ours.values.shape[1] <= RESAMPLED_DIMENSIONS:
+
+        def resampled(index: Tensor) -> float:
+            distances = [
+                frechet_distance(FeatureStatistics.of(f.values[index], f.protocol), reference.statistics)
+                for f in (ours, theirs)
+            ]
+            return distances[0] / distances[1]
+
+        interval = bootstrap_interval(resampled, len(ours), resamples=RESAMPLES, seed=seed)
+    return Compared(judged, baseline, ratio, interval)

@@ -1,0 +1,126 @@
+"""``adanat evaluate``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+from .console import note, print_json, stdout
+
+if TYPE_CHECKING:
+    from adanat_toolkit.evaluation import Comparison, Judged
+
+
+def evaluate(
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN|FOLDER|fixed[:SCHEDULE]", help="Policy to judge (repeatable); default: the one that ships."
+        ),
+    ] = None,
+    generator: options.Generator = None,
+    num: Annotated[int, typer.Option(help="Images of each policy.")] = 2000,
+    seed: options.Seed = 0,
+    data: options.Data = None,
+    features: options.Features = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="SCHEDULE", help="Hand-made schedule to stand beside; default: the best known one."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="T", help="Steps of hand-made schedules.")] = None,
+    batch: options.Batch = None,
+    weights: options.Weights = None,
+    offline: options.Offline = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    out: options.Out = None,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """Judge policies against the real images, beside the hand-made schedule on the same seeds and contexts.
+
+    With --out, evaluation.json and comparison.png (the same seeds side by side) are written there.
+    """
+    from adanat_plugins.pretrained import pretrained_policy
+    from adanat_toolkit.evaluation import evaluate_policies, write_comparison
+    from adanat_toolkit.registry import create_features
+    from adanat_toolkit.runs import prepare_folder
+    from adanat_toolkit.selection import choose_features, open_generator, require_real_images
+
+    from .progress import image_progress
+
+    named = policy or []
+    model = open_generator(generator, named, weights=weights, device=device, dtype=dtype, offline=offline)
+    shipped = pretrained_policy(model)
+    chosen = named or ([str(shipped)] if shipped else [])
+    extractor = create_features(choose_features(model, features), device=model.device, offline=offline)
+    if out is not None:
+        prepare_folder(out)
+    with image_progress(quiet=quiet) as show:
+        comparison = evaluate_policies(
+            model,
+            chosen,
+            extractor,
+            require_real_images(model, data),
+            count=num,
+            seed=seed,
+            steps=steps,
+            baseline=baseline,
+            batch=batch,
+            progress=show,
+        )
+    if out is not None:
+        write_comparison(comparison, out)
+        note(f"written: {out}", quiet=quiet)
+    if json:
+        print_json(comparison.to_json())
+    else:
+        _print_table(comparison)
+
+
+FIGURES = {"frechet": "Frechet distance", "kid": "KID"}
+FIGURES |= {name: name for name in ("precision", "recall", "density", "coverage", "diversity")}
+LOWER = ("frechet", "kid")
+DOWN, UP = "(less is better)", "(more is better)"
+
+
+def _print_table(comparison: Comparison) -> None:
+    """One row a figure, one column a policy; hand-made schedules first."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    facts = comparison.facts
+    rows = [row for row in comparison.rows if row.judged is not row.baseline]
+    judged = [*comparison.baselines, *(row.judged for row in rows)]
+    first, last = facts["seeds"]
+    table = Table(title=f"{facts['generator']}: {facts['images']:,} images each, seeds {first} to {last}")
+    table.add_column("")
+    for one in judged:
+        made = "hand-made\n" if one in comparison.baselines else ""
+        table.add_column(escape(f"{made}{one.policy}, T={one.steps}"), overflow="fold", justify="right")
+    for name, title in FIGURES.items():
+        if all(name in one.evaluation.figures for one in judged):
+            table.add_row(f"{title} {DOWN if name in LOWER else UP}", *(_cell(one, name) for one in judged))
+    ratios = [f"{row.ratio:.3f}{_span(row.ratio_interval)}" for row in rows]
+    if rows:
+        table.add_section()
+        blank = ["1"] * len(comparison.baselines)
+        table.add_row(
+            "[bold]Frechet, relative to hand-made[/bold]", *blank, *(f"[bold]{text}[/bold]" for text in ratios)
+        )
+    console = stdout()
+    console.print(table)
+    console.print(
+        f"features {facts['protocol']}; {facts['real_images']:,} real images {facts['data']}; "
+        f"adanat-toolkit {facts['toolkit']}; intervals: 95 %, bootstrap over the generated images"
+    )
+
+
+def _cell(judged: Judged, name: str) -> str:
+    return f"{judged.evaluation.figures[name]:.4f}{_span(judged.evaluation.intervals.get(name))}"
+
+
+def _span(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"\n{interval[0]:.3f} to {interval[1]:.3f}"

@@ -1,0 +1,69 @@
+"""``adanat``: every command is one file; this one collects them and reports errors."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from adanat_toolkit.errors import AdaNATError
+
+from .evaluate import evaluate
+from .sample import sample
+from .train import train
+
+
+class ReportingGroup(TyperGroup):
+    """Prints an :class:`AdaNATError` as one clear message and exits with 1; ``ADANAT_DEBUG=1`` shows the traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AdaNATError as error:
+            if os.environ.get("ADANAT_DEBUG") == "1":
+                raise
+            from rich.text import Text
+
+            from .console import stderr
+
+            stderr().print(Text.assemble(("error: ", "bold red"), (str(error), "red")))
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="adanat",
+    cls=ReportingGroup,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from adanat_toolkit.registry import toolkit_version
+
+        print(f"adanat-toolkit {toolkit_version()}")
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Learned per-sample sampling policies for frozen image generators (AdaNAT).
+
+    Results go to stdout, progress and errors to stderr. ADANAT_DEBUG=1 shows the traceback of an error.
+    """
+
+
+app.command()(train)
+app.command()(sample)
+app.command()(evaluate)

@@ -1,0 +1,43 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Generator = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[:VARIANT]", help="Generator; default: the policy's own, else maskgit (see adanat plugins)."
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(metavar="PATH|HUB_ID", help="The generator's weights: file, folder or hub id (see adanat weights)."),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|ZIP", help="Real images; default: those the generator was trained on, where they ship."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Dtype = Annotated[str, typer.Option(help="Compute type of the generator: auto, float32 or bfloat16.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never reach out for weights.")]
+Batch = Annotated[int | None, typer.Option(min=1, help="Images in flight at once; it does not change the images.")]
+Seed = Annotated[int, typer.Option(min=0, help="First seed; the images take consecutive ones.")]
+Features = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Feature protocol; default: the generator's own (see adanat plugins)."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any setting of the configuration, such as ppo.epochs=2 (repeatable)."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where the results go.")]

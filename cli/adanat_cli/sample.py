@@ -1,0 +1,75 @@
+"""``adanat sample``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .console import note, print_json
+
+
+def sample(
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|FOLDER|fixed[:SCHEDULE]",
+            help="Default: the policy that ships for the generator, else its best hand-made schedule (fixed).",
+        ),
+    ] = None,
+    generator: options.Generator = None,
+    num: Annotated[
+        int | None, typer.Option(help="Images; default 16, or one a class or prompt where more are given.")
+    ] = None,
+    classes: Annotated[str | None, typer.Option(metavar="3,17", help="Class ids or names, taken in turn.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompt, taken in turn (repeatable).")] = None,
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts, one a line.")] = None,
+    seed: options.Seed = 0,
+    steps: Annotated[int | None, typer.Option(metavar="T", help="Steps of a hand-made schedule.")] = None,
+    batch: options.Batch = None,
+    weights: options.Weights = None,
+    offline: options.Offline = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    out: options.Out = Path("samples"),
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """Make images: a PNG a seed, grid.png, and samples.json with the knobs of every step.
+
+    An image depends on its seed, its class or prompt and the policy alone. The same command makes what is missing.
+    """
+    from adanat_plugins.pretrained import pretrained_policy
+    from adanat_toolkit.policy_files import load_policy
+    from adanat_toolkit.sample_folder import sample_to_folder
+    from adanat_toolkit.sampling import seed_range
+    from adanat_toolkit.selection import choose_contexts, context_of, open_generator, read_prompts
+
+    from .progress import image_progress
+
+    texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
+    named = [policy] if policy else []
+    model = open_generator(generator, named, weights=weights, device=device, dtype=dtype, offline=offline)
+    spec = policy or str(pretrained_policy(model) or "fixed")
+    loaded, space, card = load_policy(spec, model, steps)
+    contexts = choose_contexts(model, classes, texts, num)
+    count = num or max(16, len(contexts))
+    note(f"{model.name}, policy {spec}, {space.steps} steps, on {model.device}", quiet=quiet)
+    assert out is not None
+    with image_progress(quiet=quiet) as show:
+        result = sample_to_folder(
+            model,
+            loaded,
+            space,
+            card,
+            out,
+            seeds=seed_range(seed, count),
+            context=context_of(model, contexts, count),
+            batch=batch,
+            on_image=lambda done: show("sample", done, count),
+        )
+    note(f"{result['made']} made, {result['kept']} kept: {result['grid']}", quiet=quiet)
+    if json:
+        print_json(result)

@@ -1,0 +1,114 @@
+"""``adanat train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options
+from .console import note, print_json
+
+
+def train(
+    generator: Annotated[
+        str | None, typer.Option(metavar="NAME[:VARIANT]", help="Frozen generator; default maskgit.")
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Reward, or a mixture such as adversarial:1,clip-score:0.3.")
+    ] = None,
+    policy: Annotated[str | None, typer.Option(metavar="NAME", help="adaptive or shared.")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="T", help="Generation steps of an image.")] = None,
+    trajectories: Annotated[int | None, typer.Option(help="Images to generate for training, the unit of work.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Trajectories of one iteration.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="Images in flight at once.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Compute type of the generator: auto, float32 or bfloat16.")] = None,
+    data: options.Data = None,
+    weights: options.Weights = None,
+    offline: options.Offline = False,
+    preset: Annotated[
+        str, typer.Option(metavar="NAME", help="Settings to start from, such as demo, gpu or paper.")
+    ] = "default",
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="Settings as printed by --dry-run; flags override them.")
+    ] = None,
+    set_: options.Set = None,
+    out: options.Out = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved settings and what the run will need, and stop.")
+    ] = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """Train a policy. The same command continues an interrupted run."""
+    from adanat_toolkit.config import resolve
+
+    flags: dict[str, Any] = {
+        "steps": steps,
+        "trajectories": trajectories,
+        "batch": batch,
+        "micro_batch": micro_batch,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "offline": offline or None,
+        "generator": _given(name=generator, options=_given(weights=weights)),
+        "reward": _given(name=reward),
+        "policy": _given(name=policy),
+        "data": _given(path=data),
+    }
+    settings = resolve(preset=preset, file=config, flags=_given(**flags), overrides=set_ or ())
+
+    from adanat_toolkit.runs import RunFolder
+    from adanat_toolkit.selection import run_name
+    from adanat_toolkit.training import create_trainer
+
+    from .progress import TrainingProgress
+
+    trainer = create_trainer(settings)
+    if dry_run:
+        _print_plan(settings.model_dump(mode="json"), trainer.plan(), as_json=json)
+        return
+    folder = out or Path("runs") / run_name(settings)
+    saved = RunFolder(folder).checkpoints()
+    if saved:
+        note(f"{folder}: continuing after iteration {saved[-1]} of {settings.iterations}", quiet=quiet)
+    else:
+        note(
+            f"{folder}: {settings.iterations} iterations of {settings.batch} trajectories, T={settings.steps}, "
+            f"on {trainer.device} in {str(trainer.generator.dtype).removeprefix('torch.')}",
+            quiet=quiet,
+        )
+    try:
+        with TrainingProgress(settings.iterations, quiet=quiet) as progress:
+            result = trainer.run(folder, on_iteration=progress.update)
+    except KeyboardInterrupt:
+        done = RunFolder(folder).checkpoints()
+        note(
+            f"interrupted; the same command continues after iteration {done[-1] if done else 0} of {settings.iterations}"
+        )
+        raise
+    note(f"done: adanat sample --policy {folder}", quiet=quiet)
+    if json:
+        print_json(result)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """The values that are neither None nor empty."""
+    return {key: value for key, value in values.items() if value not in (None, {})}
+
+
+def _print_plan(settings: dict[str, Any], plan: dict[str, Any], *, as_json: bool) -> None:
+    """The settings as YAML that --config reads, the plan as comments in it; or both as JSON."""
+    if as_json:
+        print_json({"config": settings, "plan": plan})
+        return
+    import yaml
+
+    print(yaml.safe_dump(settings, sort_keys=False), end="")
+    print("#\n# What the run will need:")
+    for line in yaml.safe_dump(plan, sort_keys=False).splitlines():
+        print(f"#   {line}")
