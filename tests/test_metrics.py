@@ -322,6 +322,7 @@ def test_evaluate_against_published_statistics() -> None:
     chances = rand(1, 50, 6).softmax(1)
     result = evaluate_features(Features(rand(0, 50, 4), chances, "p"), real, bootstrap=0)
     assert set(result.figures) == {"frechet", "inception_score"} and result.n_real is None and not result.intervals
+    assert result.figures["inception_score"] == pytest.approx(inception_score(chances, seed=0)[0])
 
 
 def test_unlike_figures_are_refused() -> None:

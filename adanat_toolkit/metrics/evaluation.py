@@ -15,7 +15,7 @@ from .frechet import FeatureStatistics, frechet_distance
 from .intervals import Interval, bootstrap_interval
 from .kid import SUBSET_SIZE, SUBSETS, kernel_distance
 from .prdc import neighbourhoods
-from .scores import inception_score, pair_spread, relative_spread
+from .scores import negative_entropy, pair_spread, relative_spread, split_scores
 
 LOWER_IS_BETTER = frozenset({"frechet", "kid"})
 BOOTSTRAP, BOOTSTRAP_DIMENSIONS = 100, 512
@@ -136,11 +136,17 @@ def evaluate_features(
             for name, each in vars(near).items():
                 intervals[name] = interval(_mean_of(each), size)
     if fake.probabilities is not None:
-        chances = fake.probabilities
-        settings["inception_splits"] = min(10, count)
-        figures["inception_score"] = inception_score(chances, seed=seed)[0]
+        # Shuffled once for all: images often come sorted by class, and the score is taken of consecutive parts.
+        chances = _subset(fake.probabilities, count, seed, shuffle=True).double()
+        terms = negative_entropy(chances)
+        splits = settings["inception_splits"] = min(10, count)
+
+        def score(index: Tensor) -> float:
+            return float(split_scores(chances[index], terms[index], splits).mean())
+
+        figures["inception_score"] = score(torch.arange(count))
         if bootstrap:
-            intervals["inception_score"] = interval(lambda i: inception_score(chances[i], seed=seed)[0], count)
+            intervals["inception_score"] = interval(score, count)
     if clip is not None:
         figures["clip_score"] = float(clip.double().mean())
         if bootstrap:
@@ -166,7 +172,7 @@ def _mean_of(values: Tensor) -> Any:
     return lambda index: float(values[index].mean())
 
 
-def _subset(values: Tensor, size: int, seed: int) -> Tensor:
-    if size == len(values):
+def _subset(values: Tensor, size: int, seed: int, *, shuffle: bool = False) -> Tensor:
+    if size == len(values) and not shuffle:
         return values
     return values[torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))[:size]]

@@ -18,19 +18,23 @@ def polynomial_mmd(fake: Tensor, real: Tensor) -> Tensor:
     """Unbiased squared MMD under k(x, y) = (x.y / D + 1)^3.
 
     Args:
-        fake, real: (..., n, D) and (..., m, D) float64, n and m >= 2.
+        fake, real: (n, D) and (m, D) float64, n and m >= 2.
 
     Returns:
-        (...,) float64.
+        () float64.
     """
 
-    def within(x: Tensor) -> Tensor:
-        n, dim = x.shape[-2:]
-        kernel = (x @ x.mT / dim + 1) ** 3
-        return (kernel.sum((-2, -1)) - kernel.diagonal(dim1=-2, dim2=-1).sum(-1)) / (n * (n - 1))
+    def inner(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T).div_(x.shape[1]).add_(1)
 
-    cross = ((fake @ real.mT / fake.shape[-1] + 1) ** 3).mean((-2, -1))
-    return within(fake) + within(real) - 2 * cross
+    def cubes(k: Tensor) -> Tensor:
+        return (k * k).flatten().dot(k.flatten())
+
+    def within(x: Tensor) -> Tensor:
+        kernel = inner(x, x)
+        return (cubes(kernel) - (kernel.diagonal() ** 3).sum()) / (len(x) * (len(x) - 1))
+
+    return within(fake) + within(real) - 2 * cubes(inner(fake, real)) / (len(fake) * len(real))
 
 
 def kernel_distance(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -20,15 +22,24 @@ def inception_score(probabilities: Tensor, *, splits: int = 10, seed: int | None
     p = probabilities.double()
     if seed is not None:
         p = p[torch.randperm(len(p), generator=torch.Generator().manual_seed(seed)).to(p.device)]
-    splits = min(splits, len(p))
-    scores = []
-    for i in range(splits):
-        part = p[i * len(p) // splits : (i + 1) * len(p) // splits]
-        # xlogy: a class of probability 0 adds nothing.
-        terms = torch.special.xlogy(part, part) - torch.special.xlogy(part, part.mean(0, keepdim=True))
-        scores.append(terms.sum(1).mean().exp())
-    values = torch.stack(scores)
+    values = split_scores(p, negative_entropy(p), splits)
     return float(values.mean()), float(values.std(correction=0))
+
+
+def negative_entropy(p: Tensor) -> Tensor:
+    """sum of p log p over the last axis; a class of probability 0 adds nothing."""
+    return torch.special.xlogy(p, p).sum(-1)
+
+
+def split_scores(p: Tensor, terms: Tensor, splits: int) -> Tensor:
+    """(splits,) Inception Scores of consecutive parts of (N, C) float64 ``p``; ``terms`` (N,) is its negative entropy.
+
+    The mean KL of a part to its own marginal q is the mean of p log p less the sum of q log q.
+    """
+    splits = min(splits, len(p))
+    bounds = [i * len(p) // splits for i in range(splits + 1)]
+    parts = [slice(*pair) for pair in itertools.pairwise(bounds)]
+    return torch.stack([(terms[part].mean() - negative_entropy(p[part].mean(0))).exp() for part in parts])
 
 
 def clip_scores(image_features: Tensor, text_features: Tensor, *, scale: float = 100.0) -> Tensor:
