@@ -11,6 +11,7 @@ trained on) is held out for the accuracies; the weights are those of the other n
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -107,7 +108,7 @@ def main() -> None:
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
         halves = [FeatureStatistics.of(features[part]) for part in order.chunk(2)]
         floors.append(frechet_distance(*halves))
-    digest = yardstick.hashlib.sha256((args.out / f"{yardstick.NAME}.safetensors").read_bytes()).hexdigest()
+    digest = hashlib.sha256((args.out / f"{yardstick.NAME}.safetensors").read_bytes()).hexdigest()
     about = {
         "weights_sha256": digest,
         "parameters": sum(p.numel() for p in network.parameters()),
