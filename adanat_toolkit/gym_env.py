@@ -377,7 +377,7 @@ class GenerationEnv(gymnasium.Env[Observations, np.ndarray]):
     """One image an episode: a :class:`GenerationVectorEnv` of one environment, with the same arguments (but for
     ``autoreset_mode``), spaces, seeds and infos, without the leading axis.
 
-    For anything but debugging use ``gymnasium.make_vec``: a generator makes 32 images in a fraction of 32 times one.
+    For anything but debugging use ``gymnasium.make_vec``: one at a time, an image costs several times as much in bfloat16.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012 - as gymnasium types it

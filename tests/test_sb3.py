@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_checker import check_env
 
 from adanat_toolkit.config import RunConfig, validate
@@ -249,3 +250,22 @@ def test_what_has_no_counterpart_is_refused():
         create_trainer(configuration(ppo={"standardise": "returns", "gamma": 0.9}))
     with pytest.raises(ConfigError, match="engine"):
         configuration("stable-baselines3")
+
+
+def test_documentation_runs():
+    """The Python blocks of the page, one after the other in one namespace."""
+    page = (Path(__file__).parents[1] / "docs" / "gymnasium-and-sb3.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 3
+    assert names["rewards"].shape == (8,) and names["model"].num_timesteps >= 32
+
+
+def test_their_other_algorithms_train(generator):
+    env = GenerationVecEnv(vector(generator))
+    model = SAC("MultiInputPolicy", env, buffer_size=32, learning_starts=8, batch_size=8, device="cpu", seed=0)
+    before = [p.detach().clone() for p in model.actor.parameters()]
+    model.learn(16)
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.actor.parameters(), strict=True))
