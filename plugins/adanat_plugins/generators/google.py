@@ -20,7 +20,7 @@ from adanat_toolkit.registry import parse_options
 
 from ..fingerprints import fingerprint_state
 from ..tokenizers.vqgan import VQGANTokenizer
-from ..weights import asset, build, read_state
+from ..weights import asset, build, place, read_state
 from .class_conditional import ClassConditional, PublishedOptions, Tokenizer, published_files
 from .google_net import MASK_ID, GoogleConfig, GoogleTransformer, tokenizer_state, transformer_state
 
@@ -57,7 +57,7 @@ class GoogleMaskGIT(ClassConditional):
         self.name = name
         self.action_space = ActionSpace((MASK_RATIO, MASK_TEMPERATURE, TOKEN_TEMPERATURE))
         self.fingerprint = fingerprint_state(network.state_dict())
-        self.network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.network = place(network, device, dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.grid = (side, side)
         self.image_size = (side * tokenizer.downsampling, side * tokenizer.downsampling)

@@ -21,7 +21,7 @@ from adanat_toolkit.registry import parse_options
 
 from ..fingerprints import fingerprint_state
 from ..tokenizers.llamagen_vq import LlamaGenTokenizer, LlamaGenVQ, LlamaGenVQConfig
-from ..weights import asset, build, read_state
+from ..weights import asset, build, place, read_state
 from .class_conditional import ClassConditional, PublishedOptions, Tokenizer, published_files
 from .halton_net import HaltonConfig, HaltonTransformer
 
@@ -48,7 +48,7 @@ class HaltonMaskGIT(ClassConditional):
         self.name = name
         self.action_space = ActionSpace(TOKEN_KNOBS)
         self.fingerprint = fingerprint_state(network.state_dict())
-        self.network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.network = place(network, device, dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.grid = (config.grid, config.grid)
         self.image_size = (config.grid * tokenizer.downsampling, config.grid * tokenizer.downsampling)
