@@ -79,7 +79,9 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - as gymnasium types it
-        "render_modes": ["rgb_array"], "render_fps": 2, "autoreset_mode": AutoresetMode.SAME_STEP,
+        "render_modes": ["rgb_array"],
+        "render_fps": 2,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
     def __init__(
@@ -123,7 +125,11 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         self._reward_seed = derive(seed, REWARD)
         if isinstance(reward, str):
             reward = create_reward(
-                reward, reward_options, generator=generator, real=self.real, device=generator.device,
+                reward,
+                reward_options,
+                generator=generator,
+                real=self.real,
+                device=generator.device,
                 seed=self._reward_seed,
             )
         self.reward = reward
@@ -134,7 +140,8 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         self._parts = [slice(i, min(i + size, num_envs)) for i in range(0, num_envs, size)]
         self._size = size
         entries: dict[str, spaces.Space[Any]] = {
-            "step": spaces.Discrete(steps + 1), "context": _context_space(generator)
+            "step": spaces.Discrete(steps + 1),
+            "context": _context_space(generator),
         }
         if features:
             shape = (generator.grid[0] * generator.grid[1], generator.feature_dim)
@@ -269,8 +276,13 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
 
         self._updates += 1
         return update_reward(
-            self.reward, self.real, self.finished, data=DataConfig(), device=self.generator.device,
-            seed=derive(self._reward_seed, DATA, self._updates), micro_batch=self._size,
+            self.reward,
+            self.real,
+            self.finished,
+            data=DataConfig(),
+            device=self.generator.device,
+            seed=derive(self._reward_seed, DATA, self._updates),
+            micro_batch=self._size,
         )
 
     @cached_property
@@ -331,8 +343,13 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             embedded.append(self.reward.embed(images[-1], self._context.select(rows)))
         nothing = torch.zeros(self.num_envs, self.space.steps, device=self.generator.device)
         self.finished = Rollout(
-            context=self._context, features=None, actions=torch.stack(self._actions, 1), log_prob=nothing,
-            values=nothing, physical=torch.stack(self._physical, 1), embedded=torch.cat(embedded),
+            context=self._context,
+            features=None,
+            actions=torch.stack(self._actions, 1),
+            log_prob=nothing,
+            values=nothing,
+            physical=torch.stack(self._physical, 1),
+            embedded=torch.cat(embedded),
             images=torch.cat(images),
         )
         self._shown = self.finished.images

@@ -231,21 +231,37 @@ class SB3Trainer(Trainer):
         super().__init__(config)
         ppo = config.ppo
         self.env = GenerationVectorEnv(
-            config.batch, generator=self.generator, reward=self.reward, steps=config.steps,
-            schedule=config.policy.schedule, knobs=config.policy.knobs, residual=config.policy.residual,
-            features=self.policy.needs_features, data=self.real, micro_batch=self.micro_batch,
+            config.batch,
+            generator=self.generator,
+            reward=self.reward,
+            steps=config.steps,
+            schedule=config.policy.schedule,
+            knobs=config.policy.knobs,
+            residual=config.policy.residual,
+            features=self.policy.needs_features,
+            data=self.real,
+            micro_batch=self.micro_batch,
             autoreset_mode=AutoresetMode.DISABLED,
         )
         self.vec_env = GenerationVecEnv(self.env, seeds=self._seeds, shape_reward=self._terminal_reward)
         self._row: dict[str, Any] = {}
         self._rolled = self._reward_seconds = 0.0
         self.model = _GatedPPO(
-            GenerationPolicy, self.vec_env, learning_rate=self._learning_rate, n_steps=config.steps,
-            batch_size=-(-config.batch * config.steps // ppo.minibatches), n_epochs=ppo.epochs, gamma=ppo.gamma,
-            gae_lambda=ppo.gae_lambda, clip_range=ppo.clip, normalize_advantage=ppo.normalise_advantages, ent_coef=0.0,
+            GenerationPolicy,
+            self.vec_env,
+            learning_rate=self._learning_rate,
+            n_steps=config.steps,
+            batch_size=-(-config.batch * config.steps // ppo.minibatches),
+            n_epochs=ppo.epochs,
+            gamma=ppo.gamma,
+            gae_lambda=ppo.gae_lambda,
+            clip_range=ppo.clip,
+            normalize_advantage=ppo.normalise_advantages,
+            ent_coef=0.0,
             vf_coef=ppo.value_coefficient,
             max_grad_norm=float("inf") if ppo.max_gradient_norm is None else ppo.max_gradient_norm,
-            target_kl=ppo.target_kl, device=self.device,
+            target_kl=ppo.target_kl,
+            device=self.device,
             policy_kwargs={"actor": self.policy, "critic": self.critic, "sigma": ppo.sigma},
         )
         self.model.set_logger(Logger(folder=None, output_formats=[]))
@@ -270,7 +286,9 @@ class SB3Trainer(Trainer):
         updates = self.model._n_updates
         with _global_seed(derive(config.seed, self.iteration)):  # mini-batches come from NumPy's global generator
             self.model.learn(
-                config.batch * config.steps, callback=_RolloutEnd(self._after_rollout), log_interval=None,  # type: ignore
+                config.batch * config.steps,
+                callback=_RolloutEnd(self._after_rollout),
+                log_interval=None,  # type: ignore
                 reset_num_timesteps=False,
             )
         self.sb3_policy.exploration = None
@@ -282,9 +300,12 @@ class SB3Trainer(Trainer):
             row["ppo/epochs"] = float(self.model._n_updates - updates)
         self.iteration += 1
         row |= {
-            "sigma": sigma, "learning_rate": rate, "seconds": ended - started,
+            "sigma": sigma,
+            "learning_rate": rate,
+            "seconds": ended - started,
             "seconds_rollout": self._rolled - started,
-            "seconds_policy": ended - self._rolled - self._reward_seconds, "seconds_reward": self._reward_seconds,
+            "seconds_policy": ended - self._rolled - self._reward_seconds,
+            "seconds_reward": self._reward_seconds,
             "trajectories_per_second": config.batch / (ended - started),
         }
         return row
@@ -329,8 +350,11 @@ class SB3Trainer(Trainer):
 
 
 FIGURES = (
-    ("policy_loss", "policy_gradient_loss"), ("value_loss", "value_loss"), ("approx_kl", "approx_kl"),
-    ("clip_fraction", "clip_fraction"), ("explained_variance", "explained_variance"),
+    ("policy_loss", "policy_gradient_loss"),
+    ("value_loss", "value_loss"),
+    ("approx_kl", "approx_kl"),
+    ("clip_fraction", "clip_fraction"),
+    ("explained_variance", "explained_variance"),
 )
 """Our name of a figure of the update, and Stable-Baselines3's (without ``train/``)."""
 

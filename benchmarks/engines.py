@@ -71,8 +71,14 @@ def work(options: argparse.Namespace, engine: str, seed: int) -> dict[str, Any]:
         return row | judge("fixed", generator, options)
     config = validate(
         {
-            "engine": engine, "seed": seed, "trajectories": options.trajectories, "batch": options.batch,
-            "steps": options.steps, "device": options.device, "dtype": "float32", "checkpoint_every": 10**6,
+            "engine": engine,
+            "seed": seed,
+            "trajectories": options.trajectories,
+            "batch": options.batch,
+            "steps": options.steps,
+            "device": options.device,
+            "dtype": "float32",
+            "checkpoint_every": 10**6,
         }
     )
     trainer = create_trainer(config)
@@ -138,9 +144,14 @@ def status(name: str) -> int:
 
 
 COLUMNS = (
-    ("frechet", "Frechet", ".4f"), ("reward", "reward", ".4f"), ("reward_gap", "logit gap", ".3f"),
-    ("trajectories_per_second", "trajectories/s", ".1f"), ("seconds_rollout", "rollout s", ".2f"),
-    ("seconds_policy", "policy s", ".2f"), ("seconds_reward", "reward s", ".2f"), ("memory_mib", "memory MiB", ".0f"),
+    ("frechet", "Frechet", ".4f"),
+    ("reward", "reward", ".4f"),
+    ("reward_gap", "logit gap", ".3f"),
+    ("trajectories_per_second", "trajectories/s", ".1f"),
+    ("seconds_rollout", "rollout s", ".2f"),
+    ("seconds_policy", "policy s", ".2f"),
+    ("seconds_reward", "reward s", ".2f"),
+    ("memory_mib", "memory MiB", ".0f"),
 )
 
 

@@ -107,7 +107,11 @@ def test_policy_is_ours_and_learns_in_plain_stable_baselines(generator):
     """Their PPO with our parts but without our trainer, as a user would write it."""
     env = GenerationVecEnv(vector(generator))
     policy, critic = build_policy(
-        AdaptivePolicy, AdaptiveOptions(), space=env.env.space, grid=generator.grid, feature_dim=generator.feature_dim,
+        AdaptivePolicy,
+        AdaptiveOptions(),
+        space=env.env.space,
+        grid=generator.grid,
+        feature_dim=generator.feature_dim,
         seed=0,
     )
     for p in policy.parameters():  # the last layer starts at zero
