@@ -176,7 +176,7 @@ def choose_features(generator: Generator, name: str | None) -> str:
     if name is not None:
         return name
     known = [plugin.name for plugin in discover("features") if not plugin.shadowed]
-    for candidate in (generator.name.partition(":")[2], "inception"):
+    for candidate in (generator.name.partition(":")[2], "inception-fidelity"):
         if candidate in known:
             return candidate
     raise ConfigError(

@@ -10,9 +10,14 @@ from typer.core import TyperGroup
 
 from adanat_toolkit.errors import AdaNATError
 
+from .doctor import doctor
+from .encode import encode
 from .evaluate import evaluate
+from .plugins import app as plugins
 from .sample import sample
+from .stats import stats
 from .train import train
+from .weights import weights
 
 
 class ReportingGroup(TyperGroup):
@@ -67,3 +72,8 @@ def main(
 app.command()(train)
 app.command()(sample)
 app.command()(evaluate)
+app.add_typer(plugins, name="plugins")
+app.command()(doctor)
+app.command()(weights)
+app.command()(encode)
+app.command()(stats)

@@ -19,6 +19,7 @@ def train(
         str | None, typer.Option(metavar="NAME", help="Reward, or a mixture such as adversarial:1,clip-score:0.3.")
     ] = None,
     policy: Annotated[str | None, typer.Option(metavar="NAME", help="adaptive or shared.")] = None,
+    engine: Annotated[str | None, typer.Option(metavar="NAME", help="What runs PPO: adanat or sb3.")] = None,
     steps: Annotated[int | None, typer.Option(metavar="T", help="Generation steps of an image.")] = None,
     trajectories: Annotated[int | None, typer.Option(help="Images to generate for training, the unit of work.")] = None,
     batch: Annotated[int | None, typer.Option(help="Trajectories of one iteration.")] = None,
@@ -47,6 +48,7 @@ def train(
     from adanat_toolkit.config import resolve
 
     flags: dict[str, Any] = {
+        "engine": engine,
         "steps": steps,
         "trajectories": trajectories,
         "batch": batch,

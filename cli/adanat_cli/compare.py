@@ -1,0 +1,155 @@
+"""``adanat compare``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .console import note, print_json, stdout
+
+if TYPE_CHECKING:
+    from adanat_toolkit.tables import Table
+
+
+def compare(
+    generator: Annotated[str | None, typer.Option(metavar="NAME[:VARIANT]", help="Frozen generator; default maskgit.")] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|fixed:SCHEDULE", help="Learned kind, or further hand-made baseline (repeatable); default shared, adaptive."
+        ),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Reward or mixture that policies learn from (repeatable); default adversarial."),
+    ] = None,
+    steps: Annotated[str, typer.Option(metavar="T,T,...", help="Steps of an image.")] = "4",
+    seeds: Annotated[str, typer.Option(metavar="S,S,...", help="Seeds; each is one training and one block of images.")] = "0,1,2",
+    hand_made_steps: Annotated[
+        str, typer.Option(metavar="T,T,...", help="Further T of the hand-made schedules, to see how many steps are saved.")
+    ] = "",
+    search_steps: Annotated[
+        str | None, typer.Option(metavar="T,T,...", help="T at which hand-made schedules are searched; default: --steps.")
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=0, help="Hand-made schedules that the search tries; 0: no search.")] = 32,
+    trajectories: Annotated[int | None, typer.Option(help="Images for each training and each search.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Trajectories of one iteration.")] = None,
+    num: Annotated[int, typer.Option(help="Images of each cell in the table.")] = 2000,
+    features: options.Features = None,
+    evaluate_every: Annotated[
+        int | None, typer.Option(min=0, help="Iterations between held-out readings in training; default: eight a run.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Compute type of the generator: auto, float32 or bfloat16.")] = None,
+    data: options.Data = None,
+    weights: options.Weights = None,
+    offline: options.Offline = False,
+    preset: Annotated[str, typer.Option(metavar="NAME", help="Settings of the trainings to start from.")] = "default",
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="Settings of the trainings; flags override them.")
+    ] = None,
+    set_: options.Set = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Runs and results; the same command goes on.")] = Path(
+        "runs/compare"
+    ),
+    report: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where table and pictures go; default: --out.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the grid and what it will need, and stop.")] = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """Train and score a grid of policies, rewards, steps and seeds beside hand-made schedules, and write the table.
+
+    Finished cells are skipped and an interrupted one goes on. compare.md, compare.json, compare.csv and the pictures are written
+    to --report.
+    """
+    from adanat_toolkit.compare import CompareConfig, Comparison, write_report
+    from adanat_toolkit.config import resolve
+
+    from .progress import work_progress
+
+    flags: dict[str, Any] = {
+        "trajectories": trajectories,
+        "batch": batch,
+        "device": device,
+        "dtype": dtype,
+        "offline": offline or None,
+        "evaluate_every": evaluate_every,
+        "generator": _given(name=generator, options=_given(weights=weights)),
+        "data": _given(path=data),
+    }
+    base = resolve(preset=preset, file=config, flags=_given(**flags), overrides=set_ or ())
+    if evaluate_every is None and not base.evaluate_every:
+        base = base.model_copy(update={"evaluate_every": max(1, base.iterations // 8)})
+    settings = CompareConfig(
+        base=base,
+        policies=tuple(policy or ("shared", "adaptive")),
+        rewards=tuple(reward or ("adversarial",)),
+        steps=_numbers("--steps", steps),
+        seeds=_numbers("--seeds", seeds),
+        hand_made_steps=_numbers("--hand-made-steps", hand_made_steps),
+        search_steps=None if search_steps is None else _numbers("--search-steps", search_steps),
+        candidates=candidates,
+        images=num,
+        features=features,
+    )
+    with work_progress(quiet=quiet) as show:
+        comparison = Comparison(settings, out, progress=show)
+        if not dry_run:
+            results = comparison.run()
+    if dry_run:
+        print_json({"plan": comparison.plan(), "cells": [cell.name for cell in comparison.cells]})
+        return
+    table = comparison.table(results)
+    folder = report or out
+    command = shlex.join(["adanat", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("adanat", "__main__.py") else None
+    write_report(results, table, folder, sheets=out / "cells", command=command)
+    note(f"written: {folder / 'compare.md'}", quiet=quiet)
+    if json:
+        print_json(table.to_json())
+    else:
+        _print_table(table)
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    from adanat_toolkit.errors import ConfigError
+
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ConfigError(f"{flag} {text!r} is no list of whole numbers; write them with commas, such as 4,8.") from None
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """The values that are neither None nor empty."""
+    return {key: value for key, value in values.items() if value not in (None, {})}
+
+
+SHOWN = ("frechet", "precision", "recall", "diversity")
+"""Figures that fit on a terminal; the written table has all of them."""
+
+
+def _print_table(table: Table) -> None:
+    from rich.markup import escape
+    from rich.table import Table as Grid
+
+    from adanat_toolkit.tables import HEADS, TAILS, caption, cells_of, saved_text
+
+    grid = Grid(title=f"{table.facts['generator']}, {table.facts['images']:,} images a seed")
+    for name in (*HEADS, *SHOWN, *TAILS):
+        grid.add_column(name, justify="left" if name in ("policy", "reward", "alarms") else "right", overflow="fold")
+    for row in table.rows:
+        grid.add_row(*map(escape, cells_of(row, SHOWN)))
+    console = stdout()
+    console.print(grid)
+    for line in [*caption(table), *map(saved_text, table.saved)]:
+        console.print(escape(line))
+    for row in table.rows:
+        for seed, text in row.failed.items():
+            console.print(escape(f"failed: {row.label}, T={row.steps}, seed {seed}: {text}"))

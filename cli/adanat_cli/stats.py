@@ -1,0 +1,39 @@
+"""``adanat stats``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .console import note, print_json
+
+
+def stats(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.safetensors", help="Where the statistics go.")],
+    data: options.Data = None,
+    features: options.Features = None,
+    generator: options.Generator = None,
+    offline: options.Offline = False,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """Feature statistics of real images, brought to the generator's size, for adanat evaluate --data FILE."""
+    from adanat_toolkit.preparation import write_statistics
+    from adanat_toolkit.registry import create_features
+    from adanat_toolkit.selection import choose_features, open_generator, require_real_images
+
+    from .progress import image_progress
+
+    model = open_generator(generator, device=device, offline=offline)
+    extractor = create_features(choose_features(model, features), device=model.device, offline=offline)
+    with image_progress(quiet=quiet) as show:
+        result = write_statistics(
+            extractor, require_real_images(model, data), out, progress=lambda done, total: show("images", done, total)
+        )
+    note(f"{result['images']} images under {result['protocol']}: {result['file']}", quiet=quiet)
+    if json:
+        print_json(result)
