@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
-from adanat_toolkit.interfaces import Context, ContextKind, TokenGenerator
+from adanat_toolkit.interfaces import (
+    Context,
+    ContextKind,
+    Generator,
+    ImageSource,
+    PluginOptions,
+    RewardModel,
+    TokenGenerator,
+)
 from adanat_toolkit.noise import CONTEXT, Noise
 
 CLASSES = 5
@@ -93,3 +103,25 @@ class TinyGenerator(TokenGenerator):
 
     def decode_tokens(self, tokens: Tensor) -> Tensor:
         return (tokens.float() / self.codebook_size).view(-1, 1, *self.grid).expand(-1, 3, -1, -1).contiguous()
+
+
+class Dark(RewardModel):
+    """Rewards dark images, that is small codes."""
+
+    def __init__(
+        self, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
+    ) -> None:
+        pass
+
+    def score(self, images: Tensor, context: Context) -> Tensor:
+        return 1 - images.mean((1, 2, 3))
+
+
+def install_tiny(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register both as plug-ins of a distribution of their own: generator ``tiny``, reward ``dark``."""
+    info = site / "tiny_plugins-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "entry_points.txt").write_text(
+        f"[adanat.generators]\ntiny = {__name__}:TinyGenerator\n[adanat.rewards]\ndark = {__name__}:Dark\n"
+    )
+    monkeypatch.syspath_prepend(str(site))
