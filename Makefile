@@ -1,0 +1,42 @@
+# Every target sets itself up: a fresh machine needs Python 3.11 or newer and make, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test lint check-slow clean
+
+help:
+	@echo "make demo   train, sample and evaluate on the embedded generator; the comparison comes last (demo-run/)"
+	@echo "make test   lint, then every test that is not slow"
+	@echo "make check-slow   the slow tests"
+	@echo "make lint   ruff and mypy"
+	@echo "make install   $(VENV) with the package in editable mode; PYTHON=... picks the interpreter"
+	@echo "make clean  remove $(VENV), demo-run and caches"
+
+install: $(INSTALLED)
+
+# torch and torchvision are resolved in one call, so that they fit; the stamp comes last, so that a broken install is redone.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, $(PYTHON) is not it; run: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+		rm -rf $(VENV); echo "cannot create $(VENV); on Debian or Ubuntu install the package python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+check-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis
