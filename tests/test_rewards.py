@@ -208,7 +208,7 @@ def test_clip_score_is_open_clips_cosine(generator: Generator, emoji: MemoryImag
 
 
 def test_captions_say_more_about_a_class_than_its_name(generator: Generator, emoji: MemoryImages) -> None:
-    index = torch.arange(3, len(emoji), 50)
+    index = torch.arange(3, len(emoji), 60)
     images, labels = emoji.images(index), emoji.labels[index]  # type: ignore[index]
     every = generator.encode_classes(range(98))
 
@@ -216,8 +216,11 @@ def test_captions_say_more_about_a_class_than_its_name(generator: Generator, emo
         guess = (reward.clip.images(images) @ reward.text_embeddings(every).T).argmax(1)
         return float((guess == labels).float().mean())
 
-    by_captions, by_name = accuracy(make("clip-score", generator, emoji)), accuracy(make("clip-score", generator))
-    assert by_captions > 0.15 > 0.06 > by_name
+    by_captions, by_name = (
+        accuracy(make("clip-score", generator, emoji, captions=32)),
+        accuracy(make("clip-score", generator)),
+    )
+    assert by_captions > 0.12 > 0.06 > by_name
 
 
 def test_class_embeddings_are_means_over_captions(generator: Generator, few: MemoryImages) -> None:
