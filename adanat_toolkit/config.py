@@ -91,6 +91,7 @@ class RunConfig(_Frozen):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
+    "demo": {"steps": 4, "trajectories": 8192, "policy": {"average": 0.95}},
     "gpu": {"batch": 1024, "trajectories": 153_600, "checkpoint_every": 20},
     "paper": {
         "ppo": PPOConfig.paper().model_dump(),
@@ -101,7 +102,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"flip": False},
     },
 }
-"""``paper``: the published algorithm (ImageNet recipe: no residual). Add ``--set policy.residual=true --set
+"""``demo``: minutes on two CPU cores. ``gpu``: larger batches for one GPU. ``paper``: the published algorithm (ImageNet recipe: no residual). Add ``--set policy.residual=true --set
 policy.schedule=adanat`` for the published CC3M recipe."""
 
 
