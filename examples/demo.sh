@@ -6,8 +6,12 @@ cd "$(dirname "$0")/.."
 out=${1:-demo-run}
 seed=${2:-0}
 
+# Fast bfloat16 (a GPU, or AMX on the CPU) more than doubles the speed; the time goes into more trajectories.
+trajectories=$(python -c 'from adanat_toolkit.compute import has_fast_bfloat16, resolve_device
+print(12288 if has_fast_bfloat16(resolve_device("auto")) else 8192)')
+
 echo "1/3 train: $out/run" >&2
-adanat train --steps 4 --seed "$seed" --out "$out/run"
+adanat train --preset demo --trajectories "$trajectories" --seed "$seed" --out "$out/run"
 
 echo "2/3 sample: the same seeds under both" >&2
 adanat sample --policy "$out/run" --num 64 --seed 1000 --out "$out/samples/adaptive"
