@@ -1,0 +1,78 @@
+"""Trajectories per second on the embedded generator: rollout with decoding and reward, and the whole training loop.
+
+    python benchmarks/throughput.py --threads 2 --dtype float32
+
+Prints one JSON object: medians over iterations after a warm-up one, with minimum and maximum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import time
+
+import torch
+
+from adanat_toolkit.compute import has_fast_bfloat16
+from adanat_toolkit.config import resolve
+from adanat_toolkit.training import Trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--preset", default="demo")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--set", action="append", default=[])
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    flags = {"dtype": arguments.dtype, "device": arguments.device, "steps": arguments.steps}
+    trainer = Trainer(resolve(preset=arguments.preset, flags=flags, overrides=arguments.set))
+    batch = trainer.config.batch
+
+    def synchronise() -> float:
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    rollouts, loops = [], []
+    for iteration in range(arguments.iterations + 1):
+        started = synchronise()
+        row = trainer.step()
+        seconds = synchronise() - started
+        if iteration:  # the first one fills caches
+            rollouts.append(batch / (row["seconds_rollout"] + row["seconds_score"]))
+            loops.append(batch / seconds)
+
+    def spread(values: list[float]) -> dict[str, float]:
+        return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+    print(
+        json.dumps(
+            {
+                "rollout_with_decoding_and_reward_per_second": spread(rollouts),
+                "training_loop_per_second": spread(loops),
+                "batch": batch,
+                "steps": arguments.steps,
+                "iterations": arguments.iterations,
+                "device": str(trainer.device),
+                "dtype": str(trainer.generator.dtype),
+                "fast_bfloat16": has_fast_bfloat16(trainer.device),
+                "threads": arguments.threads,
+                "torch": torch.__version__,
+                "machine": platform.processor() or platform.machine(),
+                "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            },
+            indent=1,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
