@@ -29,8 +29,9 @@ from .registry import create_generator, create_reward, load, parse_options
 from .rollout import Rollout, collect
 from .runs import RunFolder, load_tensors, prepare_folder, save_tensors, write_json
 from .schedules import parse_schedule
+from .watching import Watch, context_diversity
 
-IGNORED_ON_RESUME = ("device", "micro_batch", "keep_checkpoints", "checkpoint_every", "offline")
+IGNORED_ON_RESUME = ("device", "micro_batch", "keep_checkpoints", "checkpoint_every", "offline", "evaluate_every")
 """Settings that a resumed run may change: they do not change what is computed (to rounding, for the device)."""
 
 
@@ -88,6 +89,7 @@ class Trainer:
             device=self.device,
             seed=derive(config.seed, REWARD),
         )
+        self.watch = Watch(self)
         self.iteration = 0
         """Completed iterations."""
         self.micro_batch = config.micro_batch or (CPU_CHUNK if self.device.type == "cpu" else None)
@@ -136,10 +138,12 @@ class Trainer:
         """
         folder = RunFolder(out)
         self._open(folder)
+        self.watch.rows = folder.metrics()
         row: dict[str, Any] = {}
         while self.iteration < self.config.iterations:
             row = self.step()
             if distributed.is_main():
+                row = self.watch.look(row)
                 folder.append_metrics(row)
                 last = self.iteration == self.config.iterations
                 if last or self.iteration % self.config.checkpoint_every == 0:
@@ -151,7 +155,7 @@ class Trainer:
         return {**row, "run": str(out)}
 
     def step(self) -> dict[str, Any]:
-        """One iteration; returns its row of metrics (every name is explained in docs/metrics.md)."""
+        """One iteration; returns its row of metrics (every name is explained in docs/logged-names.md)."""
         config, started = self.config, time.perf_counter()
         sigma = config.ppo.sigma_at(self.iteration, config.iterations)
         rate = config.ppo.learning_rate_at(self.iteration, config.iterations)
@@ -274,6 +278,12 @@ class Trainer:
         """Figures of the rollout: reward, its terms, and each knob's mean by step and spread over samples."""
         mean, std = distributed.mean_and_std(scores)
         row = {"reward/mean": float(mean), "reward/std": float(std)}
+        assert rollout.embedded is not None
+        # Trajectories of a group share their noise, so only one of each is an independent image.
+        alone = slice(None, None, self.config.ppo.group)
+        diversity = context_diversity(rollout.embedded[alone], rollout.context.select(alone))
+        if diversity is not None:
+            row["diversity"] = diversity
         for name, values in self.reward.terms().items():
             mean, std = distributed.mean_and_std(values.float())
             row |= {f"reward/{name}/mean": float(mean), f"reward/{name}/std": float(std)}
@@ -301,13 +311,18 @@ class Trainer:
         """
 
         def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v.to(self.device) for k, v in state.items() if k.startswith(prefix)}
+            # Copies: what is trained here must not change what the caller holds.
+            return {
+                k.removeprefix(prefix): v.to(self.device, copy=True) for k, v in state.items() if k.startswith(prefix)
+            }
 
         for prefix, module in (("policy.", self.policy), ("critic.", self.critic)):
             load_module(module, part(prefix), prefix)
         average = part("average.")
         if average.keys() != self.average.keys():
-            raise CheckpointError("the checkpoint does not hold the averaged policy. It is damaged or of another version.")
+            raise CheckpointError(
+                "the checkpoint does not hold the averaged policy. It is damaged or of another version."
+            )
         self.average = average
         load_optimiser(self.optimiser, part("optimiser."))
         self.reward.load_state(part("reward."))
@@ -431,7 +446,7 @@ def load_optimiser(optimiser: torch.optim.Optimizer, flat: dict[str, Tensor]) ->
     for key, value in flat.items():
         index, _, name = key.partition(".")
         # Adam counts its steps in a CPU tensor unless it is capturable.
-        nested.setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
+        nested.setdefault(int(index), {})[name] = value.cpu().clone() if name == "step" else value.clone()
     optimiser.load_state_dict({"state": nested, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
