@@ -83,6 +83,12 @@ class RunConfig(_Frozen):
     checkpoint_every: int = Field(10, ge=1)
     """Iterations between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
+    evaluate_every: int = Field(0, ge=0)
+    """Iterations between readings of the held-out yardstick (docs/logged-names.md); 0: none."""
+    evaluate_images: int = Field(512, ge=16)
+    """Images of a reading; always those of the same seeds."""
+    evaluate_features: str | None = None
+    """Feature protocol of the readings; None: the generator's own."""
 
     @property
     def iterations(self) -> int:

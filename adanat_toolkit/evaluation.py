@@ -7,29 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .errors import ConfigError
 from .interfaces import FeatureExtractor, Generator, ImageSource
+from .judging import Yardstick
 from .metrics import (
     Evaluation,
     Features,
     FeatureStatistics,
     Reference,
     bootstrap_interval,
-    evaluate_features,
-    extract_features,
     frechet_distance,
-    reference_of,
     require_comparable,
 )
-from .metrics.extract import BATCH
-from .pictures import GRID_LIMIT, grid, side_by_side, to_bytes, write_png
+from .pictures import GRID_LIMIT, grid, side_by_side, write_png
 from .policy_files import load_policy
 from .registry import toolkit_version
 from .runs import prepare_folder, write_json
-from .sampling import sample, seed_range
+from .sampling import seed_range
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many images of it are done, and how many there are."""
@@ -145,12 +141,10 @@ def evaluate_policies(
     if not lengths:
         lengths = dict.fromkeys([load_policy(hand_made, generator, steps)[1].steps])
     report = progress or (lambda what, done, total: None)
-    reference = reference_of(extractor, real, progress=lambda done, total: report("real images", done, total))
+    yardstick = Yardstick(generator, extractor, real, progress=lambda done, total: report("real images", done, total))
 
     def judge(spec: str, number_of_steps: int) -> Judged:
-        return _judge(
-            spec, number_of_steps, generator, extractor, reference, count=count, seed=seed, batch=batch, progress=report
-        )
+        return _judge(spec, number_of_steps, yardstick, count=count, seed=seed, batch=batch, progress=report)
 
     baselines = {length: judge(hand_made, length) for length in lengths}
     rows = []
@@ -159,7 +153,7 @@ def evaluate_policies(
         same = spec == hand_made or (spec == "fixed" and baseline is None)
         judged = own if same else judge(spec, space.steps)
         require_comparable(judged.evaluation, own.evaluation)
-        rows.append(_compare(judged, own, reference, seed))
+        rows.append(_compare(judged, own, yardstick.reference, seed))
     first = next(iter(baselines.values())).evaluation
     facts = {
         "toolkit": toolkit_version(),
@@ -200,58 +194,18 @@ def _is_fixed(spec: str) -> bool:
 
 
 def _judge(
-    spec: str,
-    steps: int,
-    generator: Generator,
-    extractor: FeatureExtractor,
-    reference: Reference,
-    *,
-    count: int,
-    seed: int,
-    batch: int | None,
-    progress: Progress,
+    spec: str, steps: int, yardstick: Yardstick, *, count: int, seed: int, batch: int | None, progress: Progress
 ) -> Judged:
-    policy, space, card = load_policy(spec, generator, steps)
-    values: list[Tensor] = []
-    chances: list[Tensor] = []
-    classes: list[Tensor] = []
-    shown = torch.empty(0, 3, *generator.image_size, dtype=torch.uint8)
-    waiting: list[Tensor] = []
-
-    def take(images: Tensor) -> None:
-        part = extract_features(extractor, images)
-        values.append(part.values)
-        if part.probabilities is not None:
-            chances.append(part.probabilities)
-
-    done = 0
-    for samples in sample(generator, policy, space, seed_range(seed, count), batch=batch):
-        pixels = to_bytes(samples.images)
-        shown = torch.cat([shown, pixels[: GRID_LIMIT - len(shown)]])
-        if samples.context.classes is not None:
-            classes.append(samples.context.classes.cpu())
-        waiting.append(pixels)
-        done += len(pixels)
-        # Whole extractor batches only: the last bits of features depend on the batch, and seeds must not.
-        if sum(map(len, waiting)) >= BATCH or done == count:
-            pixels = torch.cat(waiting)
-            whole = len(pixels) if done == count else len(pixels) // BATCH * BATCH
-            take(pixels[:whole])
-            waiting = [pixels[whole:]]
-        progress(spec, done, count)
-    features = Features(torch.cat(values), torch.cat(chances) if chances else None, extractor.protocol)
-    labels = torch.cat(classes) if classes and reference.labels is not None else None
-    evaluation = evaluate_features(features, reference, labels=_usable(labels, reference), seed=seed)
-    return Judged(spec, space.steps, card, evaluation, features, shown)
-
-
-def _usable(labels: Tensor | None, reference: Reference) -> Tensor | None:
-    """Labels, where diversity within class is defined: some class must have two images on both sides."""
-    if labels is None or reference.labels is None:
-        return None
-    size = int(max(labels.max(), reference.labels.max())) + 1
-    fake, real = (torch.bincount(ids, minlength=size) for ids in (labels, reference.labels))
-    return labels if bool(((fake >= 2) & (real >= 2)).any()) else None
+    policy, space, card = load_policy(spec, yardstick.generator, steps)
+    images = yardstick.make(
+        policy,
+        space,
+        seed_range(seed, count),
+        keep=GRID_LIMIT,
+        batch=batch,
+        progress=lambda done, total: progress(spec, done, total),
+    )
+    return Judged(spec, space.steps, card, yardstick.judge(images, seed=seed), images.features, images.shown)
 
 
 def _compare(judged: Judged, baseline: Judged, reference: Reference, seed: int) -> Compared:

@@ -1,0 +1,126 @@
+"""What a training run is watched by: a held-out yardstick, the diversity of its images, and the alarms."""
+
+from __future__ import annotations
+
+import copy
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import alarms, distributed
+from .actions import ActionSpace
+from .errors import DataError
+from .interfaces import Context, FeatureExtractor, Generator, ImageSource, Policy
+from .judging import Yardstick
+from .registry import create_features
+from .sampling import seed_range
+from .selection import choose_features
+
+if TYPE_CHECKING:
+    from .training import Trainer
+
+HELD_OUT_SEED = 2**40
+"""First seed of the images that a run is watched by; training derives its seeds by hashing, evaluation counts from 0."""
+HELD_OUT_FIGURES = ("frechet", "kid", "precision", "recall", "density", "coverage", "diversity")
+
+
+class Watch:
+    """Looks at the trainer after each iteration, in the main process.
+
+    Raises:
+        DataError: the yardstick is wanted, and there are no real images. PluginError, WeightsError: of its features.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.rows: list[dict[str, Any]] = []
+        """All rows of the run so far, those before a resume included."""
+        config, generator = trainer.config, trainer.generator
+        self.held_out: HeldOut | None = None
+        if not config.evaluate_every or not distributed.is_main():
+            return
+        if trainer.real is None:
+            raise DataError(
+                f"evaluate_every = {config.evaluate_every} needs real images, and {generator.name} ships none. Give --data "
+                "FOLDER or FILE.zip, or set it to 0."
+            )
+        name = choose_features(generator, config.evaluate_features)
+        extractor = create_features(name, device=trainer.device, offline=config.offline)
+        self.held_out = HeldOut(generator, extractor, trainer.real, config.evaluate_images)
+
+    def look(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with a reading of the yardstick, where one is due (the first iteration, every ``evaluate_every``-th, the
+        last), and with ``alarms``, where any is raised."""
+        trainer, config, iteration = self.trainer, self.trainer.config, row["iteration"]
+        due = iteration in (1, config.iterations) or iteration % max(config.evaluate_every, 1) == 0
+        if self.held_out is not None and due:
+            policy = trainer.policy
+            if config.policy.average:  # what is exported
+                policy = copy.deepcopy(policy)
+                policy.load_state_dict(trainer.average)
+            row = {**row, **self.held_out.read(policy, trainer.space)}
+        self.rows.append(row)
+        found = alarms.check(self.rows)
+        return {**row, "alarms": [alarm.to_json() for alarm in found]} if found else row
+
+
+class HeldOut:
+    """The yardstick of a training run: always the same few seeds, which the reward never sees.
+
+    Args:
+        count: number of images of a reading. Frechet distances of so few are biased upwards, each reading alike, so that
+            the readings of a run can be compared with each other, and with nothing else.
+    """
+
+    def __init__(self, generator: Generator, extractor: FeatureExtractor, real: ImageSource, count: int) -> None:
+        self.generator, self.extractor, self.real, self.count = generator, extractor, real, count
+
+    @cached_property
+    def yardstick(self) -> Yardstick:
+        return Yardstick(self.generator, self.extractor, self.real)
+
+    def read(self, policy: Policy, space: ActionSpace) -> dict[str, float]:
+        """``yardstick/FIGURE`` of the policy's means, and ``seconds_yardstick``."""
+        started = time.perf_counter()
+        images = self.yardstick.make(policy, space, seed_range(HELD_OUT_SEED, self.count))
+        found = self.yardstick.judge(images, bootstrap=0).figures
+        row = {f"yardstick/{name}": found[name] for name in HELD_OUT_FIGURES if name in found}
+        return {**row, "seconds_yardstick": time.perf_counter() - started}
+
+
+MINIMUM_WIDTH = 16
+"""Numbers an image below which an embedding holds scores, not features."""
+MINIMUM_PAIRS = 8
+"""Degrees of freedom below which a batch says nothing about the diversity within a context."""
+_COLUMNS = 4096
+
+
+def context_diversity(embedded: Tensor, context: Context) -> float | None:
+    """Root-mean-square distance between two images of one context, in the space that the reward reads images in.
+
+    It has no unit, and may be compared within a run only. Every context with two or more images in the batch counts,
+    weighted by its degrees of freedom. All processes must call it together.
+
+    Args:
+        embedded: (B, ...) of ``RewardModel.embed``. context: B contexts, whose images have independent noise.
+
+    Returns:
+        The distance, or None: too few images share a context, or the embedding is no set of features.
+    """
+    _, inverse = context.distinct()
+    inverse = inverse.to(embedded.device)
+    count = torch.bincount(inverse)
+    flat = embedded.flatten(1)
+    scatter = torch.zeros((), dtype=torch.float64, device=embedded.device)
+    for columns in flat.split(_COLUMNS, dim=1):  # a float32 copy of everything may not fit
+        values = columns.float()
+        sums = torch.zeros(len(count), values.shape[1], device=values.device).index_add_(0, inverse, values)
+        scatter += (values - (sums / count[:, None])[inverse]).square().sum(dtype=torch.float64)
+    freedom = (count - 1).sum().double()
+    total, pairs = distributed.sum_over_ranks(torch.stack([scatter, freedom])).tolist()
+    if flat.shape[1] < MINIMUM_WIDTH or pairs < MINIMUM_PAIRS:
+        return None
+    return float((2 * total / pairs) ** 0.5)
