@@ -17,26 +17,37 @@ if TYPE_CHECKING:
 
 
 def compare(
-    generator: Annotated[str | None, typer.Option(metavar="NAME[:VARIANT]", help="Frozen generator; default maskgit.")] = None,
+    generator: Annotated[
+        str | None, typer.Option(metavar="NAME[:VARIANT]", help="Frozen generator; default maskgit.")
+    ] = None,
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME|fixed:SCHEDULE", help="Learned kind, or further hand-made baseline (repeatable); default shared, adaptive."
+            metavar="NAME|fixed:SCHEDULE",
+            help="Learned kind, or further hand-made baseline (repeatable); default shared, adaptive.",
         ),
     ] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Reward or mixture that policies learn from (repeatable); default adversarial."),
+        typer.Option(
+            metavar="NAME", help="Reward or mixture that policies learn from (repeatable); default adversarial."
+        ),
     ] = None,
     steps: Annotated[str, typer.Option(metavar="T,T,...", help="Steps of an image.")] = "4",
-    seeds: Annotated[str, typer.Option(metavar="S,S,...", help="Seeds; each is one training and one block of images.")] = "0,1,2",
+    seeds: Annotated[
+        str, typer.Option(metavar="S,S,...", help="Seeds; each is one training and one block of images.")
+    ] = "0,1,2",
     hand_made_steps: Annotated[
-        str, typer.Option(metavar="T,T,...", help="Further T of the hand-made schedules, to see how many steps are saved.")
+        str,
+        typer.Option(metavar="T,T,...", help="Further T of the hand-made schedules, to see how many steps are saved."),
     ] = "",
     search_steps: Annotated[
-        str | None, typer.Option(metavar="T,T,...", help="T at which hand-made schedules are searched; default: --steps.")
+        str | None,
+        typer.Option(metavar="T,T,...", help="T at which hand-made schedules are searched; default: --steps."),
     ] = None,
-    candidates: Annotated[int, typer.Option(min=0, help="Hand-made schedules that the search tries; 0: no search.")] = 32,
+    candidates: Annotated[
+        int, typer.Option(min=0, help="Hand-made schedules that the search tries; 0: no search.")
+    ] = 32,
     trajectories: Annotated[int | None, typer.Option(help="Images for each training and each search.")] = None,
     batch: Annotated[int | None, typer.Option(help="Trajectories of one iteration.")] = None,
     num: Annotated[int, typer.Option(help="Images of each cell in the table.")] = 2000,
@@ -54,9 +65,9 @@ def compare(
         Path | None, typer.Option(metavar="FILE.yaml", help="Settings of the trainings; flags override them.")
     ] = None,
     set_: options.Set = None,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Runs and results; the same command goes on.")] = Path(
-        "runs/compare"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Runs and results; the same command goes on.")
+    ] = Path("runs/compare"),
     report: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where table and pictures go; default: --out.")
     ] = None,
@@ -66,13 +77,13 @@ def compare(
 ) -> None:
     """Train and score a grid of policies, rewards, steps and seeds beside hand-made schedules, and write the table.
 
-    Finished cells are skipped and an interrupted one goes on. compare.md, compare.json, compare.csv and the pictures are written
-    to --report.
+    Finished cells are skipped and an interrupted one goes on. compare.md, compare.json, compare.csv and the pictures are
+    written to --report.
     """
-    from adanat_toolkit.compare import CompareConfig, Comparison, write_report
+    from adanat_toolkit.compare import Comparison, configure, write_report
     from adanat_toolkit.config import resolve
 
-    from .progress import work_progress
+    from .progress import image_progress
 
     flags: dict[str, Any] = {
         "trajectories": trajectories,
@@ -87,7 +98,7 @@ def compare(
     base = resolve(preset=preset, file=config, flags=_given(**flags), overrides=set_ or ())
     if evaluate_every is None and not base.evaluate_every:
         base = base.model_copy(update={"evaluate_every": max(1, base.iterations // 8)})
-    settings = CompareConfig(
+    settings = configure(
         base=base,
         policies=tuple(policy or ("shared", "adaptive")),
         rewards=tuple(reward or ("adversarial",)),
@@ -99,7 +110,7 @@ def compare(
         images=num,
         features=features,
     )
-    with work_progress(quiet=quiet) as show:
+    with image_progress(quiet=quiet) as show:
         comparison = Comparison(settings, out, progress=show)
         if not dry_run:
             results = comparison.run()
@@ -123,7 +134,9 @@ def _numbers(flag: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise ConfigError(f"{flag} {text!r} is no list of whole numbers; write them with commas, such as 4,8.") from None
+        raise ConfigError(
+            f"{flag} {text!r} is no list of whole numbers; write them with commas, such as 4,8."
+        ) from None
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -65,6 +65,8 @@ class TrainingProgress:
         self.start: int | None = None
         """Iterations that were done before this call (a resumed run)."""
         self.live: Any = None
+        self.alarms: set[str] = set()
+        """Names of the alarms that were raised after the last row."""
         self.began = self.printed = time.monotonic()
 
     def __enter__(self) -> TrainingProgress:
@@ -87,6 +89,10 @@ class TrainingProgress:
         if self.quiet:
             return
         facts = self._facts(row)
+        found = {alarm["name"]: alarm["message"] for alarm in row.get("alarms", ())}
+        for name in found.keys() - self.alarms:
+            self._print(f"alarm: {name}: {found[name]}")
+        self.alarms = set(found)
         if self.live is not None:
             self.live.update(self._panel(row, facts), refresh=True)
             return
@@ -96,6 +102,12 @@ class TrainingProgress:
         if done in (self.start + 1, self.iterations) or now - self.printed >= PLAIN_SECONDS:
             self.printed = now
             note("  ".join([f"{done}/{self.iterations}", *(f"{name} {value}" for name, value in facts.items())]))
+
+    def _print(self, text: str) -> None:
+        if self.live is None:
+            note(text)
+        else:  # above the live display
+            self.live.console.print(text, markup=False)
 
     def _facts(self, row: dict[str, Any]) -> dict[str, str]:
         assert self.start is not None
