@@ -54,7 +54,7 @@ def actions_of(env: VectorEnv, seed: int) -> np.ndarray:
 
 def test_ids_are_registered_and_load_by_module():
     ids = [key for key in gymnasium.registry if key.startswith("adanat/")]
-    assert {ID, "adanat/Generator-v0"} <= set(ids)
+    assert {ID, "adanat/MAGE-emoji64-v0", "adanat/Muse-emoji64-v0", "adanat/Generator-v0"} <= set(ids)
     envs = gymnasium.make_vec(f"adanat_toolkit.gym_env:{ID}", num_envs=2, steps=2, reward=Brightness(), device="cpu")
     assert isinstance(envs.unwrapped, GenerationVectorEnv)
     assert envs.num_envs == 2 and envs.spec.id == ID
