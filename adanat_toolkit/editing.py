@@ -7,11 +7,12 @@ codes, so the tokenizer's reconstruction of the image stands outside the mask, o
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,30 @@ T = TypeVar("T")
 
 MASKED = 128
 """Grey level from which on a mask's pixel is to be filled in."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What to edit.
+
+    Attributes:
+        image: (3, H, W) float32 in [0, 1] at the generator's size. mask: (H, W) bool, the pixels to fill in.
+        keep_pixels: put the image's own pixels outside the mask in place of the tokenizer's.
+    """
+
+    image: Tensor
+    mask: Tensor
+    keep_pixels: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """JSON-able: what tells two edits apart."""
+        digest = hashlib.sha256(self.image.float().cpu().numpy().tobytes())
+        digest.update(self.mask.cpu().numpy().tobytes())
+        return {
+            "content": digest.hexdigest()[:16],
+            "masked_pixels": int(self.mask.sum()),
+            "keep_pixels": self.keep_pixels,
+        }
 
 
 def read_edit(image: Path, mask: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -92,29 +117,23 @@ def edit(
     generator: Generator,
     policy: Policy,
     space: ActionSpace,
-    image: Tensor,
-    mask: Tensor,
+    what: Edit,
     seeds: Tensor,
     context: Context | None = None,
     *,
     batch: int | None = None,
-    keep_pixels: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[Samples]:
-    """Variants of an image, one a seed, each filled in by the policy; the arguments not named here are ``sample``'s.
-
-    Args:
-        image: (3, H, W) float32 in [0, 1] at the generator's size. mask: (H, W) bool, the pixels to fill in.
-        keep_pixels: put the image's own pixels outside the mask in place of the tokenizer's.
+    """Variants of an image, one a seed, each filled in by the policy; the arguments beside ``what`` are ``sample``'s.
 
     Raises:
         ConfigError, DataError: see :func:`start_of_edit`.
     """
-    one = start_of_edit(generator, image, mask)
+    one = start_of_edit(generator, what.image, what.mask)
     start = Start(one.tokens.expand(len(seeds), -1), one.editable.expand(len(seeds), -1))
     for part in sample(generator, policy, space, seeds, context, batch=batch, on_batch=on_batch, start_from=start):
-        if keep_pixels:
-            own, inside = image.to(part.images.device), mask.to(part.images.device)
+        if what.keep_pixels:
+            own, inside = what.image.to(part.images.device), what.mask.to(part.images.device)
             part = replace(part, images=torch.where(inside, part.images, own))
         yield part
 

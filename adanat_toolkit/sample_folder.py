@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .actions import ActionSpace
 from .config import differences
+from .editing import Edit, edit
 from .errors import OutputError
 from .interfaces import Context, Generator, Policy
 from .noise import Noise
@@ -43,12 +44,14 @@ def sample_to_folder(
     seeds: Tensor,
     context: Context | None = None,
     batch: int | None = None,
+    editing: Edit | None = None,
     on_image: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Make the images that ``folder`` does not hold yet, then its grid and list.
 
     Args:
         card: the policy's, from ``load_policy``. seeds: (n,) int64. context: n contexts; None draws each by its seed.
+        editing: an image of which each one is a variant (see ``editing.edit``).
         on_image: called with the number of images that are there, after every batch.
 
     Returns:
@@ -59,6 +62,8 @@ def sample_to_folder(
             is changed then.
     """
     settings = _settings(generator, space, card)
+    if editing is not None:
+        settings["edit"] = editing.facts()
     _check_folder(folder, settings)
     chosen = generator.sample_contexts(Noise(seeds.to(generator.device))) if context is None else context
     missing = _missing(folder, seeds, chosen)
@@ -70,7 +75,11 @@ def sample_to_folder(
     if missing:
         wanted = chosen.select(index.to(generator.device))
         done = kept
-        for part in sample(generator, policy, space, seeds[index], wanted, batch=batch):
+        if editing is None:
+            parts = sample(generator, policy, space, seeds[index], wanted, batch=batch)
+        else:
+            parts = edit(generator, policy, space, editing, seeds[index], wanted, batch=batch)
+        for part in parts:
             for position in range(len(part.seeds)):
                 row = _row(part, position, space)
                 write_png(folder / row["file"], part.images[position], row)

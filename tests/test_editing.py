@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from adanat_toolkit.editing import edit, editable_cells, read_edit, start_of_edit
+from adanat_toolkit.editing import Edit, edit, editable_cells, read_edit, start_of_edit
 from adanat_toolkit.errors import ConfigError, DataError
 from adanat_toolkit.interfaces import TokenGenerator
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy
@@ -75,7 +78,7 @@ def test_kept_tokens_are_kept_and_the_rest_is_filled(
     decoded: list[Tensor] = []
     decode = generator.decode_tokens
     monkeypatch.setattr(generator, "decode_tokens", lambda tokens: decoded.append(tokens) or decode(tokens))
-    parts = list(edit(generator, policy, space, image, mask, SEEDS, batch=3))  # type: ignore[arg-type]
+    parts = list(edit(generator, policy, space, Edit(image, mask), SEEDS, batch=3))  # type: ignore[arg-type]
     tokens, codes = torch.cat(decoded), generator.encode_images(image[None])[0]
     cells = editable_cells(mask, generator.grid)
     assert cells.view(8, 8).nonzero().tolist() == [[r, c] for r in range(1, 5) for c in range(2, 6)]
@@ -85,7 +88,7 @@ def test_kept_tokens_are_kept_and_the_rest_is_filled(
     assert all((inside[i] != inside[j]).float().mean() > 0.3 for i in range(4) for j in range(i))
 
     # An image does not depend on the batch it is made in.
-    alone = next(edit(generator, policy, space, image, mask, SEEDS[3:]))  # type: ignore[arg-type]
+    alone = next(edit(generator, policy, space, Edit(image, mask), SEEDS[3:]))  # type: ignore[arg-type]
     torch.testing.assert_close(alone.images[0], parts[1].images[0], atol=1e-5, rtol=0)
     assert torch.equal(decoded[-1][0], tokens[3])
 
@@ -106,8 +109,8 @@ def test_the_masking_ratio_is_a_share_of_the_cells_to_fill(generator: TokenGener
 def test_the_images_own_pixels_outside_the_mask(generator: TokenGenerator, picture: Path) -> None:
     image, mask = read_edit(picture, BOX, generator.image_size)
     policy, space, _ = load_policy("fixed", generator, 2)
-    plain = next(edit(generator, policy, space, image, mask, SEEDS[:2])).images
-    pasted = next(edit(generator, policy, space, image, mask, SEEDS[:2], keep_pixels=True)).images
+    plain = next(edit(generator, policy, space, Edit(image, mask), SEEDS[:2])).images
+    pasted = next(edit(generator, policy, space, Edit(image, mask, keep_pixels=True), SEEDS[:2])).images
     assert torch.equal(pasted[:, :, ~mask], image[:, ~mask].expand(2, -1, -1))
     assert torch.equal(pasted[:, :, mask], plain[:, :, mask])
     assert not torch.equal(plain[:, :, ~mask], pasted[:, :, ~mask])  # the tokenizer is not lossless
@@ -171,3 +174,34 @@ def test_a_generator_without_an_encoder_says_so(picture: Path) -> None:
     image, mask = read_edit(picture, BOX, (64, 64))
     with pytest.raises(ConfigError, match="the tokenizer of blind has no encoder"):
         start_of_edit(Blind(), image, mask)
+
+
+def test_the_command_writes_variants_and_refuses_another_edit_of_the_same_folder(picture: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from adanat_cli.main import app
+
+    out = tmp_path / "out"
+
+    def run(*more: str) -> Any:
+        command = ["sample", "--policy", "fixed:maskgit", "--steps", "2", "--num", "2", "--dtype", "float32", "--quiet"]
+        return CliRunner().invoke(app, [*command, "--image", str(picture), "--out", str(out), *more])
+
+    assert run("--mask", BOX, "--keep-pixels").exit_code == 0
+    original = torch.from_numpy(numpy.array(Image.open(picture)))
+    inside = torch.zeros(64, 64, dtype=torch.bool)
+    inside[8:40, 16:48] = True
+    for seed in range(2):
+        made = torch.from_numpy(numpy.array(Image.open(out / f"00000{seed}.png")))
+        assert torch.equal(made[~inside], original[~inside])
+        assert not torch.equal(made[inside], original[inside])
+    facts = json.loads((out / "samples.json").read_text())["edit"]
+    assert facts["masked_pixels"] == 32 * 32 and facts["keep_pixels"]
+    for more, message in (
+        (("--mask", BOX), "edit.keep_pixels: True -> False"),
+        (("--mask", "0,0,9,9", "--keep-pixels"), "edit.content:"),
+        ((), "needs both --image and --mask"),
+    ):
+        failed = run(*more)
+        assert failed.exit_code == 1
+        assert message in " ".join(failed.output.split())  # lines are wrapped

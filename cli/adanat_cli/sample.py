@@ -15,7 +15,7 @@ def sample(
     policy: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN|FOLDER|fixed[:SCHEDULE]",
+            metavar="RUN|FOLDER|fixed[:SCHEDULE|:SAMPLER]",
             help="Default: the policy that ships for the generator, else its best hand-made schedule (fixed).",
         ),
     ] = None,
@@ -26,8 +26,22 @@ def sample(
     classes: Annotated[str | None, typer.Option(metavar="3,17", help="Class ids or names, taken in turn.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Prompt, taken in turn (repeatable).")] = None,
     prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="Prompts, one a line.")] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Masked editing: an image of which to fill in a part; see --mask."),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|L,T,R,B",
+            help="The part to fill in: an image of the same size, white there, or a box LEFT,TOP,RIGHT,BOTTOM in its pixels.",
+        ),
+    ] = None,
+    keep_pixels: Annotated[
+        bool, typer.Option("--keep-pixels", help="Outside the mask, the image's own pixels instead of the tokenizer's.")
+    ] = False,
     seed: options.Seed = 0,
-    steps: Annotated[int | None, typer.Option(metavar="T", help="Steps of a hand-made schedule.")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="T", help="Steps of a hand-made schedule or published sampler.")] = None,
     batch: options.Batch = None,
     weights: options.Weights = None,
     offline: options.Offline = False,
@@ -42,6 +56,8 @@ def sample(
     An image depends on its seed, its class or prompt and the policy alone. The same command makes what is missing.
     """
     from adanat_plugins.pretrained import pretrained_policy
+    from adanat_toolkit.editing import Edit, read_edit
+    from adanat_toolkit.errors import ConfigError
     from adanat_toolkit.policy_files import load_policy
     from adanat_toolkit.sample_folder import sample_to_folder
     from adanat_toolkit.sampling import seed_range
@@ -49,11 +65,16 @@ def sample(
 
     from .progress import image_progress
 
+    if (image is None) != (mask is None) or (keep_pixels and image is None):
+        raise ConfigError("masked editing needs both --image and --mask (and --keep-pixels only with them); give both.")
     texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
     named = [policy] if policy else []
     model = open_generator(generator, named, weights=weights, device=device, dtype=dtype, offline=offline)
     spec = policy or str(pretrained_policy(model) or "fixed")
     loaded, space, card = load_policy(spec, model, steps)
+    editing = None
+    if image is not None and mask is not None:
+        editing = Edit(*read_edit(image, mask, model.image_size), keep_pixels)
     contexts = choose_contexts(model, classes, texts, num)
     count = num or max(16, len(contexts))
     note(f"{model.name}, policy {spec}, {space.steps} steps, on {model.device}", quiet=quiet)
@@ -68,6 +89,7 @@ def sample(
             seeds=seed_range(seed, count),
             context=context_of(model, contexts, count),
             batch=batch,
+            editing=editing,
             on_image=lambda done: show("sample", done, count),
         )
     note(f"{result['made']} made, {result['kept']} kept: {result['grid']}", quiet=quiet)
