@@ -245,7 +245,7 @@ def _read_listing(files: ImageFiles, kind: ContextKind, num_classes: int | None)
     images = [n for n in files.sizes if PurePosixPath(n).suffix.lower() in EXTENSIONS]
     if not images:
         what = "is empty" if not files.sizes else f"has {len(files.sizes)} files but no image"
-        raise DataError(f"{files.path} {what}; images end in {', '.join(sorted(EXTENSIONS))}.")
+        raise DataError(f"{files.path} {what}; give a folder or zip with images ({', '.join(sorted(EXTENSIONS))}).")
     if "metadata.jsonl" in files.sizes:
         return _from_metadata(files)
     flat = [n for n in images if "/" not in n]

@@ -106,7 +106,12 @@ def parse_classes(text: str, generator: Generator) -> list[int]:
         ids += found
     if not ids:
         raise ConfigError(f"--classes {text!r} names no class; give ids or names, separated by commas.")
-    generator.encode_classes(ids)  # the range
+    for value in ids:
+        if not 0 <= value < generator.num_classes:
+            raise ConfigError(
+                f"class id {value} is outside 0..{generator.num_classes - 1}, the classes of {generator.name}; give an id in "
+                "that range, or a class's name."
+            )
     return ids
 
 
