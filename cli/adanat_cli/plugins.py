@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from . import options
-from .console import print_json, stdout
+from .console import note, print_json, stdout
 
 app = typer.Typer(help="List every plug-in with its origin, status and load error.", invoke_without_command=True)
 
@@ -24,6 +25,59 @@ def plugins(context: typer.Context, json: options.Json = False) -> None:
         print_json(rows)
     else:
         _print(rows)
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(metavar="NAME[:VARIANT]", help="Plug-in to check.")],
+    kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="generator, reward, policy, features or tracker; default: all.")
+    ] = None,
+    generator: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[:VARIANT]", help="Whose images rewards and features are tried on."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Option of the plug-in (repeatable).")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Run the contract tests on one plug-in; the exit code is 1 when it fails any."""
+    from adanat_toolkit.config import merge, parse_override
+    from adanat_toolkit.plugin_check import check_plugin
+
+    values: dict[str, Any] = {}
+    for text in set_ or ():
+        values = merge(values, parse_override(text))
+    outcomes = check_plugin(name, kind=kind, options=values, judge=generator)
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if json:
+        print_json([vars(outcome) for outcome in outcomes])
+    else:
+        for outcome in outcomes:
+            mark = "ok  " if outcome.error is None else "FAIL"
+            print(f"{mark} {outcome.kind} {outcome.name}: {outcome.check}")
+            if outcome.error is not None:
+                print(f"       {outcome.error}")
+        print(f"{len(outcomes) - len(failed)} of {len(outcomes)} checks passed")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="What users will type, such as my-reward.")],
+    kind: Annotated[str, typer.Option(metavar="KIND", help="generator, reward or policy.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where; default ./adanat-NAME.")
+    ] = None,
+) -> None:
+    """Write a small installable project with a plug-in that works, its contract test and a README."""
+    from adanat_toolkit.scaffold import new_plugin
+
+    folder = new_plugin(name, kind, out)
+    note(f"pip install -e {folder}, then: adanat plugins check {name} --kind {kind}")
+    print(folder)
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
