@@ -7,7 +7,7 @@ which generator (grid, feature width, weights' fingerprint) it was made for.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -51,6 +51,15 @@ def export_policy(
     save_tensors(folder, "policy", weights, card)
 
 
+@runtime_checkable
+class ReadsPolicies(Protocol):
+    """A generator for which policies were published in a file of their authors' own."""
+
+    def read_policy(self, path: Path, steps: int | None) -> tuple[Policy, ActionSpace, dict[str, Any]]:
+        """What :func:`load_policy` returns, from such a file."""
+        ...
+
+
 def load_policy(
     spec: str, generator: Generator, steps: int | None = None
 ) -> tuple[Policy, ActionSpace, dict[str, Any]]:
@@ -58,8 +67,8 @@ def load_policy(
 
     Args:
         spec: ``fixed`` (the generator's best known schedule), ``fixed:SCHEDULE``, ``fixed:SAMPLER`` (a published sampler
-            with its own steps, ``fixed:maskgit``, or with options, ``fixed:halton,guidance=1.5``), a run folder or a
-            policy folder.
+            with its own steps, ``fixed:maskgit``, or with options, ``fixed:halton,guidance=1.5``), a run folder, a
+            policy folder, or the file of a published policy where the generator reads one.
         steps: T of a fixed schedule (default 4) or sampler (default: its authors' number); a learned policy has its
             own T, which this must equal if given.
 
@@ -75,6 +84,13 @@ def load_policy(
     if name == "fixed":
         return _fixed(schedule or generator.default_schedule, generator, steps)
     folder = Path(spec)
+    if folder.is_file():
+        if isinstance(generator, ReadsPolicies):
+            policy, space, card = generator.read_policy(folder, steps)
+            return policy.to(generator.device).eval(), space, card
+        raise ConfigError(
+            f"{spec} is a file, and no published policies are known for {generator.name}; give a run or policy folder."
+        )
     if (folder / "policy" / "policy.json").exists():
         folder = folder / "policy"
     if not (folder / "policy.json").exists():

@@ -16,6 +16,9 @@ from adanat_toolkit.errors import ConfigError, WeightsError
 from adanat_toolkit.interfaces import Context, TokenGenerator
 from adanat_toolkit.noise import Noise, sample_seeds
 from adanat_toolkit.policies import SIZES, AdaptiveNetwork
+from adanat_toolkit.policy_files import load_policy
+from adanat_toolkit.registry import create_generator
+from adanat_toolkit.sampling import sample
 from adanat_toolkit.schedules import adanat_heuristic
 
 from .published import TINY_UVIT, randomise, save_uvit, save_vqgan
@@ -108,3 +111,44 @@ def test_a_policy_of_another_generator_or_another_kind_of_file_is_refused(folder
         published_policy(folder / "ckpt_1.pth", space=space, grid=(4, 4), feature_dim=32)
     with pytest.raises(WeightsError, match="not a published AdaNAT policy"):
         load_published_policy(folder / "imagenet-l.pth")
+
+
+@pytest.mark.parametrize("heuristic", [0, 1, None])
+def test_a_published_policy_is_given_by_its_file(heuristic: int | None, folder: Path) -> None:
+    """``adanat sample --policy FILE``: the same images as stepping by hand; the residual as the file or variant says."""
+    generator = create(folder)
+    hidden, pointwise, mlp = SIZES["paper"]
+    network = AdaptiveNetwork(generator.feature_dim, 4, generator.grid, hidden, pointwise, mlp)
+    file = folder / "ckpt_3.pth"
+    save_policy(file, network, heuristic or 0)
+    if heuristic is None:  # a file without the arguments of its training
+        tree = torch.load(file, weights_only=False)
+        torch.save({"model": tree["model"]}, file)
+    policy, space, card = load_policy(str(file), generator, 4)
+    assert card["residual"] is space.residual is bool(heuristic)
+    assert space.acted == generator.action_space.names and space.steps == 4
+
+    network.load_state_dict(randomise(network, 5))
+    seeds = torch.arange(3)
+    noise, context = Noise(seeds), generator.encode_classes([0, 4, 9])
+    base = generator.action_space.bind(adanat_heuristic(generator.action_space.knobs, 4), residual=bool(heuristic))
+    state = generator.reset(context, noise, 4)
+    with torch.no_grad():
+        for step in range(4):
+            raw = network(generator.observe(state), torch.full((3,), step))
+            state = generator.step(state, base.to_physical(raw, step), noise)
+    images = next(sample(generator, policy, space, seeds, context)).images
+    torch.testing.assert_close(images, generator.decode(state), atol=1e-5, rtol=0)
+
+    if heuristic is not None:
+        assert load_policy(str(file), generator)[1].steps == 4
+        with pytest.raises(ConfigError, match="makes an image in 4 steps, not 6"):
+            load_policy(str(file), generator, 6)
+    else:
+        assert load_policy(str(file), generator)[1].steps == 8
+    other = create_generator("mage", device=CPU, dtype=torch.float32, offline=True)
+    with pytest.raises(ConfigError, match="is a file, and no published policies are known for mage:emoji64"):
+        load_policy(str(file), other)
+    with pytest.raises(WeightsError, match="made for features of width 32"):
+        embedded = create_generator("maskgit", device=CPU, dtype=torch.float32, offline=True)
+        load_policy(str(file), embedded, None if heuristic is not None else 4)

@@ -14,10 +14,15 @@ from typing import Any
 from torch import Tensor
 
 from adanat_toolkit.actions import ActionSpace
-from adanat_toolkit.errors import WeightsError
+from adanat_toolkit.errors import ConfigError, WeightsError
+from adanat_toolkit.interfaces import Generator
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy
+from adanat_toolkit.schedules import adanat_heuristic
 
 from .weights import load_into, plain, read_tree, select, strip_prefixes, unwrap
+
+DEFAULT_STEPS = 8
+"""Of a file that does not say; the published policies make an image in 8 steps."""
 
 _COUNTERS = ("global_step", "num_trajectories", "num_agent_updates", "num_discriminator_updates")
 
@@ -101,3 +106,29 @@ def published_policy(
     policy = AdaptivePolicy(options, space=space, grid=grid, feature_dim=feature_dim)
     load_into(policy.actor.network, actor, source=str(path))
     return policy, facts
+
+
+def read_policy(
+    path: Path, generator: Generator, steps: int | None
+) -> tuple[AdaptivePolicy, ActionSpace, dict[str, Any]]:
+    """A published checkpoint, ready to sample with: the policy, its bound action space, and its card.
+
+    Actions are added to the ``adanat`` schedule where the file says so (``heu``); where it says nothing, for
+    text-conditional generators alone, which is how the published ones were trained.
+
+    Args:
+        steps: T; None takes the file's own, or 8.
+
+    Raises:
+        WeightsError: the file is no policy, or one of another generator. ConfigError: other steps than the file's.
+    """
+    _, facts = load_published_policy(path)
+    if steps is not None and facts.steps is not None and steps != facts.steps:
+        raise ConfigError(f"the policy {path} makes an image in {facts.steps} steps, not {steps}; leave --steps out.")
+    chosen = facts.steps or (DEFAULT_STEPS if steps is None else steps)
+    residual = generator.context_kind == "text" if facts.residual is None else facts.residual
+    unbound = generator.action_space
+    schedule = adanat_heuristic(unbound.knobs, chosen)
+    space = unbound.bind(schedule, acted=unbound.names[: facts.outputs], residual=residual)
+    policy, _ = published_policy(path, space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+    return policy, space, {"kind": "published", "file": path.name, "residual": residual, "training": facts.counters}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,6 +109,12 @@ class UViTClassGenerator(TokenGenerator):
 
     def encode_images(self, images: Tensor) -> Tensor:
         return self.tokenizer.encode(images)
+
+    def read_policy(self, path: Path, steps: int | None) -> Any:
+        """A policy published with AdaNAT (see ``published_policy.read_policy``)."""
+        from ..published_policy import read_policy
+
+        return read_policy(path, self, steps)
 
 
 class Emoji64MaskGIT(UViTClassGenerator):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -140,6 +141,12 @@ class Muse(TokenGenerator):
     def encode_images(self, images: Tensor) -> Tensor:
         return self.tokenizer.encode(images)
 
+    def read_policy(self, path: Path, steps: int | None) -> Any:
+        """A policy published with AdaNAT (see ``published_policy.read_policy``)."""
+        from ..published_policy import read_policy
+
+        return read_policy(path, self, steps)
+
 
 class Emoji64Muse(Muse):
     """The embedded generator: 64x64 emoji from captions such as "3d emoji of red apple"."""
@@ -175,8 +182,13 @@ def _emoji64(options: MuseOptions, device: torch.device, dtype: torch.dtype, off
     encoder = embedded_text_encoder(device, dtype)
     _check_width(network, encoder.width, str(file))
     return Emoji64Muse(
-        "muse:emoji64", network, encoder, embedded_tokenizer(device, dtype),
-        device=device, dtype=dtype, default_schedule=HAND_MADE,
+        "muse:emoji64",
+        network,
+        encoder,
+        embedded_tokenizer(device, dtype),
+        device=device,
+        dtype=dtype,
+        default_schedule=HAND_MADE,
     )
 
 
