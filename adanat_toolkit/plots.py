@@ -58,6 +58,7 @@ def knobs_over_steps(results: Sequence[Result]) -> Figure:
             if result.cell.learned:
                 axis.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
         axis.set_title(name.replace("_", " "))
+        axis.set_ylim(0, max(1.0, 1.05 * max(max(step[column] for step in r.knobs["high"]) for r in results)))
         axis.set_xlabel("step")
         axis.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, axes[0], "mean; bands: 10 to 90 % of the images")
@@ -74,12 +75,12 @@ def quality_against_steps(table: Table) -> Figure:
     for position, (label, rows) in enumerate(lines.items()):
         means = [row.figures["frechet"].mean for row in rows]
         intervals = [row.figures["frechet"].interval or (m, m) for row, m in zip(rows, means, strict=True)]
-        # A bootstrap interval need not hold the figure itself.
-        bars = [[max(m - i[0], 0) for m, i in zip(means, intervals, strict=True)],
-                [max(i[1] - m, 0) for m, i in zip(means, intervals, strict=True)]]  # fmt: skip
+        # A bootstrap interval need not hold the figure itself, nor Student's stay above 0 on the logarithmic axis.
+        down = [min(max(m - low, 0), 0.95 * m) for m, (low, _) in zip(means, intervals, strict=True)]
+        up = [max(high - m, 0) for m, (_, high) in zip(means, intervals, strict=True)]
         style = "s--" if rows[0].reward is None else "o-"
         axis.errorbar(
-            [row.steps for row in rows], means, bars, fmt=style, color=f"C{position % 10}", label=label, capsize=3
+            [row.steps for row in rows], means, [down, up], fmt=style, color=f"C{position % 10}", label=label, capsize=3
         )
     axis.set_xlabel("steps T")
     axis.set_ylabel("Frechet distance")
@@ -108,7 +109,6 @@ def reward_against_yardstick(results: Sequence[Result]) -> Figure:
         axis.set_xlabel("trajectories")
         axis.set_ylabel("reward", color="C0")
         other.set_ylabel("held-out Frechet distance", color="C3")
-    figure.tight_layout()
     return figure
 
 
@@ -140,7 +140,7 @@ def _panels(count: int) -> tuple[Figure, list[Any]]:
     across = min(count, 4)
     down = -(-count // across)
     width = 7.0 if count == 1 else 3.6 * across
-    figure = Figure(figsize=(width, 3.4 * down), dpi=120)
+    figure = Figure(figsize=(width, 3.4 * down), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(down, across, squeeze=False).flatten().tolist()
     for unused in axes[count:]:
@@ -150,10 +150,9 @@ def _panels(count: int) -> tuple[Figure, list[Any]]:
 
 def _legend(figure: Figure, axis: Any, note: str) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    figure.tight_layout(rect=(0, 0, 1, 0.9))
-    figure.legend(
-        handles, labels, loc="upper center", ncols=min(len(labels), 6), fontsize=8, title=note, title_fontsize=8
-    )
+    across = max(1, int(figure.get_figwidth() // 2.2))
+    place = "outside lower center"
+    figure.legend(handles, labels, loc=place, ncols=across, fontsize=8, title=note, title_fontsize=8)
 
 
 def _save(figure: Figure, file: Path) -> Path:

@@ -294,6 +294,17 @@ def saved_text(saved: Saved) -> str:
     )
 
 
+def failures(table: Table) -> list[str]:
+    """What failed and why, a line a row of the table and reason."""
+    out = []
+    for row in table.rows:
+        reasons: dict[str, list[str]] = {}
+        for seed, text in row.failed.items():
+            reasons.setdefault(text, []).append(str(seed))
+        out += [f"{row.label}, T={row.steps}, seed {', '.join(seeds)}: {text}" for text, seeds in reasons.items()]
+    return out
+
+
 def caption(table: Table) -> list[str]:
     """What a reader must know beside the numbers, a line each."""
     facts = table.facts
@@ -331,10 +342,9 @@ def markdown(table: Table, *, pictures: Sequence[str] = (), command: str | None 
             f"- {a['cell']}, from iteration {a['since']}: **{a['name']}**: {a['message']}"
             for a in table.facts["alarms"]
         ]
-    failed = [(row, seed, text) for row in table.rows for seed, text in row.failed.items()]
+    failed = failures(table)
     if failed:
-        lines += ["", "## Failed", ""]
-        lines += [f"- {row.label}, T={row.steps}, seed {seed}: {text}" for row, seed, text in failed]
+        lines += ["", "## Failed", "", *(f"- {line}" for line in failed)]
     for name in pictures:
         lines += ["", f"![{name.removesuffix('.png').replace('-', ' ')}]({name})"]
     return "\n".join(lines) + "\n"

@@ -152,7 +152,7 @@ def _print_table(table: Table) -> None:
     from rich.markup import escape
     from rich.table import Table as Grid
 
-    from adanat_toolkit.tables import HEADS, TAILS, caption, cells_of, saved_text
+    from adanat_toolkit.tables import HEADS, TAILS, caption, cells_of, failures, saved_text
 
     grid = Grid(title=f"{table.facts['generator']}, {table.facts['images']:,} images a seed")
     for name in (*HEADS, *SHOWN, *TAILS):
@@ -163,6 +163,5 @@ def _print_table(table: Table) -> None:
     console.print(grid)
     for line in [*caption(table), *map(saved_text, table.saved)]:
         console.print(escape(line))
-    for row in table.rows:
-        for seed, text in row.failed.items():
-            console.print(escape(f"failed: {row.label}, T={row.steps}, seed {seed}: {text}"))
+    for line in failures(table):
+        console.print(escape(f"failed: {line}"))

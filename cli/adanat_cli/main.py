@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from adanat_toolkit.errors import AdaNATError
 
+from .compare import compare
 from .doctor import doctor
 from .encode import encode
 from .evaluate import evaluate
@@ -72,6 +73,7 @@ def main(
 app.command()(train)
 app.command()(sample)
 app.command()(evaluate)
+app.command()(compare)
 app.add_typer(plugins, name="plugins")
 app.command()(doctor)
 app.command()(weights)

@@ -1,0 +1,377 @@
+"""``adanat compare``: the grid, resuming, the search, the table and its refusals, the pictures, the command."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from adanat_toolkit.compare import LARGEST_SEED, Comparison, configure, write_report
+from adanat_toolkit.config import validate
+from adanat_toolkit.errors import CheckpointError, ConfigError, DataError, PluginError
+from adanat_toolkit.judging import Yardstick
+from adanat_toolkit.metrics import Evaluation, mean_interval
+from adanat_toolkit.schedule_search import SEARCH_SEED, SearchSpace, search_schedule
+from adanat_toolkit.schedules import parse_schedule
+from adanat_toolkit.tables import Cell, Result, build_table, markdown, saved_text, to_csv
+from adanat_toolkit.training import Trainer
+from adanat_toolkit.watching import HELD_OUT_SEED
+
+from .tiny_plugins import Pixels, TinyWithData, tiny_plugins
+
+__all__ = ["tiny_plugins"]
+
+BASE: dict[str, Any] = {
+    "generator": {"name": "tiny"},
+    "batch": 16,
+    "trajectories": 96,
+    "device": "cpu",
+    "evaluate_every": 3,
+    "evaluate_images": 32,
+}
+
+
+def configuration(base: dict[str, Any] | None = None, **settings: Any) -> Any:
+    defaults: dict[str, Any] = {
+        "policies": ("shared",),
+        "rewards": ("contrast",),
+        "steps": (2,),
+        "seeds": (0, 1),
+        "candidates": 2,
+        "images": 64,
+    }
+    return configure(base=validate({**BASE, **(base or {})}), **{**defaults, **settings})
+
+
+# --- the grid ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_grid_has_every_combination_once():
+    config = configuration(
+        policies=("shared", "adaptive", "fixed:linear"),
+        rewards=("contrast", "brightness:1,contrast:2"),
+        steps=(4, 2),
+        hand_made_steps=(2, 8),
+    )
+    cells = config.cells()
+    names = [cell.name for cell in cells]
+    assert len(set(names)) == len(names) and all(re.fullmatch(r"[\w.-]+", name) for name in names)
+    rows = {cell.row for cell in cells}
+    hand_made = {(policy, None, t) for policy in ("published", "hand-made", "fixed:linear") for t in (2, 4, 8)}
+    learned = {(p, r, t) for p in ("shared", "adaptive") for r in config.rewards for t in (2, 4)}
+    assert rows == hand_made | {("search", None, 2), ("search", None, 4)} | learned
+    assert len(cells) == 2 * len(rows)
+    assert {cell.row for cell in configuration(candidates=0).cells()}.isdisjoint({("search", None, 2)})
+
+
+def test_settings_that_cannot_work_are_refused_before_any_work(tmp_path, tiny_plugins):
+    for settings, error, message in (
+        ({"policies": ("adaptve",)}, PluginError, "did you mean 'adaptive'"),
+        ({"rewards": ("contrst",)}, PluginError, "did you mean 'contrast'"),
+        ({"policies": ("fixed:linear",), "steps": (0,)}, ConfigError, "at least 1 step"),
+        ({"seeds": (-1,)}, ConfigError, "seed -1"),
+        ({"rewards": ()}, ConfigError, "need a reward"),
+        ({"base": {"policy": {"options": {"sise": "small"}}}}, ConfigError, "option of no policy in the grid"),
+        ({"base": {"reward": {"options": {"updates": 1}}}}, ConfigError, "option of no reward in the grid"),
+        ({"features": "emoji65"}, PluginError, "did you mean 'emoji64'"),
+    ):
+        with pytest.raises(error, match=message):
+            Comparison(configuration(**settings), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="images = 3"):
+        configuration(images=3)
+
+
+def test_options_go_to_those_that_have_them(tiny_plugins):
+    base = {"policy": {"options": {"size": "small"}}, "reward": {"options": {"updates": 1}}}
+    config = configuration(base, policies=("shared", "adaptive"), rewards=("contrast", "adversarial"))
+    config.check()
+    runs = {(c.policy, c.reward): config.run_of(c) for c in config.cells() if c.learned}
+    assert runs["adaptive", "adversarial"].policy.options == {"size": "small"}
+    assert runs["shared", "adversarial"].policy.options == {}
+    assert runs["adaptive", "adversarial"].reward.options == {"updates": 1}
+    assert runs["adaptive", "contrast"].reward.options == {}
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_from_start_to_pictures_and_again(tmp_path, tiny_plugins, monkeypatch):
+    config = configuration(rewards=("contrast", "prompts-only"), hand_made_steps=(4,))
+    comparison = Comparison(config, tmp_path / "out")
+    plan = comparison.plan()
+    assert plan["cells"] == 10 and plan["learned"] == 4 and plan["searches"] == 2 and plan["finished"] == 0
+    assert plan["images_for_learning"] == 6 * 96 and plan["images_for_held_out_readings"] == 4 * 3 * 32
+    results = comparison.run()
+    table = comparison.table(results)
+    found = {(row.policy, row.reward, row.steps): row for row in table.rows}
+    assert list(found) == [  # by T, hand-made before learned; tiny has no published sampler
+        ("hand-made", None, 2), ("search", None, 2), ("shared", "contrast", 2), ("shared", "prompts-only", 2),
+        ("hand-made", None, 4),
+    ]  # fmt: skip
+    learned, base = found["shared", "contrast", 2], found["hand-made", None, 2]
+    distances = {r.cell.name: r.evaluation.figures["frechet"] for r in results if r.evaluation is not None}
+    own = [distances[f"shared-contrast-T2-s{s}"] for s in (0, 1)]
+    reference = [distances[f"hand-made-T2-s{s}"] for s in (0, 1)]
+    assert learned.figures["frechet"].values == own
+    assert learned.figures["frechet"].interval == pytest.approx(mean_interval(own))
+    assert learned.ratio is not None and learned.ratio.values == [a / b for a, b in zip(own, reference, strict=True)]
+    assert base.ratio is not None and base.ratio.values == [1.0, 1.0] and len(set(reference)) == 2
+    assert learned.budget == 96 and found["search", None, 2].budget <= 96
+    failed = found["shared", "prompts-only", 2]
+    assert failed.figures == {} and list(failed.failed) == [0, 1] and "reads prompts" in failed.failed[0]
+    assert [(s.policy, s.steps, s.longest) for s in table.saved] == [("shared", 2, 4)]
+
+    files = write_report(
+        results, table, tmp_path / "report", sheets=tmp_path / "out" / "cells", command="adanat compare"
+    )
+    assert {file.name for file in files} == {
+        "compare.md", "compare.json", "compare.csv", "same-seeds-T2.png", "knobs-T2.png", "quality-against-steps.png",
+        "reward-against-yardstick.png",
+    }  # fmt: skip
+    for file in files:
+        if file.suffix == ".png":
+            with Image.open(file) as image:
+                assert len(image.convert("L").getcolors(2**24) or ()) > 2
+    page = (tmp_path / "report" / "compare.md").read_text()
+    assert "pixels-v1" in page and "64 images a seed, seeds 0, 1" in page and "FAILED (seed 0)" in page
+    stored = json.loads((tmp_path / "report" / "compare.json").read_text())
+    assert stored["rows"][2]["figures"]["frechet"]["values"] == own and stored["facts"]["budget"] == 96
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished cell was run again")
+
+    again = Comparison(replaced(config, rewards=("contrast",)), tmp_path / "out")
+    monkeypatch.setattr(Trainer, "step", never)
+    monkeypatch.setattr(Yardstick, "make", never)
+    assert again.plan()["finished"] == again.plan()["cells"] == 8
+    finished = [r for r in results if r.cell.reward != "prompts-only"]
+    assert plain(again.run()) == plain(finished)
+
+
+def plain(results: list[Result]) -> Any:
+    return json.loads(json.dumps([result.to_json() for result in results]))
+
+
+def replaced(config: Any, **changes: Any) -> Any:
+    return config.model_copy(update=changes)
+
+
+def test_a_cell_that_was_cut_off_goes_on_and_ends_as_if_it_had_not_been(tmp_path, tiny_plugins):
+    settings: dict[str, Any] = {"seeds": (0,), "candidates": 0, "base": {"checkpoint_every": 2}}
+    whole = Comparison(configuration(**settings), tmp_path / "whole").run()
+
+    class Killed(Exception):
+        pass
+
+    def kill(what: str, done: int, total: int) -> None:
+        if what == "shared-contrast-T2-s0: training" and done == 16 * 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        Comparison(configuration(**settings), tmp_path / "cut", progress=kill).run()
+    seen: list[int] = []
+
+    def watch(what: str, done: int, total: int) -> None:
+        if what.endswith("training"):
+            seen.append(done)
+
+    resumed = Comparison(configuration(**settings), tmp_path / "cut", progress=watch).run()
+    assert seen == [16 * 5, 16 * 6]  # from the checkpoint of iteration 4
+    assert plain(resumed) == plain(whole)
+
+
+def test_changed_settings_evaluate_again_but_never_retrain_silently(tmp_path, tiny_plugins):
+    settings: dict[str, Any] = {"seeds": (0,), "candidates": 0}
+    Comparison(configuration(**settings), tmp_path / "out").run()
+    more = Comparison(configuration(**settings, images=80), tmp_path / "out")
+    assert more.plan()["finished"] == 0
+    assert {r.evaluation.n_fake for r in more.run() if r.evaluation is not None} == {80}
+    (tmp_path / "out" / "cells" / "hand-made-T2-s0.json").write_text("{")
+    assert more.plan()["finished"] == 1
+    longer = Comparison(configuration(**settings, base={"trajectories": 112}), tmp_path / "out")
+    with pytest.raises(CheckpointError, match="other settings"):
+        longer.run()
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def yardstick() -> Yardstick:
+    generator = TinyWithData()
+    return Yardstick(generator, Pixels(), generator.real_images())
+
+
+def test_the_search_stays_within_its_budget_and_halves_its_candidates(yardstick):
+    seen: list[tuple[int, int]] = []
+    found = search_schedule(yardstick, 3, budget=1000, candidates=9, seed=4, progress=lambda i, n: seen.append((i, n)))
+    rounds = [len(each["frechet"]) for each in found.tried]
+    assert sorted(rounds) == [1] * 6 + [2] * 2 + [3]
+    assert found.images == seen[-1][0] == seen[-1][1] == 9 * 37 + 3 * 111 + 333 <= 1000
+    (best,) = (each for each in found.tried if len(each["frechet"]) == 3)
+    assert best["schedule"] == found.schedule
+    assert found.tried[0]["schedule"] == yardstick.generator.default_schedule
+    second = sorted(found.tried, key=lambda each: each["frechet"][0])[:3]
+    assert all(len(each["frechet"]) > 1 for each in second)
+    assert search_schedule(yardstick, 3, budget=1000, candidates=9, seed=4).to_json() == found.to_json()
+
+
+def test_the_search_finds_what_is_better(yardstick):
+    """The real images are made at the mask temperature 0: the search leaves the default schedule for less noise."""
+    space = SearchSpace(guidance_start=(0, 0), guidance_end=(0, 0), mask_temperature_start=(0, 0.2))
+    found = search_schedule(yardstick, 2, budget=2400, candidates=12, seed=0, space=space)
+    assert found.schedule != yardstick.generator.default_schedule
+    default = found.tried[0]["frechet"][0]
+    assert min(each["frechet"][0] for each in found.tried) < default
+
+
+def test_the_search_uses_images_of_its_own(yardstick, monkeypatch):
+    used: set[int] = set()
+    make = Yardstick.make
+
+    def record(self: Yardstick, policy: Any, space: Any, seeds: Any, **rest: Any) -> Any:
+        used.update(seeds.tolist())
+        return make(self, policy, space, seeds, **rest)
+
+    monkeypatch.setattr(Yardstick, "make", record)
+    search_schedule(yardstick, 2, budget=200, candidates=2, seed=1)
+    assert min(used) == SEARCH_SEED + 200 and max(used) < SEARCH_SEED + 400
+    assert SEARCH_SEED > HELD_OUT_SEED + 10**9 > LARGEST_SEED * 10**5  # the other sources of seeds lie below
+
+
+def test_candidates_lie_in_the_space_and_on_the_generators_knobs():
+    generator, space, dice = TinyWithData(), SearchSpace(), random.Random(0)
+    for text in {space.draw(generator, dice) for _ in range(50)}:
+        table = parse_schedule(text, generator.action_space, 5)
+        guidance, mask, token = (
+            table[:, generator.action_space.names.index(n)]
+            for n in ("guidance", "mask_temperature", "token_temperature")
+        )
+        assert 0 <= guidance[0] <= 4 and 0 <= guidance[-1] <= 8
+        assert 0 <= mask[0] <= 12 and mask[-1] == 0
+        assert 0.7 <= token[0] <= 1.3 and (token == token[0]).all()
+        assert text.split(",")[0] in space.curves
+    bare = TinyWithData()
+    bare.action_space = replace(bare.action_space, knobs=bare.action_space.knobs[:1])
+    assert space.draw(bare, dice) in space.curves
+
+
+@pytest.mark.parametrize(("budget", "candidates"), [(96, 3), (1000, 1)])
+def test_a_search_that_ranks_nothing_is_refused(yardstick, budget, candidates):
+    with pytest.raises(ConfigError, match=r"at least 2 schedules and 16 images each. Use between 2 and \d+ candidates"):
+        search_schedule(yardstick, 2, budget=budget, candidates=candidates)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+FACTS = {
+    "generator": "tiny:pixels", "generator_fingerprint": "0", "toolkit": "0", "device": "cpu", "dtype": "float32",
+    "seeds": [0, 1], "budget": 96,
+}  # fmt: skip
+
+
+def result(
+    policy: str, steps: int, frechet: float, *, seed: int = 0, reward: str | None = None, **changes: Any
+) -> Result:
+    evaluation = Evaluation(
+        "pixels-v1", 64, 300, "tiny-images", {"frechet": frechet}, {"frechet": (frechet - 1, frechet + 1)}
+    )
+    return Result(Cell(policy, reward, steps, seed), replace(evaluation, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "dinov2"}, "unlike feature protocols"),
+        ({"n_fake": 65}, "unlike numbers of generated images"),
+        ({"data": "other"}, "unlike real data"),
+        ({"settings": {"seed": 1}}, "unlike estimator settings"),
+    ],
+)
+def test_unlike_figures_are_refused(changes, message):
+    with pytest.raises(DataError, match=message):
+        build_table([result("hand-made", 4, 5.0), result("fixed:linear", 4, 6.0, **changes)], FACTS)
+
+
+def test_a_table_of_failures_alone_says_why():
+    with pytest.raises(DataError, match="shared-r-T4-s0: no prompts"):
+        build_table([Result(Cell("shared", "r", 4, 0), None, error="no prompts")], FACTS)
+
+
+def test_one_seed_shows_the_bootstrap_interval():
+    (row,) = build_table([result("hand-made", 4, 5.0)], FACTS).rows
+    assert row.figures["frechet"].interval == (4.0, 6.0) and row.ratio is not None and row.ratio.interval is None
+
+
+def test_steps_saved_is_read_off_the_best_hand_made_curve():
+    by_hand = [result("hand-made", t, v) for t, v in ((4, 10.0), (6, 8.0), (8, 5.0), (12, 5.5))]
+    by_hand.append(result("search", 4, 9.0))
+    learned = [result("adaptive", 4, v, reward=str(v)) for v in (9.5, 8.5, 6.5, 5.0, 4.9)]
+    saved = build_table([*by_hand, *learned], FACTS).saved
+    assert [s.equal_at for s in saved] == [4.0, 5.0, 7.0, 8.0, None]
+    assert saved_text(saved[0]).endswith("no steps are saved.")
+    assert "T=5.0, which saves 1.0 steps" in saved_text(saved[1])
+    assert "no hand-made schedule up to T=12 is as good" in saved_text(saved[4])
+
+
+def test_csv_and_markdown_carry_protocol_counts_and_intervals():
+    alarm = {"name": "kl-explodes", "since": 3, "message": "too far"}
+    learned = [replace(result("shared", 4, v, seed=s, reward="a|b"), alarms=[alarm]) for s, v in enumerate((4.0, 6.0))]
+    table = build_table([result("hand-made", 4, 10.0), *learned], {**FACTS, "alarms": [{"cell": "shared", **alarm}]})
+    (first, second) = csv.DictReader(io.StringIO(to_csv(table)))
+    assert first["policy"] == "hand-made" and first["images"] == "64" and first["protocol"] == "pixels-v1"
+    low, high = mean_interval([4.0, 6.0])
+    assert (float(second["frechet"]), float(second["frechet_low"]), float(second["frechet_high"])) == (5.0, low, high)
+    assert float(second["ratio"]) == 0.4 and second["alarms"] == "kl-explodes" and second["seeds"] == "0 1"
+    page = markdown(table, pictures=["knobs-T4.png"], command="adanat compare --steps 4")
+    assert "| shared | a\\|b | 4 | 2 | 5.000 [" in page and "kl-explodes (2/2)" in page
+    assert "from iteration 3: **kl-explodes**: too far" in page and "![knobs T4](knobs-T4.png)" in page
+    assert "adanat compare --steps 4" in page
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path, tiny_plugins):
+    from adanat_cli.main import app
+
+    flags = [
+        "compare",
+        "--generator",
+        "tiny",
+        "--policy",
+        "shared",
+        "--reward",
+        "contrast",
+        "--steps",
+        "2",
+        "--seeds",
+        "3",
+    ]
+    flags += ["--trajectories", "32", "--batch", "16", "--num", "32", "--candidates", "0", "--device", "cpu"]
+    flags += ["--set", "evaluate_images=16", "--out", str(tmp_path / "out"), "--report", str(tmp_path / "report")]
+    runner = CliRunner()
+    dry = runner.invoke(app, [*flags, "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    assert (
+        json.loads(dry.stdout)["cells"] == ["hand-made-T2-s3", "shared-contrast-T2-s3"]
+        and not (tmp_path / "out").exists()
+    )
+    done = runner.invoke(app, [*flags, "--json"])
+    assert done.exit_code == 0, done.output
+    value = json.loads(done.stdout)
+    assert [row["policy"] for row in value["rows"]] == ["hand-made", "shared"] and value["facts"]["images"] == 32
+    shown = runner.invoke(app, [*flags, "--quiet"])
+    assert shown.exit_code == 0 and "hand-made" in shown.stdout and "Student" not in shown.stdout
+    assert (tmp_path / "report" / "compare.md").is_file() and not (tmp_path / "out" / "compare.md").exists()
+    wrong = runner.invoke(app, ["compare", "--seeds", "a"])
+    assert wrong.exit_code == 1 and "no list of whole numbers" in wrong.output
