@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .interfaces import Context
+
 
 def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
@@ -73,3 +75,23 @@ def gather(value: Tensor) -> Tensor:
     parts = [torch.zeros_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
     return torch.cat([p[: int(c)] for p, c in zip(parts, counts, strict=True)])
+
+
+def gather_context(context: Context) -> Context:
+    """The contexts of all ranks, in rank order."""
+    if world_size() == 1:
+        return context
+    prompts: list[tuple[str, ...] | None] = [None] * world_size()
+    dist.all_gather_object(prompts, context.prompts)
+
+    def join(value: Tensor | None) -> Tensor | None:
+        return None if value is None else gather(value)
+
+    sizes = gather(torch.tensor([context.size], device=None if context.classes is None else context.classes.device))
+    return Context(
+        int(sizes.sum()),
+        join(context.classes),
+        join(context.states),
+        join(context.pooled),
+        None if context.prompts is None else tuple(text for part in prompts for text in part or ()),
+    )

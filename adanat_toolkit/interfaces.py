@@ -476,6 +476,10 @@ class LearnedReward(RewardModel):
     real_per_update: int
     """How many real images (of all processes together) one call of :meth:`update` reads; the trainer draws them."""
 
+    def embed_real(self, images: Tensor, context: Context) -> Tensor:
+        """What :meth:`update` needs of real images; the same as :meth:`embed` unless that does more than an update reads."""
+        return self.embed(images, context)
+
     @abstractmethod
     def update(
         self, real: Tensor, real_context: Context, fake: Tensor, fake_context: Context, *, seed: int

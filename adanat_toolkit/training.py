@@ -29,9 +29,18 @@ from .registry import create_generator, create_reward, load, parse_options
 from .rollout import Rollout, collect
 from .runs import RunFolder, load_tensors, prepare_folder, save_tensors, write_json
 from .schedules import parse_schedule
+from .tracking import Trackers
 from .watching import Watch, context_diversity
 
-IGNORED_ON_RESUME = ("device", "micro_batch", "keep_checkpoints", "checkpoint_every", "offline", "evaluate_every")
+IGNORED_ON_RESUME = (
+    "device",
+    "micro_batch",
+    "keep_checkpoints",
+    "checkpoint_every",
+    "offline",
+    "evaluate_every",
+    "tracker",
+)
 """Settings that a resumed run may change: they do not change what is computed (to rounding, for the device)."""
 
 
@@ -43,7 +52,6 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        self.config = config
         if config.batch // config.ppo.group < distributed.world_size():
             raise ConfigError(
                 f"batch = {config.batch} gives {config.batch // config.ppo.group} groups of trajectories for "
@@ -51,6 +59,8 @@ class Trainer:
             )
         self.device = resolve_device(config.device)
         dtype = resolve_dtype(config.dtype, self.device)
+        # What is stored says what was computed: another machine may resolve "auto" to another type.
+        self.config = config = config.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
         self.generator = create_generator(
             config.generator.name, config.generator.options, device=self.device, dtype=dtype, offline=config.offline
         )
@@ -90,6 +100,8 @@ class Trainer:
             seed=derive(config.seed, REWARD),
         )
         self.watch = Watch(self)
+        for name in config.tracker:
+            load("tracker", name)
         self.iteration = 0
         """Completed iterations."""
         self.micro_batch = config.micro_batch or (CPU_CHUNK if self.device.type == "cpu" else None)
@@ -140,16 +152,19 @@ class Trainer:
         self._open(folder)
         self.watch.rows = folder.metrics()
         row: dict[str, Any] = {}
-        while self.iteration < self.config.iterations:
-            row = self.step()
-            if distributed.is_main():
-                row = self.watch.look(row)
-                folder.append_metrics(row)
-                last = self.iteration == self.config.iterations
-                if last or self.iteration % self.config.checkpoint_every == 0:
-                    self.save(folder)
-                if on_iteration is not None:
-                    on_iteration(row)
+        names = self.config.tracker if distributed.is_main() and self.iteration < self.config.iterations else ()
+        with Trackers(names, out, self.config.model_dump(mode="json")) as trackers:
+            while self.iteration < self.config.iterations:
+                row = self.step()
+                if distributed.is_main():
+                    row = self.watch.look(row)
+                    folder.append_metrics(row)
+                    trackers.log(row)
+                    last = self.iteration == self.config.iterations
+                    if last or self.iteration % self.config.checkpoint_every == 0:
+                        self.save(folder)
+                    if on_iteration is not None:
+                        on_iteration(row)
         if not row:  # already complete
             row = (folder.metrics() or [{}])[-1]
         return {**row, "run": str(out)}
@@ -214,9 +229,7 @@ class Trainer:
         with torch.no_grad():
             if not self.reward.set_level or distributed.world_size() == 1:
                 return self.reward.score_embedded(embedded, context).float()
-            everyone = Context(
-                self.config.batch, None if context.classes is None else distributed.gather(context.classes)
-            )
+            everyone = distributed.gather_context(context)
             scores = self.reward.score_embedded(distributed.gather(embedded), everyone).float()
             start = int(
                 distributed.gather(torch.tensor([len(context)], device=self.device))[: distributed.rank()].sum()
@@ -427,7 +440,7 @@ def update_reward(
     size = micro_batch or len(index)
     chunks = [slice(i, i + size) for i in range(0, len(index), size)]
     with torch.no_grad():
-        embedded = torch.cat([reward.embed(images[rows], context.select(rows)) for rows in chunks])
+        embedded = torch.cat([reward.embed_real(images[rows], context.select(rows)) for rows in chunks])
     return reward.update(embedded, context, rollout.embedded, rollout.context, seed=seed)
 
 
