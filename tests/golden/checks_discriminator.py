@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from adanat_plugins.rewards.adversarial_losses import discriminator_loss
-from adanat_plugins.rewards.backbones import TimmViT
-from adanat_plugins.rewards.paper_discriminator import PaperDiscriminator, load_published, published_state
+from adanat_plugins.rewards.backbones import TimmViT, load_timm
+from adanat_plugins.rewards.paper_discriminator import PaperDiscriminator, load_heads, published_state
 from adanat_toolkit.interfaces import Context
 
 from .harness import Fixture, Report
@@ -41,7 +41,9 @@ def make_context(fixture: Fixture) -> Context:
 def check(fixture: Fixture, report: Report) -> None:
     backbone, discriminator = build(fixture.config)
     report.names_and_shapes(published_state(backbone, discriminator), fixture)
-    load_published(backbone, discriminator, fixture.state())
+    state = fixture.state()
+    load_timm(backbone, state, source=fixture.name)
+    load_heads(discriminator, state)
     backbone.eval().requires_grad_(False)
     discriminator.eval()
     io, context = fixture.io, make_context(fixture)

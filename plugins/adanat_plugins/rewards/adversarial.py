@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from adanat_toolkit import distributed
 from adanat_toolkit.errors import CheckpointError, ConfigError
@@ -15,9 +17,9 @@ from adanat_toolkit.noise import REWARD, derive
 from .adversarial_losses import discriminator_loss, gradient_penalty
 from .adversarial_options import AdversarialOptions
 from .augment import augment
-from .backbones import Backbone, create_backbone, random_crop
+from .backbones import Backbone, create_backbone, published_backbone, random_crop
 from .discriminator import Discriminator, Head, PixelDiscriminator
-from .paper_discriminator import PaperDiscriminator
+from .paper_discriminator import PaperDiscriminator, load_heads, read_published
 from .replay import ReplayBuffer
 
 FIGURES = ("loss", "accuracy_real", "accuracy_fake", "logit_real", "logit_fake", "reward_real", "gradient_norm")
@@ -39,7 +41,8 @@ class AdversarialReward(LearnedReward):
         assert isinstance(options, AdversarialOptions)
         self.options, self.device, self.seed = options, device, seed
         self.image_size = generator.image_size
-        self.backbone = _make_backbone(options, generator)
+        published = None if options.published is None else read_published(options.published)
+        self.backbone = _make_backbone(options, generator, published)
         if self.backbone is not None:
             self.backbone.freeze(device, generator.dtype)
         self.keeps_features = self.backbone is not None and not options.augment
@@ -55,6 +58,8 @@ class AdversarialReward(LearnedReward):
         elif options.architecture == "paper":
             layers, channels = self.backbone.layers, self.backbone.channels
             self.discriminator = PaperDiscriminator(layers, channels, classes=classes, text_dim=text_dim, seed=seed)
+            if published is not None:
+                load_heads(self.discriminator, published)
         else:
             self.discriminator = Discriminator(self.backbone.layers, self.backbone.channels, head, seed)
         self.discriminator.to(device)
@@ -179,7 +184,9 @@ class AdversarialReward(LearnedReward):
         step = self.iterations // options.every * options.updates + u
         penalised = options.r1 > 0 and step % options.r1_every == 0
         real = real.detach().float().requires_grad_() if penalised else real
-        logits_real = self.discriminator(self._inputs(real, draw), real_context)
+        # The penalty differentiates twice, through the backbone too where it is given pixels: fused attention cannot.
+        with sdpa_kernel(SDPBackend.MATH) if penalised and not self.keeps_features else nullcontext():
+            logits_real = self.discriminator(self._inputs(real, draw), real_context)
         logits_fake = self.discriminator(self._inputs(fake, draw), fake_context)
         loss = discriminator_loss(options.loss, logits_real, logits_fake, counts, options.label_smoothing)
         if penalised:
@@ -245,14 +252,20 @@ class AdversarialReward(LearnedReward):
         self.centre = state["centre"].to(self.device).clone()
 
 
-def _make_backbone(options: AdversarialOptions, generator: Generator) -> Backbone | None:
-    """The backbone that the options name; None for pixels."""
+def _make_backbone(
+    options: AdversarialOptions, generator: Generator, published: dict[str, Tensor] | None
+) -> Backbone | None:
+    """The backbone that the options name, or that of the published discriminator; None for pixels."""
+    if published is not None:
+        return published_backbone(published, options.pool)
     name = options.backbone
     if name == "auto":
         name = "emoji64-clip" if "emoji64" in generator.name and options.architecture == "small" else "dino"
     if name == "none":
         return None
-    return create_backbone(name, model=options.backbone_model, weights=options.backbone_weights, pool=options.pool)
+    return create_backbone(
+        name, model=options.backbone_model, weights=options.backbone_weights, size=options.backbone_size, pool=options.pool
+    )
 
 
 def context_sizes(generator: Generator) -> tuple[int | None, int | None]:

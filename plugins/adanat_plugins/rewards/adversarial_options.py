@@ -30,6 +30,10 @@ class AdversarialOptions(PluginOptions):
     """timm's or open_clip's name of another network of the same kind."""
     backbone_weights: str | None = None
     """Its weights: a file or a hub id; None looks in the weights folder."""
+    backbone_size: int | None = Field(None, ge=16)
+    """Image side that a timm backbone works on (a multiple of its patch); None: 224. Smaller is faster."""
+    published: str | None = None
+    """A published AdaNAT training checkpoint: backbone and heads start from its discriminator (``paper`` only)."""
     pool: int = Field(1, ge=1)
     """Average pooling of the features' map before the heads (must divide its side)."""
     crop: float = Field(0.0, ge=0, le=1)
@@ -90,6 +94,10 @@ class AdversarialOptions(PluginOptions):
                 raise ValueError(f"architecture paper fixes {', '.join(fixed) or 'norm'}; leave it out or use small")
             if self.backbone == "none":
                 raise ValueError("architecture paper needs a backbone; use architecture small with backbone none")
+        elif self.published is not None:
+            raise ValueError("published applies to architecture paper; add architecture=paper")
+        if self.published is not None and self.model_fields_set & {"backbone", "backbone_model", "backbone_weights"}:
+            raise ValueError("published holds the backbone too; leave backbone, backbone_model and backbone_weights out")
         if self.backbone == "none" and self.pool > 1:
             raise ValueError("pool applies to a backbone's features; leave it out with backbone none")
         return self

@@ -97,7 +97,7 @@ class TimmViT(Backbone):
         extra: dict[str, Any] = {} if size is None else {"img_size": size}
         try:
             self.model = timm.create_model(name, pretrained=False, num_classes=0, **extra)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise ConfigError(f"backbone_model {name!r}: {error}. Use a vision transformer of timm.") from None
         if not all(hasattr(self.model, part) for part in ("blocks", "patch_embed", "cls_token", "_pos_embed")):
             raise ConfigError(f"backbone_model {name!r} is no plain vision transformer with a class token.")
@@ -179,13 +179,16 @@ def _asset(name: str, model: str) -> BackboneAsset:
     )  # fmt: skip
 
 
-def create_backbone(name: str, *, model: str | None, weights: str | None, pool: int) -> Backbone:
+def create_backbone(
+    name: str, *, model: str | None = None, weights: str | None = None, size: int | None = None, pool: int = 1
+) -> Backbone:
     """A backbone with its weights, in float32 on the CPU.
 
     Args:
         name: one of :data:`BACKBONES` but ``none``.
         model: timm's or open_clip's name of the network; None for the default.
         weights: a file, or a hub id to fetch it from; None looks in the weights folder.
+        size: image side for timm's networks; None for 224.
 
     Raises:
         ConfigError: unknown name, or an option that does not apply. WeightsError: the weights are missing or do not
@@ -197,18 +200,27 @@ def create_backbone(name: str, *, model: str | None, weights: str | None, pool: 
     if name == "emoji64-clip":
         from .clip_tower import emoji64_clip
 
-        if model is not None or weights is not None:
-            raise ConfigError("backbone emoji64-clip is embedded: leave backbone_model and backbone_weights out.")
+        if (model, weights, size) != (None, None, None):
+            raise ConfigError("backbone emoji64-clip is embedded: leave backbone_model, _weights and _size out.")
         return emoji64_clip(pool)
     model = model or _DEFAULT_MODELS[name]
     path = resolve(weights, _asset(name, model), offline=_offline())
     if name == "clip":
+        if size is not None:
+            raise ConfigError(f"backbone_size = {size} applies to timm's backbones; leave it out with backbone clip.")
         from .clip_tower import open_clip_tower
 
         return open_clip_tower(model, read_state(path), pool=pool, source=str(path))
     # timm's DINOv2 is configured for 518 px; 224 is the size of the other backbones and six times cheaper.
-    backbone = TimmViT(model, size=224 if name == "dinov2" else None, pool=pool)
+    backbone = TimmViT(model, size=size or 224, pool=pool)
     load_timm(backbone, read_state(path), source=str(path))
+    return backbone
+
+
+def published_backbone(state: dict[str, Tensor], pool: int) -> TimmViT:
+    """DINO ViT-S/16 with the weights inside a published discriminator (``paper_discriminator.read_published``)."""
+    backbone = TimmViT(_DEFAULT_MODELS["dino"], pool=pool)
+    load_timm(backbone, state, source="the published discriminator's backbone")
     return backbone
 
 

@@ -43,13 +43,13 @@ class SpectralWeight(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Uniform weights of standard deviation 1/sqrt(3 fan-in), singular vectors after 15 power iterations."""
+        """Uniform weights of standard deviation 1/sqrt(3 fan-in), singular vectors after 50 power iterations."""
         bound = 1 / math.sqrt(self.weight_orig[0].numel())
         self.weight_orig.uniform_(-bound, bound, generator=generator)
         self.bias.uniform_(-bound, bound, generator=generator)
         self.weight_u.normal_(generator=generator)
         self.weight_v.normal_(generator=generator)
-        for _ in range(15):
+        for _ in range(50):
             self._power_iteration()
 
     def _power_iteration(self) -> None:

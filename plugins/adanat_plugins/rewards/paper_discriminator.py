@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adanat_toolkit.errors import WeightsError
 from adanat_toolkit.interfaces import Context
 
+from ..weights import load_into, read_tree, without
 from .backbones import TimmViT
 from .discriminator import LocalBatchNorm, SpectralConv1d
 
@@ -148,15 +151,26 @@ def published_state(backbone: TimmViT, discriminator: PaperDiscriminator) -> dic
     return {**discriminator.state_dict(), **frozen}
 
 
-def load_published(backbone: TimmViT, discriminator: PaperDiscriminator, state: Mapping[str, Tensor]) -> None:
-    """Inverse of :func:`published_state`; every tensor must be there.
+def read_published(path: Path | str) -> dict[str, Tensor]:
+    """The discriminator's tensors in a published training checkpoint, without the ``module.`` prefix.
 
     Raises:
-        WeightsError: names or shapes differ.
+        WeightsError: the file cannot be read or holds no discriminator.
     """
-    from ..weights import load_into, select, without
-    from .backbones import load_timm
+    tree = read_tree(path)
+    state = tree.get("discriminator") if isinstance(tree, Mapping) else None
+    if not isinstance(state, Mapping) or not any(key.startswith("module.heads.") for key in state):
+        raise WeightsError(
+            f"{path} is no published AdaNAT training checkpoint: it holds no discriminator/module.heads.* tensors. Give "
+            "the ckpt_N.pth that the training script wrote."
+        )
+    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
 
-    plain = {key.removeprefix("module."): value for key, value in state.items()}
-    load_timm(backbone, select(plain, DINO_PREFIX), source="the published discriminator's backbone")
-    load_into(discriminator, without(plain, DINO_PREFIX), source="the published discriminator")
+
+def load_heads(discriminator: PaperDiscriminator, state: Mapping[str, Tensor]) -> None:
+    """Start from a published discriminator's trained part (:func:`read_published`); the backbone's tensors are left out.
+
+    Raises:
+        WeightsError: names or shapes differ, for instance because the condition is another one.
+    """
+    load_into(discriminator, without(state, DINO_PREFIX), source="the published discriminator")
