@@ -83,6 +83,8 @@ class RunConfig(_Frozen):
     checkpoint_every: int = Field(10, ge=1)
     """Iterations between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
+    tracker: tuple[str, ...] = ()
+    """Where figures go besides ``metrics.jsonl``: plug-ins of the group ``adanat.trackers``."""
     evaluate_every: int = Field(0, ge=0)
     """Iterations between readings of the held-out yardstick (docs/logged-names.md); 0: none."""
     evaluate_images: int = Field(512, ge=16)

@@ -36,6 +36,9 @@ def train(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE.yaml", help="Settings as printed by --dry-run; flags override them.")
     ] = None,
+    tracker: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also log to tensorboard or wandb (repeatable).")
+    ] = None,
     set_: options.Set = None,
     out: options.Out = None,
     dry_run: Annotated[
@@ -57,6 +60,7 @@ def train(
         "device": device,
         "dtype": dtype,
         "offline": offline or None,
+        "tracker": tracker or None,
         "generator": _given(name=generator, options=_given(weights=weights)),
         "reward": _given(name=reward),
         "policy": _given(name=policy),
