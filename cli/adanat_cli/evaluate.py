@@ -107,9 +107,7 @@ def _print_table(comparison: Comparison) -> None:
     if rows:
         table.add_section()
         blank = ["1"] * len(comparison.baselines)
-        table.add_row(
-            "[bold]Frechet, relative to hand-made[/bold]", *blank, *(f"[bold]{text}[/bold]" for text in ratios)
-        )
+        table.add_row("[bold]Frechet / hand-made[/bold]", *blank, *(f"[bold]{text}[/bold]" for text in ratios))
     console = stdout()
     console.print(table)
     console.print(
