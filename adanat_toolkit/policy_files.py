@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .actions import ActionSpace
 from .errors import CheckpointError, ConfigError, nearest
+from .hub import local_policy
 from .interfaces import Generator, Policy, TokenGenerator
 from .policies import FixedPolicy
 from .published_samplers import PUBLISHED_SAMPLERS, parse_sampler
@@ -68,7 +69,7 @@ def load_policy(
     Args:
         spec: ``fixed`` (the generator's best known schedule), ``fixed:SCHEDULE``, ``fixed:SAMPLER`` (a published sampler
             with its own steps, ``fixed:maskgit``, or with options, ``fixed:halton,guidance=1.5``), a run folder, a
-            policy folder, or the file of a published policy where the generator reads one.
+            policy folder, a hub id ``owner/name[@revision]``, or the file of a published policy where the generator reads one.
         steps: T of a fixed schedule (default 4) or sampler (default: its authors' number); a learned policy has its
             own T, which this must equal if given.
 
@@ -83,7 +84,7 @@ def load_policy(
     name, _, schedule = spec.partition(":")
     if name == "fixed":
         return _fixed(schedule or generator.default_schedule, generator, steps)
-    folder = Path(spec)
+    folder = Path(local_policy(spec))
     if folder.is_file():
         if isinstance(generator, ReadsPolicies):
             policy, space, card = generator.read_policy(folder, steps)

@@ -15,6 +15,7 @@ from .doctor import doctor
 from .encode import encode
 from .evaluate import evaluate
 from .plugins import app as plugins
+from .publish import publish
 from .sample import sample
 from .stats import stats
 from .train import train
@@ -79,3 +80,4 @@ app.command()(doctor)
 app.command()(weights)
 app.command()(encode)
 app.command()(stats)
+app.command()(publish)

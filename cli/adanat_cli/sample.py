@@ -15,7 +15,7 @@ def sample(
     policy: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN|FOLDER|fixed[:SCHEDULE|:SAMPLER]",
+            metavar="RUN|FOLDER|HUB_ID|fixed[:SCHEDULE|:SAMPLER]",
             help="Default: the policy that ships for the generator, else its best hand-made schedule (fixed).",
         ),
     ] = None,
@@ -41,7 +41,9 @@ def sample(
         bool, typer.Option("--keep-pixels", help="Outside the mask, the image's own pixels instead of the tokenizer's.")
     ] = False,
     seed: options.Seed = 0,
-    steps: Annotated[int | None, typer.Option(metavar="T", help="Steps of a hand-made schedule or published sampler.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="T", help="Steps of a hand-made schedule or published sampler.")
+    ] = None,
     batch: options.Batch = None,
     weights: options.Weights = None,
     offline: options.Offline = False,
@@ -58,6 +60,7 @@ def sample(
     from adanat_plugins.pretrained import pretrained_policy
     from adanat_toolkit.editing import Edit, read_edit
     from adanat_toolkit.errors import ConfigError
+    from adanat_toolkit.hub import local_policy
     from adanat_toolkit.policy_files import load_policy
     from adanat_toolkit.sample_folder import sample_to_folder
     from adanat_toolkit.sampling import seed_range
@@ -68,6 +71,7 @@ def sample(
     if (image is None) != (mask is None) or (keep_pixels and image is None):
         raise ConfigError("masked editing needs both --image and --mask (and --keep-pixels only with them); give both.")
     texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
+    policy = local_policy(policy, offline=offline) if policy else None
     named = [policy] if policy else []
     model = open_generator(generator, named, weights=weights, device=device, dtype=dtype, offline=offline)
     spec = policy or str(pretrained_policy(model) or "fixed")
