@@ -108,7 +108,7 @@ def evaluate_policies(
     generator: Generator,
     policies: Sequence[str],
     extractor: FeatureExtractor,
-    real: ImageSource,
+    real: ImageSource | Reference,
     *,
     count: int = 2000,
     seed: int = 0,
@@ -122,6 +122,7 @@ def evaluate_policies(
     All of them make the images of the same seeds, and a seed draws the same context under every policy.
 
     Args:
+        real: the images, or their statistics alone, which give the Frechet distance and nothing else.
         policies: specs of ``load_policy``. steps: T of the fixed ones among them.
         count: images of each. seed: the first one; the others follow.
         baseline: schedule text, default the generator's best known one; it takes as many steps as each policy does.

@@ -44,13 +44,13 @@ class Yardstick:
         self,
         generator: Generator,
         extractor: FeatureExtractor,
-        real: ImageSource,
+        real: ImageSource | Reference,
         *,
         progress: Progress | None = None,
     ) -> None:
-        """``progress`` counts the real images, where their features must be computed."""
+        """``progress`` counts the real images, where their features must be computed; a Reference has them already."""
         self.generator, self.extractor = generator, extractor
-        self.reference: Reference = reference_of(extractor, real, progress=progress)
+        self.reference = real if isinstance(real, Reference) else reference_of(extractor, real, progress=progress)
 
     def make(
         self,

@@ -13,7 +13,8 @@ from .compute import resolve_device, resolve_dtype
 from .config import GeneratorConfig, RunConfig, validate
 from .data import Progress, images_for
 from .errors import CheckpointError, ConfigError, DataError, nearest
-from .interfaces import Context, Generator, ImageSource
+from .interfaces import Context, FeatureExtractor, Generator, ImageSource
+from .metrics import FeatureStatistics, Reference
 from .registry import create_generator, discover
 
 
@@ -199,3 +200,24 @@ def require_real_images(generator: Generator, path: str | None, *, progress: Pro
     if real is None:
         raise DataError(f"{generator.name} ships no real images. Give --data FOLDER or FILE.zip.")
     return real
+
+
+def real_side(generator: Generator, path: str | None, extractor: FeatureExtractor) -> ImageSource | Reference:
+    """What generated images are held against: real images, or their statistics alone.
+
+    Args:
+        path: see :func:`require_real_images`; or a file of ``adanat stats``, or a published ``.npz`` with ``mu`` and
+            ``sigma``, which does not name its protocol: it is taken to be the extractor's.
+
+    Raises:
+        DataError: there is nothing, it cannot be used, or the statistics are of another protocol.
+    """
+    if path is None or Path(path).suffix not in (".safetensors", ".npz"):
+        return require_real_images(generator, path)
+    statistics = FeatureStatistics.load(path, extractor.protocol)
+    if statistics.protocol != extractor.protocol or len(statistics.mean) != extractor.feature_dim:
+        raise DataError(
+            f"{path} holds statistics of {statistics.protocol} ({len(statistics.mean)} features), the images are judged by "
+            f"{extractor.protocol} ({extractor.feature_dim}); give the matching --features, or make them with adanat stats."
+        )
+    return Reference(statistics)

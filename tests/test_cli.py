@@ -305,3 +305,8 @@ def test_stats_are_those_of_the_images(images: Path, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["images"] == statistics.count == 12
     assert statistics.protocol.startswith("emoji64") and statistics.mean.shape == (192,)
     assert [p.name for p in tmp_path.iterdir()] == ["real.safetensors"]
+    # They stand for the images: the same distance, and nothing that needs the images themselves.
+    common = ["evaluate", "--policy", "fixed", "--steps", "2", "--num", "16", "--json", "-q", "--data"]
+    by_images, by_file = (json.loads(adanat(*common, real).stdout)["baselines"][0] for real in (images, file))
+    assert by_file["figures"]["frechet"] == pytest.approx(by_images["figures"]["frechet"], rel=1e-6)
+    assert "kid" in by_images["figures"] and "kid" not in by_file["figures"]

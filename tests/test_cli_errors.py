@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -267,4 +268,7 @@ def test_samples_of_other_settings_and_files_of_others_are_left_alone(run: Path,
 def test_files_of_encode_and_stats_are_named_safetensors(images: Path, tmp_path: Path) -> None:
     for command in ("encode", "stats"):
         refused(adanat(command, "--data", images, "--out", tmp_path / "x.npz", "-q"), "give a name that ends so")
+    np.savez(tmp_path / "foreign.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    message = refused(adanat("evaluate", "--policy", "fixed", "--data", tmp_path / "foreign.npz"), "2048 features")
+    assert "(192); give the matching --features" in message
     refused(adanat("weights", "maskgit:halton"), "no weights are known for 'maskgit:halton'", "did you mean")

@@ -23,7 +23,13 @@ def evaluate(
     generator: options.Generator = None,
     num: Annotated[int, typer.Option(help="Images of each policy.")] = 2000,
     seed: options.Seed = 0,
-    data: options.Data = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|ZIP|FILE",
+            help="Real images, or their statistics (of adanat stats, or .npz); default: the images that ship.",
+        ),
+    ] = None,
     features: options.Features = None,
     baseline: Annotated[
         str | None,
@@ -45,13 +51,14 @@ def evaluate(
     """
     from adanat_plugins.pretrained import pretrained_policy
     from adanat_toolkit.evaluation import evaluate_policies, write_comparison
+    from adanat_toolkit.hub import local_policy
     from adanat_toolkit.registry import create_features
     from adanat_toolkit.runs import prepare_folder
-    from adanat_toolkit.selection import choose_features, open_generator, require_real_images
+    from adanat_toolkit.selection import choose_features, open_generator, real_side
 
     from .progress import image_progress
 
-    named = policy or []
+    named = [local_policy(spec, offline=offline) for spec in policy or ()]
     model = open_generator(generator, named, weights=weights, device=device, dtype=dtype, offline=offline)
     shipped = pretrained_policy(model)
     chosen = named or ([str(shipped)] if shipped else [])
@@ -63,7 +70,7 @@ def evaluate(
             model,
             chosen,
             extractor,
-            require_real_images(model, data),
+            real_side(model, data, extractor),
             count=num,
             seed=seed,
             steps=steps,
@@ -111,7 +118,7 @@ def _print_table(comparison: Comparison) -> None:
     console = stdout()
     console.print(table)
     console.print(
-        f"features {facts['protocol']}; {facts['real_images']:,} real images {facts['data']}; "
+        f"features {facts['protocol']}; {facts['real_images'] or 'unknown number of'} real images {facts['data']}; "
         f"adanat-toolkit {facts['toolkit']}; intervals: 95 %, bootstrap over the generated images"
     )
 
