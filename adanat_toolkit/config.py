@@ -99,7 +99,12 @@ class RunConfig(_Frozen):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "demo": {"steps": 4, "trajectories": 8192, "policy": {"average": 0.95}},
+    "demo": {
+        "steps": 4,
+        "trajectories": 8192,
+        "ppo": {"learning_rate": 1.5e-3, "learning_rate_decay": "linear"},
+        "policy": {"average": 0.9},
+    },
     "gpu": {"batch": 1024, "trajectories": 153_600, "checkpoint_every": 20},
     "paper": {
         "ppo": PPOConfig.paper().model_dump(),
