@@ -150,11 +150,12 @@ def _figures(judged: tuple[dict[str, Any], dict[str, Any]] | None) -> list[str]:
     ratio, interval = row["ratio"]["frechet"], (row["ratio_interval"] or {}).get("frechet")
     within = "" if interval is None else f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
     first, last = facts["seeds"]
+    real = facts["real_images"] or "an unknown number of"
     lines += [
         "",
         f"Frechet distance over the hand-made one's: {ratio:.3f}{within}; below 1 is better.",
         "",
-        f"Protocol: {facts['images']} images of seeds {first} to {last} against {facts['real_images'] or 'an unknown number of'} real images; "
+        f"Protocol: {facts['images']} images of seeds {first} to {last} against {real} real images; "
         f"features `{facts['protocol']}`; hand-made schedule `{row['baseline']}`, same seeds and contexts; computed on "
         f"{facts['device']} in {facts['dtype']}. Brackets are 95 % intervals.",
         "",

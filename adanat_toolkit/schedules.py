@@ -58,7 +58,8 @@ def linear(first: float, last: float, steps: int) -> list[float]:
     """``steps`` values from first to last, both included; one step gives the last value."""
     if steps == 1:
         return [last]
-    return [first + (last - first) * t / (steps - 1) for t in range(steps)]
+    # The last value as given: by the formula, 0.1:0 in 4 steps would end at -1e-17, which no knob accepts.
+    return [*(first + (last - first) * t / (steps - 1) for t in range(steps - 1)), last]
 
 
 def parse_schedule(text: str, space: ActionSpace, steps: int) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -210,3 +212,14 @@ def test_a_plugin_that_is_not_what_it_says(tmp_path: Path, monkeypatch: pytest.M
         check_plugin("brokn")
     with pytest.raises(ConfigError, match="did you mean 'reward'"):
         check_plugin("odd", kind="rewrd")
+
+
+def test_the_documentation_runs() -> None:
+    """The Python blocks of the page, one after the other in one namespace; its classes keep their contracts there."""
+    page = (ROOT / "docs" / "writing-a-plugin.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict[str, Any] = {"__name__": "writing_a_plugin"}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 7
+    assert names["rollout"].physical.shape == (6, 4, 2) and names["rollout"].embedded.shape == (6, 3, 8, 8)

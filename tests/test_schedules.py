@@ -56,6 +56,7 @@ def test_text_of_knobs() -> None:
 
 def test_one_step_takes_the_last_value() -> None:
     assert linear(4.5, 0, 1) == [0]
+    assert linear(0.1, 0, 4)[-1] == 0  # not -1e-17, which no knob accepts
     assert parse_schedule("cosine,guidance=0:3", SPACE, 1)[0].tolist() == pytest.approx([0, 0, 1, 3], abs=1e-12)
 
 
