@@ -76,10 +76,10 @@ def in_chunks(
     total = tensors[0].shape[0]
     size = chunk or (CPU_CHUNK if tensors[0].device.type == "cpu" else total)
     parts: list[tuple[Tensor, ...]] = []
-    for start in range(0, total, size):
+    for start in range(0, total, size) if total else (0,):
         pieces = [t[start : start + size] for t in tensors]
         count = pieces[0].shape[0]
-        if count < minimum:
+        if 0 < count < minimum:
             pieces = [torch.cat([p, p[-1:].expand(minimum - count, *p.shape[1:])]) for p in pieces]
         out = function(*pieces)
         out = (out,) if isinstance(out, Tensor) else out

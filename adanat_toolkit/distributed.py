@@ -34,6 +34,12 @@ def local_slice(total: int) -> tuple[int, int]:
     return total * r // n, total * (r + 1) // n
 
 
+def position(count: int, device: torch.device | str = "cpu") -> tuple[int, int]:
+    """(start, total): where this rank's ``count`` items begin in the order of ranks, and how many there are in all."""
+    counts = gather(torch.tensor([count], device=device)).tolist()
+    return sum(counts[: rank()]), sum(counts)
+
+
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum of ``value`` over all ranks (in place where distributed)."""
     if world_size() > 1:
@@ -75,6 +81,18 @@ def gather(value: Tensor) -> Tensor:
     parts = [torch.zeros_like(padded) for _ in range(world_size())]
     dist.all_gather(parts, padded)
     return torch.cat([p[: int(c)] for p, c in zip(parts, counts, strict=True)])
+
+
+def gather_with_gradient(value: Tensor) -> Tensor:
+    """As :func:`gather`; this rank's own part keeps its gradient.
+
+    When every rank computes the same loss of the result, the gradients of all ranks add up to that of one process.
+    """
+    if world_size() == 1:
+        return value
+    start, _ = position(value.shape[0], value.device)
+    everyone = gather(value.detach())
+    return torch.cat([everyone[:start], value, everyone[start + value.shape[0] :]])
 
 
 def gather_context(context: Context) -> Context:

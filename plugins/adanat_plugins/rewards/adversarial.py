@@ -138,12 +138,15 @@ class AdversarialReward(LearnedReward):
         options, due = self.options, self._due()
         if due:
             self.discriminator.train()
-            stride = max(1, len(fake_context) * distributed.world_size() // options.batch)
+            # Positions among the samples of all processes: the same samples are chosen whatever their number.
+            first_real, _ = distributed.position(len(real_context), self.device)
+            first_fake, fakes_in_all = distributed.position(len(fake_context), self.device)
+            stride = max(1, fakes_in_all // options.batch)
             rows = []
             for u in range(options.updates):
                 draw = torch.Generator().manual_seed(derive(seed, REWARD, u, distributed.rank()))
-                chosen_real = torch.arange(u, len(real_context), options.updates, device=real.device)
-                chosen_fake = torch.arange(u % stride, len(fake_context), stride, device=fake.device)
+                chosen_real = _every(options.updates, u, first_real, len(real_context), real.device)
+                chosen_fake = _every(stride, u, first_fake, len(fake_context), fake.device)
                 fakes = self._with_replay(fake[chosen_fake], fake_context.select(chosen_fake), draw)
                 rows.append(self._step(real[chosen_real], real_context.select(chosen_real), *fakes, u, draw))
             if self.replay is not None:
@@ -282,6 +285,11 @@ def context_sizes(generator: Generator) -> tuple[int | None, int | None]:
             raise ConfigError(f"{generator.name} gives no pooled text, which the adversarial reward reads.")
         return None, pooled.shape[1]
     return None, None
+
+
+def _every(stride: int, phase: int, first: int, count: int, device: torch.device) -> Tensor:
+    """Which of ``count`` samples, numbered from ``first`` on, have a number that leaves ``phase`` modulo ``stride``."""
+    return torch.arange((phase - first) % stride, count, stride, device=device)
 
 
 def _count(module: nn.Module) -> int:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adanat_toolkit import distributed
+
 Loss = Literal["bce", "hinge", "relativistic"]
 
 
@@ -16,15 +18,17 @@ def discriminator_loss(kind: Loss, real: Tensor, fake: Tensor, counts: Tensor, s
 
     ``bce``: softplus(-real) + softplus(fake). ``hinge``: relu(1 - real) + relu(1 + fake) (Lim & Ye 2017). Both are
     means over positions and images. ``relativistic``: softplus(-(real_i - fake_j)) on the images' mean logits, averaged
-    over all pairs of a real and a generated image of this process (Jolicoeur-Martineau 2018).
+    over all pairs of a real and a generated image of all processes (Jolicoeur-Martineau 2018).
 
     Args:
         counts: (2,) numbers of real and generated images of all processes.
         smoothing: target of real images is 1 - smoothing (``bce`` only; Salimans et al. 2016, section 3.4).
     """
     if kind == "relativistic":
-        pairs = F.softplus(fake.mean(1)[None, :] - real.mean(1)[:, None])
-        return pairs.mean(1).sum() / counts[0]
+        reals, fakes = (distributed.gather_with_gradient(logits.mean(1)) for logits in (real, fake))
+        loss = F.softplus(fakes[None, :] - reals[:, None]).mean()
+        # Every process has the whole value, but only its own samples' gradients.
+        return loss - loss.detach() * (1 - 1 / distributed.world_size())
     if kind == "hinge":
         on_real, on_fake = F.relu(1 - real), F.relu(1 + fake)
     else:
