@@ -7,6 +7,7 @@ iteration counter, and a resumed run continues bit-exactly.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,8 @@ class Trainer:
                 f"{distributed.world_size()} processes; each needs at least one. Use a larger batch or fewer processes."
             )
         self.device = resolve_device(config.device)
+        if config.offline:
+            os.environ["HF_HUB_OFFLINE"] = "1"  # what rewards and feature networks load weights through reads this
         dtype = resolve_dtype(config.dtype, self.device)
         # What is stored says what was computed: another machine may resolve "auto" to another type.
         self.config = config = config.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
