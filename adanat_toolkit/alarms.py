@@ -140,14 +140,18 @@ def reward_flat(rows: Sequence[Row]) -> str | None:
     updated = [row for row in rows if "ppo/approx_kl" in row]
     if len(updated) < FLAT_AFTER or any(key.startswith("reward_model/") for key in updated[-1]):
         return None
+    # A mixture is standardised within the batch, and influences sum to nothing: then the terms tell what is learned.
     terms = [key for key in updated[-1] if key.startswith("reward/") and key.endswith("/mean") and key != "reward/mean"]
-    # A mixture is standardised within the batch: its own mean says nothing.
-    names = terms or ["reward/mean"]
-    if any(_risen(updated[:WINDOW], updated[-WINDOW:], name) for name in names):
-        return None
-    first, last = fmean(r[names[0]] for r in updated[:WINDOW]), fmean(r[names[0]] for r in updated[-WINDOW:])
+    for name in ("reward/mean", *terms):
+        before, after = updated[:WINDOW], updated[-WINDOW:]
+        if name.endswith("frechet/mean"):  # the one term that improves downwards
+            before, after = after, before
+        if _risen(before, after, name):
+            return None
+    name = terms[0] if terms else "reward/mean"
+    first, last = fmean(r[name] for r in updated[:WINDOW]), fmean(r[name] for r in updated[-WINDOW:])
     return (
-        f"{names[0]} was {first:.4g} at the start and is {last:.4g} after {len(updated)} updates: nothing is learned. Raise "
+        f"{name} was {first:.4g} at the start and is {last:.4g} after {len(updated)} updates: nothing is learned. Raise "
         "ppo.learning_rate or the batch, or compare trajectories on common noise (ppo.group=4)."
     )
 

@@ -241,12 +241,13 @@ class Comparison:
         result = Result(cell, None)
         if cell.learned:
             run = self.out / "runs" / cell.name
-            rows = self._train(cell, run)
+            rows, partial = self._train(cell, run)
             result = replace(
                 result,
                 images=config.run_of(cell).iterations * config.base.batch,
                 alarms=[alarm.to_json() for alarm in alarms.raised(rows)],
                 training=[_training_row(row) for row in rows],
+                partial=partial,
             )
             spec = str(run)
         elif cell.policy == SEARCH:
@@ -258,7 +259,8 @@ class Comparison:
                 seed=cell.seed,
                 progress=lambda done, total: self.progress(cell.name, done, total),
             )
-            schedule, result = found.schedule, replace(result, images=found.images, search=found.to_json())
+            schedule = found.schedule
+            result = replace(result, images=found.images, search=found.to_json(), partial=True)
         else:
             schedule = self._schedule(cell.policy)
         images = self._images(cell, spec or f"fixed:{schedule}")
@@ -271,12 +273,15 @@ class Comparison:
             knobs={"names": list(names), **_spread(images.knobs)},
         )
 
-    def _train(self, cell: Cell, run: Path) -> list[dict[str, Any]]:
+    def _train(self, cell: Cell, run: Path) -> tuple[list[dict[str, Any]], bool]:
+        """Rows of the finished training, and whether its reward reads the features of the yardstick."""
         config = self.config.run_of(cell)
         trainer = create_trainer(config)
         total = config.iterations * config.batch
         trainer.run(run, on_iteration=lambda row: self.progress(f"{cell.name}: training", row["trajectories"], total))
-        return RunFolder(run).metrics()
+        terms = getattr(trainer.reward, "rewards", {"": trainer.reward})
+        protocols = [getattr(getattr(term, "extractor", None), "protocol", None) for term in terms.values()]
+        return RunFolder(run).metrics(), self.extractor.protocol in protocols
 
     def _images(self, cell: Cell, spec: str) -> Images:
         policy, space, _ = load_policy(spec, self.generator, cell.steps)

@@ -115,8 +115,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"flip": False},
     },
 }
-"""``demo``: minutes on two CPU cores. ``gpu``: larger batches for one GPU. ``paper``: the published algorithm (ImageNet recipe: no residual). Add ``--set policy.residual=true --set
-policy.schedule=adanat`` for the published CC3M recipe."""
+"""``demo``: minutes on two CPU cores. ``gpu``: larger batches for one GPU. ``paper``: the published algorithm (ImageNet
+recipe: no residual). Add ``--set policy.residual=true --set policy.schedule=adanat`` for the published CC3M recipe."""
 
 
 def resolve(

@@ -59,6 +59,7 @@ class Result:
         alarms: raised at some time of the training: name, since, message.
         knobs: ``names``, and per step and knob ``mean``, ``low`` and ``high`` (10 and 90 %) over the images.
         training: per iteration ``trajectories``, ``reward`` and, where read, ``frechet`` of the held-out yardstick.
+        partial: whether it was optimised on the very features that judge it: a search, or a reward that reads them.
         error: why it failed; there is no evaluation then.
     """
 
@@ -70,6 +71,7 @@ class Result:
     knobs: dict[str, Any] = field(default_factory=dict)
     training: list[dict[str, Any]] = field(default_factory=list)
     search: dict[str, Any] | None = None
+    partial: bool = False
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -98,7 +100,7 @@ class Row:
     Attributes:
         figures: by name. ratio: Frechet distance over that of ``hand-made`` at the same T, seed by seed.
         alarms: how many of the seeds raised each. failed: messages of the seeds that failed, by seed.
-        budget: images generated for learning or searching, a seed.
+        budget: images generated for learning or searching, a seed. partial: see :class:`Result`.
     """
 
     policy: str
@@ -111,6 +113,7 @@ class Row:
     failed: dict[int, str]
     budget: int
     schedules: list[str]
+    partial: bool
 
     @property
     def label(self) -> str:
@@ -205,6 +208,7 @@ def _row(group: Sequence[Result], reference: dict[tuple[int, int], float]) -> Ro
         {r.cell.seed: r.error for r in group if r.error is not None},
         max(r.images for r in group),
         [r.schedule for r in group if r.schedule is not None],
+        any(r.partial for r in group),
     )
 
 
@@ -248,9 +252,10 @@ def columns(table: Table) -> list[str]:
 
 
 def cells_of(row: Row, names: Sequence[str]) -> list[str]:
-    """The texts of a row: what it is, then the figures, the ratio, alarms."""
+    """The texts of a row: what it is, then the figures, the ratio, notes and alarms."""
     shown = [_show(row.figures.get(name)) for name in names]
-    notes = [f"{name} ({count}/{len(row.seeds) + len(row.failed)})" for name, count in row.alarms.items()]
+    notes = ["partial"] if row.partial else []
+    notes += [f"{name} ({count}/{len(row.seeds) + len(row.failed)})" for name, count in row.alarms.items()]
     notes += [f"FAILED (seed {seed})" for seed in row.failed]
     return [
         row.policy,
@@ -264,7 +269,7 @@ def cells_of(row: Row, names: Sequence[str]) -> list[str]:
 
 
 HEADS = ("policy", "reward", "T", "seeds")
-TAILS = ("ratio", "alarms")
+TAILS = ("ratio", "notes")
 
 
 def _show(figure: Figure | None) -> str:
@@ -316,6 +321,7 @@ def caption(table: Table) -> list[str]:
         f"Features {facts['protocol']}, real images {facts['data']} ({facts['real_images']}).",
         f"Mean over seeds, in brackets {over}. Frechet and kernel distance: lower is better.",
         f"ratio: Frechet distance over that of `{HAND_MADE}` at the same T, seed by seed; below 1 is better.",
+        "partial: optimised on the very features that judge it here, so that its figures flatter it.",
         f"Budget of learned policies and of the search: {facts['budget']:,} generated images a seed.",
     ]
 
@@ -358,7 +364,7 @@ def to_csv(table: Table) -> str:
         heads += [name, f"{name}_low", f"{name}_high"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*heads, "alarms", "failed"])
+    writer.writerow([*heads, "partial", "alarms", "failed"])
     for row in table.rows:
         line: list[Any] = [
             row.policy,
@@ -371,5 +377,5 @@ def to_csv(table: Table) -> str:
         for figure in [*(row.figures.get(name) for name in names), row.ratio]:
             low, high = (figure.interval if figure is not None else None) or ("", "")
             line += ["" if figure is None else figure.mean, low, high]
-        writer.writerow([*line, " ".join(row.alarms), " ".join(map(str, row.failed))])
+        writer.writerow([*line, int(row.partial), " ".join(row.alarms), " ".join(map(str, row.failed))])
     return out.getvalue()

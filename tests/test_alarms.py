@@ -227,6 +227,13 @@ def test_a_mixture_is_judged_by_its_terms():
     assert names(alarms.check(rows(60, **columns, **{"reward/fid/mean": -10.0}))) == ["reward-flat"]
 
 
+def test_a_distance_among_the_terms_improves_downwards():
+    columns = {"reward/mean": 0.0, "reward/std": 1.0}
+    assert alarms.check(rows(60, **columns, **{"reward/frechet/mean": lambda i: 10 - 0.1 * i})) == []
+    worse = rows(60, **columns, **{"reward/frechet/mean": lambda i: 10 + 0.1 * i})
+    assert names(alarms.check(worse)) == ["reward-flat"]
+
+
 def test_alarms_are_json():
     (alarm,) = alarms.check(rows(60))
     assert json.loads(json.dumps(alarm.to_json())) == {"name": alarm.name, "since": 40, "message": alarm.message}

@@ -126,6 +126,7 @@ def test_a_comparison_from_start_to_pictures_and_again(tmp_path, tiny_plugins, m
     assert learned.ratio is not None and learned.ratio.values == [a / b for a, b in zip(own, reference, strict=True)]
     assert base.ratio is not None and base.ratio.values == [1.0, 1.0] and len(set(reference)) == 2
     assert learned.budget == 96 and found["search", None, 2].budget <= 96
+    assert found["search", None, 2].partial and not learned.partial and not base.partial
     failed = found["shared", "prompts-only", 2]
     assert failed.figures == {} and list(failed.failed) == [0, 1] and "reads prompts" in failed.failed[0]
     assert [(s.policy, s.steps, s.longest) for s in table.saved] == [("shared", 2, 4)]
@@ -200,6 +201,20 @@ def test_changed_settings_evaluate_again_but_never_retrain_silently(tmp_path, ti
     longer = Comparison(configuration(**settings, base={"trajectories": 112}), tmp_path / "out")
     with pytest.raises(CheckpointError, match="other settings"):
         longer.run()
+
+
+def test_rewards_that_read_the_yardsticks_features_are_marked(tmp_path, tiny_plugins):
+    rewards = ("contrast", "fid", "contrast:1,fid:2")
+    config = configuration(
+        {"reward": {"options": {"features": "pixels", "group": 8, "options": {"fid": {"features": "pixels", "group": 8}}}}},
+        rewards=rewards, seeds=(0,), candidates=0,
+    )  # fmt: skip
+    comparison = Comparison(config, tmp_path / "out")
+    table = comparison.table(comparison.run())
+    assert {row.reward: row.partial for row in table.rows} == dict(
+        zip((None, *rewards), (False, False, True, True), strict=True)
+    )
+    assert "| partial" in markdown(table)
 
 
 # --- the search -------------------------------------------------------------------------------------------------------

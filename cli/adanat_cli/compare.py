@@ -156,7 +156,7 @@ def _print_table(table: Table) -> None:
 
     grid = Grid(title=f"{table.facts['generator']}, {table.facts['images']:,} images a seed")
     for name in (*HEADS, *SHOWN, *TAILS):
-        grid.add_column(name, justify="left" if name in ("policy", "reward", "alarms") else "right", overflow="fold")
+        grid.add_column(name, justify="left" if name in ("policy", "reward", "notes") else "right", overflow="fold")
     for row in table.rows:
         grid.add_row(*map(escape, cells_of(row, SHOWN)))
     console = stdout()
