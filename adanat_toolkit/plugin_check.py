@@ -46,7 +46,7 @@ class Outcome:
 def check_plugin(
     spec: str, *, kind: str | None = None, options: Mapping[str, Any] | None = None, judge: str | None = None
 ) -> list[Outcome]:
-    """Run the contract tests of :mod:`adanat_toolkit.testing` on one plug-in, on the CPU, without fetching weights.
+    """Run the contract tests of :mod:`adanat_toolkit.testing` on one plug-in, on the CPU.
 
     Args:
         spec: ``NAME`` or, for a generator, ``NAME:VARIANT``. kind: a key of ``registry.GROUPS``; None: every kind that has
