@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +132,26 @@ def check_run(out: Path, settings: dict[str, Any]) -> None:
     assert card["training"]["trajectories"] == 20 and card["kind"] == settings["policy"]["name"]
     for part in ("policy.", "critic.", "reward.", "optimiser."):
         assert any(not torch.equal(first[k], last[k]) for k in last if k.startswith(part)), part
+
+
+def test_the_same_command_continues(images: Path, tmp_path: Path) -> None:
+    """The command line, killed from outside as soon as it writes a checkpoint, at whatever moment that hits."""
+    out = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "adanat_cli", "train", "--steps", "2", "--trajectories", "16", "--batch", "4",
+        "--policy", "shared", "--device", "cpu", "--dtype", "float32", "--data", str(images), "--out", str(out),
+        "--set", "reward.options.batch=4", "--set", "checkpoint_every=2", "--quiet",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in the run it is compared with
+    process = subprocess.Popen(command, env=environment)
+    while process.poll() is None and not any((out / "checkpoints").glob("*")):
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not RunFolder(out).checkpoints() or RunFolder(out).checkpoints() == [2]
+    subprocess.run(command, env=environment, check=True)
+    run_process(json.loads((out / "config.json").read_text()), tmp_path / "unbroken")
+    assert files(out) == files(tmp_path / "unbroken")
 
 
 # --- with a generator of the test's own, as a plug-in -----------------------------------------------------------------
