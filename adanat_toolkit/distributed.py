@@ -36,6 +36,8 @@ def local_slice(total: int) -> tuple[int, int]:
 
 def position(count: int, device: torch.device | str = "cpu") -> tuple[int, int]:
     """(start, total): where this rank's ``count`` items begin in the order of ranks, and how many there are in all."""
+    if world_size() == 1:
+        return 0, count
     counts = gather(torch.tensor([count], device=device)).tolist()
     return sum(counts[: rank()]), sum(counts)
 
