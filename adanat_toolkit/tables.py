@@ -217,7 +217,7 @@ def _interval(values: list[float], single: tuple[float, float] | None) -> tuple[
 
 
 def _steps_saved(rows: Sequence[Row]) -> list[Saved]:
-    """Against the best hand-made row of each T, linear in T between them."""
+    """Against the best hand-made row of each T, linear in T between them; of policies of fewer steps than the longest."""
     best: dict[int, float] = {}
     for row in rows:
         if row.reward is None and "frechet" in row.figures:
@@ -229,7 +229,7 @@ def _steps_saved(rows: Sequence[Row]) -> list[Saved]:
     return [
         Saved(row.policy, row.reward, row.steps, _crossing(curve, row.figures["frechet"].mean), curve[-1][0])
         for row in rows
-        if row.reward is not None and "frechet" in row.figures
+        if row.reward is not None and "frechet" in row.figures and row.steps < curve[-1][0]
     ]
 
 
@@ -251,9 +251,9 @@ def columns(table: Table) -> list[str]:
     return [name for name in FIGURES if any(name in row.figures for row in table.rows)]
 
 
-def cells_of(row: Row, names: Sequence[str]) -> list[str]:
-    """The texts of a row: what it is, then the figures, the ratio, notes and alarms."""
-    shown = [_show(row.figures.get(name)) for name in names]
+def cells_of(row: Row, names: Sequence[str], *, intervals: bool = True) -> list[str]:
+    """The texts of a row: what it is, then the figures (with their intervals or without), the ratio, notes and alarms."""
+    shown = [_show(row.figures.get(name), intervals) for name in names]
     notes = ["partial"] if row.partial else []
     notes += [f"{name} ({count}/{len(row.seeds) + len(row.failed)})" for name, count in row.alarms.items()]
     notes += [f"FAILED (seed {seed})" for seed in row.failed]
@@ -272,10 +272,10 @@ HEADS = ("policy", "reward", "T", "seeds")
 TAILS = ("ratio", "notes")
 
 
-def _show(figure: Figure | None) -> str:
+def _show(figure: Figure | None, interval: bool = True) -> str:
     if figure is None:
         return ""
-    if figure.interval is None:
+    if figure.interval is None or not interval:
         return _number(figure.mean)
     return f"{_number(figure.mean)} [{_number(figure.interval[0])}, {_number(figure.interval[1])}]"
 

@@ -144,21 +144,24 @@ def _given(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value not in (None, {})}
 
 
-SHOWN = ("frechet", "precision", "recall", "diversity")
-"""Figures that fit on a terminal; the written table has all of them."""
+SHOWN = ("frechet", "precision", "recall")
+"""Figures that fit on a terminal; the written table has all of them, with intervals."""
 
 
 def _print_table(table: Table) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table as Grid
 
     from adanat_toolkit.tables import HEADS, TAILS, caption, cells_of, failures, saved_text
 
-    grid = Grid(title=f"{table.facts['generator']}, {table.facts['images']:,} images a seed")
+    title = f"{table.facts['generator']}, {table.facts['images']:,} images a seed"
+    grid = Grid(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in (*HEADS, *SHOWN, *TAILS):
-        grid.add_column(name, justify="left" if name in ("policy", "reward", "notes") else "right", overflow="fold")
+        text = name in ("policy", "reward", "notes")
+        grid.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for row in table.rows:
-        grid.add_row(*map(escape, cells_of(row, SHOWN)))
+        grid.add_row(*map(escape, cells_of(row, SHOWN, intervals=False)))
     console = stdout()
     console.print(grid)
     for line in [*caption(table), *map(saved_text, table.saved)]:
