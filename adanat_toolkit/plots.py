@@ -151,8 +151,8 @@ def _panels(count: int) -> tuple[Figure, list[Any]]:
 def _legend(figure: Figure, axis: Any, note: str) -> None:
     handles, labels = axis.get_legend_handles_labels()
     across = max(1, int(figure.get_figwidth() // 2.2))
-    place = "outside lower center"
-    figure.legend(handles, labels, loc=place, ncols=across, fontsize=8, title=note, title_fontsize=8)
+    options: dict[str, Any] = {"ncols": across, "fontsize": 8, "title": note, "title_fontsize": 8}
+    figure.legend(handles, labels, loc="outside lower center", **options)
 
 
 def _save(figure: Figure, file: Path) -> Path:
