@@ -71,7 +71,8 @@ def reward_against_yardstick(rows: Sequence[Row]) -> str | None:
     return (
         f"the reward rose from {rise[0]:.4g} to {rise[1]:.4g} while the held-out Frechet distance went from "
         f"{values[best]:.4g} (iteration {rows[at]['iteration']}) to {values[-1]:.4g}: the policy exploits the reward. "
-        "Use the policy of that iteration's checkpoint, train shorter, or mix the reward with another (--reward A:1,B:0.3)."
+        "Train shorter, keep enough checkpoints to go back to (keep_checkpoints), or mix the reward with another "
+        "(--reward A:1,B:0.3)."
     )
 
 

@@ -239,6 +239,16 @@ def test_alarms_are_json():
     assert json.loads(json.dumps(alarm.to_json())) == {"name": alarm.name, "since": 40, "message": alarm.message}
 
 
+def test_progress_prints_an_alarm_once_while_it_lasts(capsys):
+    from adanat_cli.progress import TrainingProgress
+
+    alarm = {"name": "kl-explodes", "since": 2, "message": "too far"}
+    with TrainingProgress(5, quiet=False) as progress:
+        for row, found in zip(rows(5, trajectories_per_second=9.0), ([], [alarm], [alarm], [], [alarm]), strict=True):
+            progress.update({**row, "alarms": found} if found else row)
+    assert capsys.readouterr().err.count("alarm: kl-explodes: too far") == 2
+
+
 # --- diversity of a batch ---------------------------------------------------------------------------------------------
 
 
