@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def stderr() -> Console:
-    """Console for progress and errors."""
+def stderr(*, wrap: bool = True) -> Console:
+    """Console for errors (``wrap``: long lines are left to the terminal) and for live displays (cropped to its width)."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=wrap)
 
 
 def stdout() -> Console:

@@ -31,7 +31,7 @@ def image_progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-        with Progress(*columns, console=stderr()) as display:
+        with Progress(*columns, console=stderr(wrap=False)) as display:
             tasks: dict[str, Any] = {}
 
             def update(what: str, done: int, total: int) -> None:
@@ -74,7 +74,7 @@ class TrainingProgress:
             from rich.live import Live
             from rich.text import Text
 
-            self.live = Live(Text("first iteration ..."), console=stderr(), auto_refresh=False)
+            self.live = Live(Text("first iteration ..."), console=stderr(wrap=False), auto_refresh=False)
             self.live.start()
         return self
 
@@ -139,12 +139,14 @@ class TrainingProgress:
         return out
 
     def _panel(self, row: dict[str, Any], facts: dict[str, str]) -> Any:
-        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
         table = Table.grid(padding=(0, 2))
-        table.add_row("iteration", f"{row['iteration']} / {self.iterations}")
+        table.add_row(
+            f"iteration {row['iteration']} of {self.iterations}",
+            ProgressBar(self.iterations, row["iteration"], width=40),
+        )
         for name, value in facts.items():
             table.add_row(name, value)
-        return Group(ProgressBar(self.iterations, row["iteration"]), table)
+        return table
