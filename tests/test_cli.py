@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import resource
 import signal
 import subprocess
@@ -71,6 +73,37 @@ def test_errors_are_one_line_and_debug_shows_where_they_come_from(monkeypatch: p
     monkeypatch.setenv("ADANAT_DEBUG", "1")
     with pytest.raises(ConfigError, match="unknown preset"):
         adanat("train", "--preset", "papper")
+
+
+def test_live_display_on_a_terminal() -> None:
+    code = """
+from adanat_cli.progress import TrainingProgress
+with TrainingProgress(3, quiet=False) as progress:
+    for i in (1, 2, 3):
+        progress.update({"iteration": i, "trajectories_per_second": 12.5, "reward/mean": 0.5, "reward/std": 0.1,
+                         "reward_model/accuracy_real": 0.6, "reward_model/accuracy_fake": 0.8,
+                         "knob/guidance/0": 1.0, "knob/guidance/1": 2.0})
+"""
+    terminal, program = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "NO_COLOR": "1"}
+    done = subprocess.run([sys.executable, "-c", code], stderr=program, stdout=subprocess.PIPE, env=environment)
+    os.close(program)
+    shown = b""
+    with contextlib.suppress(OSError):  # what Linux says at the end of a terminal
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    text = shown.decode()
+    assert (done.returncode, done.stdout) == (0, b"")
+    for number in (1, 2, 3):
+        assert f"iteration {number} of 3" in text
+    lines = {" ".join(line.split()) for line in text.splitlines()}
+    assert {
+        "trajectories/s 12.5",
+        "reward 0.500 +- 0.100",
+        "discriminator accuracy 0.70",
+        "guidance 1.00 2.00",
+    } <= lines
 
 
 # --- train ------------------------------------------------------------------------------------------------------------
