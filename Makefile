@@ -1,6 +1,7 @@
 # Every target sets itself up: a fresh machine needs Python 3.11 or newer and make, nothing else.
 PYTHON ?= python3
 VENV := .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -28,8 +29,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
+# One thread a process: two processes that both use every core wait for each other most of the time.
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 check-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
