@@ -234,6 +234,16 @@ def test_sample_alone_needs_neither_policy_nor_network(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "s" / "samples.json").read_text())["images"]) == 2
 
 
+def test_sample_alone_takes_the_policy_that_ships(tmp_path: Path) -> None:
+    assert adanat("sample", "--num", "2", "--out", tmp_path / "learned", "--quiet").exit_code == 0
+    assert adanat("sample", "--num", "2", "--steps", "2", "--out", tmp_path / "fixed", "--quiet").exit_code == 0
+    learned = json.loads((tmp_path / "learned" / "samples.json").read_text())["images"]
+    fixed = json.loads((tmp_path / "fixed" / "samples.json").read_text())["images"]
+    assert learned[0]["knobs"]["token_temperature"] != learned[1]["knobs"]["token_temperature"]  # its own for each sample
+    assert fixed[0]["knobs"]["token_temperature"] == fixed[1]["knobs"]["token_temperature"]
+    assert len(learned[0]["knobs"]["guidance"]) == 4 and len(fixed[0]["knobs"]["guidance"]) == 2
+
+
 def test_prompts_from_flags_and_files_are_taken_in_turn(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("3d emoji of a red apple\n\n  emoji of a cat  \n")

@@ -74,7 +74,7 @@ def sample(
     policy = local_policy(policy, offline=offline) if policy else None
     named = [policy] if policy else []
     model = open_generator(generator, named, weights=weights, device=device, dtype=dtype, offline=offline)
-    spec = policy or str(pretrained_policy(model) or "fixed")
+    spec = policy or str(pretrained_policy(model, steps) or "fixed")
     loaded, space, card = load_policy(spec, model, steps)
     editing = None
     if image is not None and mask is not None:

@@ -10,12 +10,13 @@ from adanat_toolkit.interfaces import Generator
 from .emoji64 import FOLDER
 
 
-def pretrained_policy(generator: Generator) -> Path | None:
-    """The folder of the policy that ships for a generator with just these weights, or None."""
+def pretrained_policy(generator: Generator, steps: int | None = None) -> Path | None:
+    """The folder of the policy that ships for a generator with just these weights (and as many steps, if given), or None."""
     family, _, variant = generator.name.partition(":")
     folder = FOLDER / "policies" / family
     card = folder / "policy.json"
     if variant != "emoji64" or not card.is_file():
         return None
-    made_for = json.loads(card.read_text(encoding="utf-8"))["generator"]["fingerprint"]
-    return folder if made_for == generator.fingerprint else None
+    facts = json.loads(card.read_text(encoding="utf-8"))
+    fits = steps is None or steps == len(facts["action_space"]["schedule"])
+    return folder if fits and facts["generator"]["fingerprint"] == generator.fingerprint else None

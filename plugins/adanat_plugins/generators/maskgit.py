@@ -27,7 +27,7 @@ from ..weights import asset, build, place, read_state, resolve
 from .uvit import TokenEmbedding, UViT
 
 HAND_MADE = "cosine,guidance=0:3,mask_temperature=4.5:0"
-"""The best hand-made schedule of the embedded generator (benchmarks/hand_made.md has the grid it was chosen from)."""
+"""The best hand-made schedule of the embedded generator (benchmarks/quality.md)."""
 
 
 class UViTClassGenerator(TokenGenerator):
