@@ -1,10 +1,11 @@
-"""Devices, compute dtypes and micro-batches: the few places where hardware shows."""
+"""Devices, compute dtypes and chunks: the few places where hardware shows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .errors import ConfigError
@@ -20,11 +21,15 @@ depend on the batch it is made in."""
 def resolve_device(name: str) -> torch.device:
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps`` -> a device that exists.
 
+    In one of several processes ``auto`` and ``cuda`` are the process's own CUDA device (see ``launching.join``).
+
     Raises:
         ConfigError: the device is not there, with what is.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available() and dist.is_available() and dist.is_initialized():
+        return torch.device("cuda", torch.cuda.current_device())
     try:
         device = torch.device(name)
     except RuntimeError:

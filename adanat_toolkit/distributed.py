@@ -1,18 +1,21 @@
-"""One process or many: the few collectives the trainer needs. Without torch.distributed every call is a no-op.
+"""One process or many: the few collectives the toolkit needs. Without torch.distributed every call is a no-op.
 
-The unit is global: a batch of B trajectories is cut into one contiguous slice a rank, losses are sums over local samples
+``launching`` starts the processes. The unit is global: a batch of B trajectories is cut into one contiguous slice a rank, losses are sums over local samples
 divided by global counts, and gradients are summed. One rank and many ranks therefore compute the same update.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .interfaces import Context
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -28,10 +31,43 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def local_slice(total: int) -> tuple[int, int]:
-    """(start, stop) of this rank's share of ``total`` items; shares differ by at most one item."""
+def local_slice(total: int, block: int = 1) -> tuple[int, int]:
+    """(start, stop) of this rank's share of ``total`` items; shares differ by at most one block of ``block`` items.
+
+    With ``block`` every share begins at a multiple of it, so that the items are cut into the same blocks by any number of
+    ranks; the last block may be short, and with fewer blocks than ranks some ranks have none.
+    """
     r, n = rank(), world_size()
-    return total * r // n, total * (r + 1) // n
+    blocks = -(-total // block)
+    return min(blocks * r // n * block, total), min(blocks * (r + 1) // n * block, total)
+
+
+def barrier() -> None:
+    """Wait until every rank is here: what rank 0 wrote before it, all may read after it."""
+    if world_size() > 1:
+        # Not dist.barrier: it asks for a device, and what ranks wait for here is on the CPU.
+        dist.all_reduce(torch.zeros(1))
+
+
+def from_main(value: T) -> T:
+    """Rank 0's ``value`` (anything that can be pickled) on every rank, on the CPU; the others' is ignored."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def gather_on_main(value: Tensor) -> Tensor:
+    """On rank 0 the (n_r, ...) CPU tensors of all ranks, concatenated in rank order; elsewhere ``value`` itself."""
+    if world_size() == 1:
+        return value
+    counts = gather(torch.tensor([len(value)])).tolist()
+    padded = value.new_zeros(max(counts), *value.shape[1:])
+    padded[: len(value)] = value
+    parts = [torch.empty_like(padded) for _ in counts] if is_main() else None
+    dist.gather(padded, parts, dst=0)
+    return value if parts is None else torch.cat([p[:count] for p, count in zip(parts, counts, strict=True)])
 
 
 def position(count: int, device: torch.device | str = "cpu") -> tuple[int, int]:

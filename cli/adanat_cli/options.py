@@ -26,6 +26,15 @@ Data = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option(help="Compute type of the generator: auto, float32 or bfloat16.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never reach out for weights.")]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        min=1,
+        metavar="N",
+        help="Processes to start, one a CUDA device; with --device cpu N processes on the CPU.",
+    ),
+]
 Batch = Annotated[int | None, typer.Option(min=1, help="Images in flight at once; it does not change the images.")]
 Seed = Annotated[int, typer.Option(min=0, help="First seed; the images take consecutive ones.")]
 Features = Annotated[

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
 from .console import note, print_json
 
+if TYPE_CHECKING:
+    from adanat_toolkit.config import RunConfig
+
 
 def train(
+    context: typer.Context,
     generator: Annotated[
         str | None, typer.Option(metavar="NAME[:VARIANT]", help="Frozen generator; default maskgit.")
     ] = None,
@@ -27,6 +31,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Compute type of the generator: auto, float32 or bfloat16.")] = None,
+    gpus: options.Gpus = None,
     data: options.Data = None,
     weights: options.Weights = None,
     offline: options.Offline = False,
@@ -48,8 +53,6 @@ def train(
     json: options.Json = False,
 ) -> None:
     """Train a policy. The same command continues an interrupted run."""
-    from adanat_toolkit.config import resolve
-
     flags: dict[str, Any] = {
         "engine": engine,
         "steps": steps,
@@ -66,8 +69,18 @@ def train(
         "policy": _given(name=policy),
         "data": _given(path=data),
     }
-    settings = resolve(preset=preset, file=config, flags=_given(**flags), overrides=set_ or ())
+    from adanat_toolkit.config import resolve
 
+    from .ranks import ranks
+
+    with ranks(context) as here:
+        settings = resolve(preset=preset, file=config, flags=_given(**flags), overrides=set_ or ())
+        here.start(settings.device)
+        _train(settings, out, dry_run=dry_run, quiet=quiet or not here.main, json=json)
+
+
+def _train(settings: RunConfig, out: Path | None, *, dry_run: bool, quiet: bool, json: bool) -> None:
+    from adanat_toolkit.distributed import is_main, world_size
     from adanat_toolkit.runs import RunFolder
     from adanat_toolkit.selection import run_name
     from adanat_toolkit.training import create_trainer
@@ -83,9 +96,10 @@ def train(
     if saved:
         note(f"{folder}: continuing after iteration {saved[-1]} of {settings.iterations}", quiet=quiet)
     else:
+        several = f" in {world_size()} processes" if world_size() > 1 else ""
         note(
             f"{folder}: {settings.iterations} iterations of {settings.batch} trajectories, T={settings.steps}, "
-            f"on {trainer.device} in {str(trainer.generator.dtype).removeprefix('torch.')}",
+            f"on {trainer.device}{several} in {str(trainer.generator.dtype).removeprefix('torch.')}",
             quiet=quiet,
         )
     try:
@@ -94,7 +108,8 @@ def train(
     except KeyboardInterrupt:
         done = RunFolder(folder).checkpoints()
         note(
-            f"interrupted; the same command continues after iteration {done[-1] if done else 0} of {settings.iterations}"
+            f"interrupted; the same command continues after iteration {done[-1] if done else 0} of {settings.iterations}",
+            quiet=not is_main(),
         )
         raise
     note(f"done: adanat sample --policy {folder}", quiet=quiet)
