@@ -5,13 +5,14 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint check-slow clean
+.PHONY: help install demo test lint check-slow docs docs-serve clean
 
 help:
 	@echo "make demo   train, sample and evaluate on the embedded generator; the comparison comes last (demo-run/)"
 	@echo "make test   lint, then every test that is not slow"
 	@echo "make check-slow   the slow tests"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   the site, in site/; make docs-serve shows it while it is written"
 	@echo "make install   $(VENV) with the package in editable mode; PYTHON=... picks the interpreter"
 	@echo "make clean  remove $(VENV), demo-run and caches"
 
@@ -40,5 +41,11 @@ lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
+docs: $(INSTALLED)
+	$(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(INSTALLED)
+	$(BIN)/python -m mkdocs serve
+
 clean:
-	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-run site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -186,7 +186,9 @@ def create_generator(
     """A generator from ``NAME[:VARIANT]``.
 
     Raises:
-        PluginError, ConfigError, WeightsError.
+        PluginError: the name is unknown or does not load.
+        ConfigError: an option is unknown or does not fit.
+        WeightsError: weights are missing or damaged.
     """
     name, _, variant = spec.partition(":")
     return load("generator", name).create(
@@ -206,7 +208,10 @@ def create_reward(
     """A reward from ``NAME`` or ``NAME:VARIANT`` or a mixture ``A:1,B:0.3`` (see the ``mix`` reward).
 
     Raises:
-        PluginError, ConfigError, WeightsError; DataError when the reward needs real images and there are none.
+        PluginError: the name is unknown or does not load.
+        ConfigError: an option is unknown or does not fit.
+        WeightsError: weights are missing or damaged.
+        DataError: the reward needs real images and there are none.
     """
     values = dict(options or {})
     name, _, variant = spec.partition(":")
@@ -231,7 +236,8 @@ def create_features(
     """A feature protocol by name.
 
     Raises:
-        PluginError, WeightsError.
+        PluginError: the name is unknown or does not load.
+        WeightsError: weights are missing or damaged.
     """
     return load("features", name).create(dict(options or {}), device=device, offline=offline)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,10 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+# Before torch starts its threads, here and in the processes that are started: on busy cores, waiting threads that spin make
+# everything several times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ENGINES = ("adanat", "sb3")
 

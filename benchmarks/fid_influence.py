@@ -8,6 +8,11 @@ sigma 0.6); the truth is the influence of each image on the distance of all of t
 
 from __future__ import annotations
 
+import os
+
+# Before torch starts its threads: on busy cores, waiting threads that spin make everything several times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from torch import Tensor
 

@@ -12,11 +12,11 @@ from .console import print_json, stdout
 
 def weights(
     variant: Annotated[
-        str | None, typer.Argument(metavar="[NAME[:VARIANT]]", help="Only the files of this generator.")
+        str | None, typer.Argument(metavar="[NAME[:VARIANT]]", help="Only the files of this generator or reward.")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """List the weights of every generator: files, sizes, sources, licences, and what is present."""
+    """List the weights of every generator and reward: files, sizes, sources, licences, and what is present."""
     from adanat_plugins.weights import list_assets, weights_folder
     from adanat_toolkit.errors import ConfigError, nearest
 

@@ -179,6 +179,10 @@ def _asset(name: str, model: str) -> BackboneAsset:
     )  # fmt: skip
 
 
+DINO = _asset("dino", _DEFAULT_MODELS["dino"])
+"""What ``auto`` reads for every generator but the embedded ones."""
+
+
 def create_backbone(
     name: str, *, model: str | None = None, weights: str | None = None, size: int | None = None, pool: int = 1
 ) -> Backbone:

@@ -1,4 +1,4 @@
-"""Every weights file the generators know: what it is, where it is published, under which licence, where to put it.
+"""Every weights file the toolkit knows: what it is, where it is published, under which licence, where to put it.
 
 Nothing here is downloaded without being asked: a file is taken from the weights folder or from the path that the user
 names, and fetched from the hub only where the user names a hub id. Published files keep their published names.
@@ -32,7 +32,7 @@ class Asset:
     """One file (or diffusers folder) that a variant needs.
 
     Attributes:
-        variants: the generator variants that use it.
+        variants: the generator variants (or rewards) that use it.
         role: what it holds: generator, tokenizer, generator and tokenizer, text encoder, policy, pipeline.
         file: path below the weights folder; for embedded files the name in the package.
         parameters: number of parameters, where known.
@@ -178,8 +178,14 @@ def asset(variant: str, role: str) -> Asset:
 
 
 def list_assets() -> list[Asset]:
-    """Every file of every variant; ``row()`` of each says what ``adanat weights`` prints, with what is present."""
-    return list(ASSETS)
+    """Every file of every generator and of the rewards that read text or images with a network of their own.
+
+    ``row()`` of each says what ``adanat weights`` prints, with what is present.
+    """
+    from ..rewards.backbones import DINO
+    from ..rewards.imagereward import SCORER, VOCABULARY
+
+    return [*ASSETS, SCORER, VOCABULARY, DINO]
 
 
 def resolve(spec: str | None, wanted: Asset, *, offline: bool) -> Path:
