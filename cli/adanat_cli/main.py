@@ -22,7 +22,7 @@ from .train import train
 from .weights import weights
 
 # Threads that wait for each other give the core away instead of spinning: where another program shares the cores, spinning
-# makes training up to 20 times slower. It must be set before torch starts its threads.
+# makes training 5 to 10 times slower. It must be set before torch starts its threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
