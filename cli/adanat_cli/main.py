@@ -16,6 +16,7 @@ from .encode import encode
 from .evaluate import evaluate
 from .plugins import app as plugins
 from .publish import publish
+from .report import report
 from .sample import sample
 from .stats import stats
 from .train import train
@@ -84,4 +85,5 @@ app.command()(doctor)
 app.command()(weights)
 app.command()(encode)
 app.command()(stats)
+app.command()(report)
 app.command()(publish)

@@ -1,0 +1,158 @@
+"""Which logged figures make up which chart; ``docs/logged-names.md`` explains the names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .charts import Chart, Series
+from .probing import KnobSpread
+from .reading import Run
+
+SHOWN_STEPS = 6
+"""Steps of a knob that are drawn over the course of training, at most."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart of logged figures: (label, name) each; see :class:`charts.Chart` for the rest."""
+
+    title: str
+    lines: tuple[tuple[str, str], ...]
+    note: str = ""
+    zero: bool = False
+
+
+FIXED = (
+    Panel("Exploration sigma", (("sigma", "sigma"),), "Standard deviation in raw coordinates.", True),
+    Panel("KL divergence of the update", (("KL", "ppo/approx_kl"),), "In nats; healthy: 0.01 to 0.1.", True),
+    Panel("Clip fraction", (("clip fraction", "ppo/clip_fraction"),), "Healthy: below 0.3.", True),
+    Panel(
+        "Explained variance",
+        (("explained variance", "ppo/explained_variance"),),
+        "1: a perfect critic; 0: no better than the mean.",
+    ),
+)
+YARDSTICK = (
+    Panel("Frechet distance, held out", (("Frechet distance", "yardstick/frechet"),), "Less is better."),
+    Panel("Kernel distance, held out", (("kernel distance", "yardstick/kid"),), "Less is better."),
+    Panel(
+        "Precision and recall, held out",
+        (("precision", "yardstick/precision"), ("recall", "yardstick/recall")),
+        "More is better.",
+    ),
+    Panel(
+        "Density and coverage, held out",
+        (("density", "yardstick/density"), ("coverage", "yardstick/coverage")),
+        "More is better.",
+    ),
+    Panel("Diversity, held out", (("diversity", "yardstick/diversity"),), "1: as diverse as the data."),
+)
+LATER = (
+    Panel("Diversity of the batch", (("diversity", "diversity"),), "No unit; compare within a run only."),
+    Panel("Policy loss", (("policy loss", "ppo/policy_loss"),)),
+    Panel("Value loss", (("value loss", "ppo/value_loss"),), "In units of the standardised reward.", True),
+    Panel("Gradient norm", (("gradient norm", "ppo/gradient_norm"),), "Before clipping.", True),
+    Panel("Learning rate", (("learning rate", "learning_rate"),), "", True),
+    Panel("Trajectories per second", (("trajectories per second", "trajectories_per_second"),), "", True),
+)
+HIDDEN = re.compile(r"knob(_spread)?/|seconds|iteration$|trajectories$|reward/std$|reward/.*/std$|ppo/epochs$")
+
+
+def training_charts(runs: Sequence[Run]) -> tuple[list[Chart], list[Chart]]:
+    """The charts of the course of training that matter, and those of every other logged figure."""
+    logged = list(dict.fromkeys(name for run in runs for row in run.rows for name in row if name != "alarms"))
+    panels = [*_reward_panels(logged), *FIXED, *YARDSTICK]
+    main = [_chart(panel, runs) for panel in panels]
+    if len(runs) == 1:
+        main += _knob_charts(runs[0], logged)
+    drawn = {name for panel in (*panels, *LATER) for _, name in panel.lines}
+    rest = [Panel(name, ((name, name),)) for name in logged if name not in drawn and not HIDDEN.match(name)]
+    other = [_chart(panel, runs) for panel in (*LATER, *rest)]
+    return [c for c in main if c.series], [c for c in other if c.series]
+
+
+def knob_charts(spreads: dict[str, list[KnobSpread]], hand_made: list[KnobSpread]) -> list[Chart]:
+    """A chart a knob: mean over the steps with the band that holds 80 % of the samples, a line a run; hand-made dashed.
+
+    Args:
+        spreads: by the name of the run, all with the knobs of ``hand_made``.
+    """
+    charts = []
+    for k, knob in enumerate(hand_made):
+        series = []
+        for colour, (name, spread) in enumerate(spreads.items()):
+            own = spread[k]
+            steps = range(1, len(own.mean) + 1)
+            band = list(zip(own.low, own.high, strict=True))
+            series.append(Series(name, list(zip(steps, own.mean, strict=True)), colour, 0, band, True))
+        points = [(float(t), value) for t, value in enumerate(knob.mean, start=1)]
+        series.append(Series("hand-made", points, NEUTRAL, 1, None, True))
+        charts.append(Chart(knob.name.replace("_", " "), series, "step", zero=True, whole=True))
+    return charts
+
+
+NEUTRAL = -1
+"""Colour of what is compared with."""
+
+
+def _reward_panels(logged: Sequence[str]) -> list[Panel]:
+    real = "reward_model/reward_real"
+    lines = [("generated", "reward/mean")] + ([("real images", real)] if real in logged else [])
+    out = [Panel("Reward", tuple(lines), "Band: one standard deviation over the batch.")]
+    for name in logged:
+        term = re.fullmatch(r"reward/(.+)/mean", name)
+        if term:
+            out.append(Panel(f"Reward term {term[1]}", ((term[1], name),), "Before standardisation."))
+    for name in logged:
+        found = re.fullmatch(r"(reward_model/(?:(.+)/)?)accuracy_real", name)
+        if found:
+            prefix, of = found[1], f" of {found[2]}" if found[2] else ""
+            pairs = (("real", f"{prefix}accuracy_real"), ("generated", f"{prefix}accuracy_fake"))
+            out.append(Panel(f"Discriminator accuracy{of}", pairs, "Share on the right side; healthy: 0.6 to 0.9."))
+            pairs = (("real", f"{prefix}logit_real"), ("generated", f"{prefix}logit_fake"))
+            out.append(Panel(f"Discriminator logits{of}", pairs, "Healthy: not far apart."))
+            out.append(Panel(f"Discriminator loss{of}", (("loss", f"{prefix}loss"),), "With its penalty."))
+    return out
+
+
+def _chart(panel: Panel, runs: Sequence[Run]) -> Chart:
+    series = []
+    for number, run in enumerate(runs):
+        for position, (label, name) in enumerate(panel.lines):
+            points = run.values(name)
+            if not points:
+                continue
+            several = len(runs) > 1
+            text = label if not several else run.name if len(panel.lines) == 1 else f"{run.name}: {label}"
+            band = _reward_band(run) if name == "reward/mean" and not several else None
+            colour, dash = (number, position) if several else (position, 0)
+            series.append(Series(text, points, colour, dash, band, name.startswith("yardstick/")))
+    note = panel.note if len(runs) == 1 else panel.note.replace("Band: one standard deviation over the batch.", "")
+    return Chart(panel.title, series, note=note, zero=panel.zero)
+
+
+def _reward_band(run: Run) -> list[tuple[float, float]] | None:
+    pairs = [(row["reward/mean"], row["reward/std"]) for row in run.rows]
+    band = [(mean - std, mean + std) for mean, std in pairs]
+    return band if len(band) == len(run.values("reward/mean")) == len(run.values("reward/std")) else None
+
+
+def _knob_charts(run: Run, logged: Sequence[str]) -> list[Chart]:
+    """Mean of each knob over the training, a line a step (some of them, where there are many)."""
+    knobs: dict[str, list[int]] = {}
+    for name in logged:
+        found = re.fullmatch(r"knob/(.+)/(\d+)", name)
+        if found:
+            knobs.setdefault(found[1], []).append(int(found[2]))
+    charts = []
+    for knob, steps in knobs.items():
+        count = min(len(steps), SHOWN_STEPS)
+        chosen = sorted({steps[round(i * (len(steps) - 1) / max(count - 1, 1))] for i in range(count)})
+        series = [
+            Series(f"step {t + 1}", run.values(f"knob/{knob}/{t}"), colour) for colour, t in enumerate(chosen)
+        ]
+        if len({y for s in series for _, y in s.points}) > len(series):  # a knob that nobody moves says nothing
+            charts.append(Chart(f"{knob.replace('_', ' ')} during training", series, note="Mean over the batch."))
+    return charts

@@ -1,0 +1,254 @@
+"""Everything of a report that takes a generator: yardstick tables, pictures, knobs. One generator is loaded at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import AdaNATError, CheckpointError, ConfigError, DataError, PluginError, WeightsError
+from ..evaluation import MINIMUM, evaluate_policies
+from ..interfaces import Generator
+from ..policy_files import load_policy
+from ..registry import create_features
+from ..sampling import seed_range
+from ..selection import choose_features, open_generator, real_side
+from .probing import Probe, Ranking, Step, probe, rank, trace
+from .reading import Run
+from .yardstick import Block, blocks
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many images of it are done, and how many there are."""
+IMAGES = 500
+"""Images of each policy under the yardstick, unless the user says: seconds on a laptop, enough to see a clear difference."""
+PROBED = 128
+"""Images that the knobs' spread and the ranking are taken of."""
+SHOWN = 20
+"""Images in the comparison of the same seeds."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose.
+
+    Attributes:
+        images: for the yardstick; 0: only what is stored. None: what is stored where every run of a generator has it, else
+            :data:`IMAGES`.
+        seed: first seed of pictures and yardstick. pictures: False leaves out all that takes a generator.
+        data, features: of the yardstick; None: the run's real images, the generator's own protocol.
+    """
+
+    images: int | None = None
+    seed: int = 0
+    pictures: bool = True
+    data: str | None = None
+    features: str | None = None
+    weights: str | None = None
+    offline: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    batch: int | None = None
+
+    def check(self) -> None:
+        """Raises ConfigError where a number makes no sense."""
+        if self.images is not None and self.images != 0 and self.images < MINIMUM:
+            raise ConfigError(
+                f"--num {self.images} is too few for any figure; give at least {MINIMUM}, or 0 for no new ones."
+            )
+        if self.seed < 0:
+            raise ConfigError(f"--seed {self.seed}: seeds are 0 or larger.")
+        if self.images and not self.pictures:
+            raise ConfigError(f"--num {self.images} takes a generator, and --curves-only leaves it out; give one of them.")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A sample step by step under both; ``why`` says how it was chosen, ``value`` is its measure (see ``rank``)."""
+
+    why: str
+    seed: int
+    label: str
+    value: float | None
+    learned: list[Step]
+    hand_made: list[Step]
+
+
+@dataclass
+class Look:
+    """Pictures and knobs of one run."""
+
+    run: Run
+    probe: Probe
+    ranking: Ranking
+    traced: list[Traced]
+    acted: tuple[str, ...]
+
+
+@dataclass
+class Group:
+    """The runs of one generator that have the same number of steps.
+
+    Attributes:
+        schedule: text of the hand-made schedule. hand_made: its images of the first seeds. looks: of each run.
+    """
+
+    generator: str
+    steps: int
+    schedule: str
+    hand_made: Probe
+    looks: list[Look] = field(default_factory=list)
+
+
+@dataclass
+class Gathered:
+    """What a generator had to be loaded for. ``notes``: what was left out, and why."""
+
+    blocks: list[Block] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def gather(runs: Sequence[Run], settings: Settings, progress: Progress) -> Gathered:
+    """Tables and pictures of all runs.
+
+    Raises:
+        ConfigError, PluginError, WeightsError, DataError: the generator cannot be loaded, or the yardstick that the user
+        asked for cannot be read. CheckpointError: damaged files.
+    """
+    out = Gathered()
+    out.notes += [_stale(run) for run in runs if run.stale]
+    results: list[tuple[dict[str, Any], dict[str, Run], bool]] = []
+    for run in runs:
+        if run.card is None:
+            out.notes.append(
+                f"{run.name}: no policy is stored before the first checkpoint (checkpoint_every = "
+                f"{run.config.checkpoint_every}), so there are no pictures and no table of it yet."
+            )
+    for members in _by_generator(run for run in runs if run.card is not None):
+        generator = _open(members[0], settings) if settings.pictures else None
+        wanted = settings.images
+        stored = wanted == 0 or not settings.pictures or (wanted is None and all(run.evaluation for run in members))
+        if stored:
+            results += [_stored(run) for run in members if run.evaluation is not None]
+        elif generator is not None:
+            results += _judge(generator, members, settings, out.notes, progress)
+        if generator is not None:
+            out.groups += _look(generator, members, settings, progress)
+    out.blocks = blocks(results)
+    return out
+
+
+def _by_generator(runs: Iterable[Run]) -> list[list[Run]]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        chosen = run.config.generator
+        groups.setdefault(json.dumps([chosen.name, chosen.options], sort_keys=True), []).append(run)
+    return list(groups.values())
+
+
+def _open(run: Run, settings: Settings) -> Generator:
+    try:
+        return open_generator(
+            None,
+            [str(run.path)],
+            weights=settings.weights,
+            device=settings.device,
+            dtype=settings.dtype,
+            offline=settings.offline,
+        )
+    except (WeightsError, PluginError) as error:
+        raise type(error)(f"{error} Or leave out what takes the generator with --curves-only.") from None
+
+
+def _stored(run: Run) -> tuple[dict[str, Any], dict[str, Run], bool]:
+    assert run.evaluation is not None
+    found = run.evaluation, {row["policy"]: run for row in run.evaluation["policies"]}, True
+    try:
+        blocks([found])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise CheckpointError(
+            f"the evaluation stored in {run.path} lacks what this version writes; remove it, or run adanat evaluate again."
+        ) from None
+    return found
+
+
+def _stale(run: Run) -> str:
+    return (
+        f"{run.name}: the evaluation stored in its folder is of another policy (the run went on since), so it is left out; "
+        "adanat evaluate makes a new one."
+    )
+
+
+def _judge(
+    generator: Generator, runs: Sequence[Run], settings: Settings, notes: list[str], progress: Progress
+) -> list[tuple[dict[str, Any], dict[str, Run], bool]]:
+    """One evaluation for each set of real images that the runs name."""
+    by_data: dict[str | None, list[Run]] = {}
+    for run in runs:
+        by_data.setdefault(settings.data or run.config.data.path, []).append(run)
+    out: list[tuple[dict[str, Any], dict[str, Run], bool]] = []
+    for data, members in by_data.items():
+        try:
+            name = choose_features(generator, settings.features)
+            # A report that nobody asked for figures fetches no feature network for them.
+            offline = settings.offline or settings.images is None
+            extractor = create_features(name, device=generator.device, offline=offline)
+            comparison = evaluate_policies(
+                generator,
+                [str(run.path) for run in members],
+                extractor,
+                real_side(generator, data, extractor),
+                count=settings.images or IMAGES,
+                seed=settings.seed,
+                batch=settings.batch,
+                progress=progress,
+            )
+        except (ConfigError, PluginError, WeightsError, DataError) as error:
+            if settings.images is not None:  # asked for
+                raise _with_hint(error) from None
+            names = ", ".join(run.name for run in members)
+            notes.append(f"{names}: no yardstick table. {error}")
+            continue
+        out.append((comparison.to_json(), {str(run.path): run for run in members}, False))
+    return out
+
+
+def _with_hint(error: AdaNATError) -> AdaNATError:
+    return type(error)(f"{error} Or give --num 0: no table, only what is stored.")
+
+
+def _look(generator: Generator, runs: Sequence[Run], settings: Settings, progress: Progress) -> list[Group]:
+    groups: dict[int, Group] = {}
+    seeds = seed_range(settings.seed, PROBED)
+    for run in runs:
+        policy, space, _ = load_policy(str(run.path), generator)
+        steps = space.steps
+        by_hand, hand_space, _ = load_policy("fixed", generator, steps)
+        if steps not in groups:
+            images = probe(generator, by_hand, hand_space, seeds[:SHOWN], batch=settings.batch)
+            groups[steps] = Group(generator.name, steps, generator.default_schedule, images)
+
+        def done(count: int, name: str = run.name) -> None:
+            progress(f"{name}: pictures", count, PROBED)
+
+        found = probe(generator, policy, space, seeds, batch=settings.batch, progress=done)
+        ranking = rank(found.knobs, space)
+        chosen = _chosen(ranking)
+        picked = [found.seeds[i] for i in chosen.values()]
+        ours = trace(generator, policy, space, picked)
+        theirs = trace(generator, by_hand, hand_space, picked)
+        traced = [
+            Traced(why, found.seeds[i], found.labels[i], ranking.values[i] if ranking.values else None, *both)
+            for (why, i), both in zip(chosen.items(), zip(ours, theirs, strict=True), strict=True)
+        ]
+        groups[steps].looks.append(Look(run, found, ranking, traced, space.acted))
+    return list(groups.values())
+
+
+def _chosen(ranking: Ranking) -> dict[str, int]:
+    """Positions of the samples that are shown step by step, by why."""
+    if not ranking.order:
+        return {"the first seed": 0, "the second seed": 1}
+    order = ranking.order
+    return {"the most simple": order[0], "in the middle": order[len(order) // 2], "the least simple": order[-1]}

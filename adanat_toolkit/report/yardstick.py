@@ -1,0 +1,150 @@
+"""The yardstick tables of a report: learned policies beside hand-made schedules, only like with like in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import DataError
+from ..metrics import LOWER_IS_BETTER, Evaluation, require_comparable
+from ..tables import FIGURES
+from .reading import Run
+
+TITLES = {"frechet": "Frechet distance", "kid": "Kernel distance", "inception_score": "Inception Score"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table.
+
+    Attributes:
+        label: the run's name, or the hand-made schedule's text. learned: whether it is a run. ratio: Frechet distance over the
+            hand-made one's at the same T (1 for that one itself), with its 95 % interval where there is one.
+        flattered: whether the policy may have been trained on the very features that judge it.
+    """
+
+    label: str
+    learned: bool
+    steps: int
+    evaluation: Evaluation
+    ratio: float
+    ratio_interval: tuple[float, float] | None
+    flattered: bool = False
+
+
+@dataclass
+class Block:
+    """One table.
+
+    Attributes:
+        facts: of the evaluation: generator, protocol, counts, seeds, device. lines: hand-made before learned, by T.
+        stored: whether ``adanat evaluate`` made it earlier. apart: why it is not part of the table before; None if it is
+            the first one.
+    """
+
+    facts: dict[str, Any]
+    stored: bool
+    lines: list[Line] = field(default_factory=list)
+    apart: str | None = None
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the columns: figures that any line has, in the order of the toolkit's tables."""
+        return [name for name in FIGURES if any(name in line.evaluation.figures for line in self.lines)]
+
+
+def title(figure: str) -> str:
+    """Words for the head of a column."""
+    return TITLES.get(figure, figure.replace("_", " "))
+
+
+def direction(figure: str) -> str:
+    """``less is better`` or ``more is better``."""
+    return "less is better" if figure in LOWER_IS_BETTER else "more is better"
+
+
+def blocks(results: Sequence[tuple[dict[str, Any], dict[str, Run], bool]]) -> list[Block]:
+    """Tables of evaluations, as few as may be.
+
+    Args:
+        results: (JSON of ``evaluation.Comparison``, runs by the policy spec in it, whether it was stored). Policies that are
+            not among the runs are left out.
+    """
+    out: list[Block] = []
+    for facts, runs, stored in results:
+        lines = _lines(facts, runs)
+        if not any(line.learned for line in lines):
+            continue
+        block, apart = _place(out, facts, lines, stored)
+        if block is None:
+            block = Block(facts, stored, apart=apart)
+            out.append(block)
+        have = {(line.label, line.steps) for line in block.lines}
+        block.lines += [line for line in lines if (line.label, line.steps) not in have]
+        block.lines.sort(key=lambda line: (line.steps, line.learned))  # stable: runs in the order given
+    return out
+
+
+def _place(
+    out: Sequence[Block], facts: dict[str, Any], lines: Sequence[Line], stored: bool
+) -> tuple[Block | None, str | None]:
+    """The table that the lines may join; else None, and why they may not."""
+    apart = None
+    for block in out:
+        try:
+            require_comparable(block.lines[0].evaluation, *(line.evaluation for line in lines))
+        except DataError as error:
+            apart = str(error)
+            continue
+        unlike = [name for name in ("generator_fingerprint", "seeds", "device", "dtype") if block.facts[name] != facts[name]]
+        if not unlike and block.stored == stored:
+            return block, None
+        words = ", ".join(name.replace("_fingerprint", "") for name in unlike) or "time of measurement"
+        apart = f"made with another {words}."
+    return None, apart
+
+
+def _lines(facts: dict[str, Any], runs: dict[str, Run]) -> list[Line]:
+    chosen = [row for row in facts["policies"] if row["policy"] in runs]
+    wanted = {(row["baseline"], row["steps"]) for row in chosen}
+    lines = [
+        Line(row["policy"].removeprefix("fixed:"), False, row["steps"], _evaluation(facts, row), 1.0, None)
+        for row in facts["baselines"]
+        if (row["policy"], row["steps"]) in wanted
+    ]
+    for row in chosen:
+        run = runs[row["policy"]]
+        interval = (row["ratio_interval"] or {}).get("frechet")
+        lines.append(
+            Line(
+                run.name,
+                True,
+                row["steps"],
+                _evaluation(facts, row),
+                row["ratio"]["frechet"],
+                None if interval is None else (interval[0], interval[1]),
+                _reads_features(run),
+            )
+        )
+    return lines
+
+
+def _evaluation(facts: dict[str, Any], row: dict[str, Any]) -> Evaluation:
+    return Evaluation.from_json(
+        {
+            "protocol": facts["protocol"],
+            "n_fake": facts["images"],
+            "n_real": facts["real_images"],
+            "data": facts["data"],
+            "figures": row["figures"],
+            "intervals": row["intervals"],
+            "settings": facts["estimators"],
+        }
+    )
+
+
+def _reads_features(run: Run) -> bool:
+    """Whether a term of the reward is a Frechet distance, whose features may be those of the yardstick."""
+    terms = run.config.reward.name.split(",") + str(run.config.reward.options.get("terms", "")).split(",")
+    return any(term.strip().partition(":")[0] == "fid" for term in terms)
