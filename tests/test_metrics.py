@@ -1,10 +1,11 @@
-"""Metrics: closed forms, parity with torch-fidelity, brute force, conventions, and what must be refused."""
+"""Metrics: closed forms, parity with torch-fidelity and torchmetrics, brute force, conventions, and what must be refused."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +86,32 @@ def test_frechet_parity_with_torch_fidelity(count: int) -> None:
     assert ours == pytest.approx(fid_statistics_to_metric(*stats, False)["frechet_inception_distance"], rel=1e-4)
 
 
+class AsFeatures(torch.nn.Module):
+    """What torchmetrics takes for a network: the "images" are the features, (N, D, 1, 1)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.num_features = dim
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def feed(metric: Any, fake: Tensor, real: Tensor) -> Any:
+    for rows, is_real in ((real, True), (fake, False)):
+        metric.update(rows[:, :, None, None], real=is_real)
+    return metric.compute()
+
+
+def test_frechet_parity_with_torchmetrics() -> None:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    fake, real = like_features(1, 700, 64), like_features(2, 900, 64, 0.1)
+    metric = FrechetInceptionDistance(feature=AsFeatures(64), input_img_size=(64, 1, 1)).set_dtype(torch.float64)
+    theirs = float(feed(metric, fake.double(), real.double()))
+    assert frechet_distance(FeatureStatistics.of(fake), FeatureStatistics.of(real)) == pytest.approx(theirs, rel=1e-4)
+
+
 def test_statistics_stream_merge_save_load(tmp_path: Path) -> None:
     features = like_features(3, 503, 16) + 1000
     whole = FeatureStatistics.of(features, "p", "d")
@@ -153,6 +180,26 @@ def test_kid_parity_with_torch_fidelity() -> None:
     error = spread / 200**0.5
     assert abs(ours - theirs["kernel_inception_distance_mean"]) < 5 * error
     assert spread == pytest.approx(theirs["kernel_inception_distance_std"], rel=0.25)
+
+
+def test_kid_parity_with_torchmetrics() -> None:
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    # One subset of everything: no random choice is left.
+    fake, real = like_features(1, 120, 32), like_features(2, 120, 32, 0.3)
+    metric = KernelInceptionDistance(feature=AsFeatures(32), subsets=1, subset_size=120)
+    theirs = float(feed(metric, fake, real)[0])
+    assert kernel_distance(fake, real, subsets=1, subset_size=120)[0] == pytest.approx(theirs, rel=1e-4)
+
+
+def test_inception_score_parity_with_torchmetrics() -> None:
+    from torchmetrics.image.inception import InceptionScore
+
+    logits = rand(4, 300, 20) * 2
+    metric = InceptionScore(feature=AsFeatures(20), splits=1)  # its splits are shuffled: one has no order
+    metric.update(logits[:, :, None, None])
+    ours = inception_score(logits.double().softmax(1), splits=1)[0]
+    assert ours == pytest.approx(float(metric.compute()[0]), rel=1e-4)
 
 
 def test_kid_is_unbiased_and_seeded() -> None:

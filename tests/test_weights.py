@@ -97,6 +97,23 @@ def test_every_container_gives_the_same_tensors(kind: str, tmp_path: Path) -> No
     assert_same(read_state(write_container(kind, tmp_path)), example())
 
 
+def test_half_precision_is_taken_only_where_nothing_better_lies_beside_it(tmp_path: Path) -> None:
+    half = {name: value.half() if value.is_floating_point() else value for name, value in example().items()}
+    save_file(half, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    assert_same(read_state(tmp_path), half)
+    save_file(example(), tmp_path / "diffusion_pytorch_model.safetensors")
+    assert_same(read_state(tmp_path), example())
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    names = dict.fromkeys(half, "diffusion_pytorch_model.fp16.safetensors")
+    (tmp_path / "diffusion_pytorch_model.fp16.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert_same(read_state(tmp_path), half)
+    full = {name: "full.safetensors" for name in half}
+    save_file(example(), tmp_path / "full.safetensors")
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": full}))
+    assert_same(read_state(tmp_path), example())
+
+
 def test_flax_tree_with_chunks_scalars_and_bfloat16(tmp_path: Path) -> None:
     big = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
     flat = big.reshape(-1)

@@ -1,4 +1,4 @@
-"""Published AdaNAT training checkpoints: written as their script writes them, then loaded by name into our policy."""
+"""Published AdaNAT training checkpoints: written as their script writes them, then loaded by name into our policy and heads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 import torch
 
 from adanat_plugins.published_policy import load_published_policy, published_policy
+from adanat_plugins.rewards.paper_discriminator import PaperDiscriminator, load_heads, published_state, read_published
 from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
 from adanat_toolkit.policies import SIZES, AdaptiveNetwork
 from adanat_toolkit.schedules import adanat_heuristic
 
+from .checks_discriminator import build
 from .harness import Fixture, Report
 
+DISCRIMINATOR = "discriminator/module."
 _STEPS = 8
 
 
@@ -63,14 +66,36 @@ def policy_shapes(fixture: Fixture) -> dict[str, torch.Tensor]:
     return own
 
 
+def discriminator_config(fixture: Fixture) -> dict[str, Any]:
+    """The sizes that ``checks_discriminator`` builds from; the number of classes stands in the checkpoint's own shapes."""
+    config = fixture.config
+    table = fixture.specs.get(f"{DISCRIMINATOR}mapping.embed.weight")
+    return {"class_conditional": config["cin"], "c_dim": config["c_dim"], "n_classes": table[0][1] if table else None}
+
+
+def check_heads(fixture: Fixture, report: Report, file: Path, state: dict[str, torch.Tensor]) -> None:
+    """The discriminator's heads through the loader of ``reward.options.start``."""
+    layers = len([k for k in fixture.specs if k.startswith(DISCRIMINATOR) and k.endswith(".cmapper.bias")])
+    config = discriminator_config(fixture)
+    width = fixture.specs[f"{DISCRIMINATOR}heads.0.cls.weight_orig"][0][1]
+    heads = PaperDiscriminator(
+        layers,
+        width,
+        classes=config["n_classes"],
+        text_dim=None if config["class_conditional"] else config["c_dim"],
+        class_width=config["c_dim"],
+    )
+    load_heads(heads, read_published(file))
+    for name, value in heads.state_dict().items():
+        report.close(f"discriminator {name}", value, state[DISCRIMINATOR + name], 0.0)
+
+
 def check(fixture: Fixture, report: Report) -> None:
-    own, expected = policy_shapes(fixture), fixture.specs
-    wrong = [
-        key
-        for key in own.keys() | {k for k in expected if k.startswith("model/")}
-        if key not in own or key not in expected or list(own[key].shape) != expected[key][0]
-    ]
-    report.holds(f"names and shapes of {len(own)} policy tensors {wrong[:3]}", not wrong, float(len(wrong)), "exact")
+    expected = fixture.specs
+    backbone, heads = build(discriminator_config(fixture))
+    own = policy_shapes(fixture)
+    own |= {DISCRIMINATOR + name: value for name, value in published_state(backbone, heads).items()}
+    report.names_and_shapes(own, fixture)
 
     state = fixture.state([key for key in expected if not key.startswith("discriminator/module.dino")])
     residual = not fixture.config["cin"]
@@ -87,6 +112,7 @@ def check(fixture: Fixture, report: Report) -> None:
         loaded = policy.actor.network.state_dict()
         for name, value in wanted.items():
             report.close(f"actor {name}", loaded[name], value, 0.0)
+        check_heads(fixture, report, file, state)
     report.holds("facts", (facts.residual, facts.steps, facts.counters["global_step"]) == (residual, _STEPS, 7))
     wanted_sizes = (fixture.config["feat_dim"], space.size, 64)
     report.holds("sizes", (facts.feature_dim, facts.outputs, facts.cells) == wanted_sizes)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adanat_toolkit.interfaces import FeatureExtractor
+from adanat_toolkit.interfaces import FeatureExtractor, PluginOptions
 from adanat_toolkit.metrics.scores import clip_scores
 from adanat_toolkit.registry import parse_options
 
@@ -73,3 +73,17 @@ class ClipFeatures(FeatureExtractor):
     def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,) float64 CLIP scores of (B, 3, H, W) images in [0, 1] and their prompts: 100 max(cos, 0)."""
         return clip_scores(self(images).cpu(), self.model.texts(prompts).cpu())
+
+
+class EmbeddedClipFeatures(ClipFeatures):
+    """``clip-emoji64``: the same of the embedded CLIP, which the embedded Muse is conditioned on."""
+
+    @classmethod
+    def create(cls, options: dict[str, Any], *, device: torch.device, offline: bool) -> EmbeddedClipFeatures:
+        """The weights are embedded; there are no options.
+
+        Raises:
+            ConfigError: an option is given.
+        """
+        parse_options("features clip-emoji64", PluginOptions, options)
+        return cls(load_clip("clip features", ClipOptions(model=EMBEDDED), "", device))

@@ -194,14 +194,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_diffusers(folder: Path) -> dict[str, Tensor]:
     """All weights of a diffusers model folder: one file, or shards named by an index file."""
-    for index in sorted(folder.glob("*.index.json")):
+    for index in sorted(folder.glob("*.index.json"), key=lambda file: (".fp16." in file.name, file.name)):
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise WeightsError(f"{folder} lacks {', '.join(missing)}, listed in {index.name}; fetch the whole folder.")
         return {key: value for name in names for key, value in read_tree(folder / name).items()}
-    for pattern in ("*.safetensors", "*.bin"):
-        files = [f for f in sorted(folder.glob(pattern)) if ".fp16." not in f.name and ".non_ema." not in f.name]
+    for pattern, full in (("*.safetensors", True), ("*.bin", True), ("*.safetensors", False), ("*.bin", False)):
+        # Half-precision copies are taken only where nothing better lies beside them.
+        files = [f for f in sorted(folder.glob(pattern)) if ".non_ema." not in f.name]
+        files = [f for f in files if full == (".fp16." not in f.name)]
         if len(files) == 1:
             return read_tree(files[0])
         if len(files) > 1:
