@@ -39,8 +39,8 @@ def make_report(
         progress: called with what is being done, how many images of it are done, and how many there are.
 
     Returns:
-        ``report``, ``bytes``, ``left_out``, and for each of ``runs`` its name, path, iterations, trajectories, alarms and, where
-        it was judged, figures, ratio to the hand-made schedule, number of images and protocol.
+        ``report``, ``bytes``, ``left_out``, and for each of ``runs`` its name, path, iterations, trajectories, alarms and,
+        where it was judged, figures, ratio to the hand-made schedule, number of images and protocol.
 
     Raises:
         ConfigError: not a run folder, no finished iteration, or settings that make no sense. CheckpointError: damaged files.
@@ -67,7 +67,11 @@ def make_report(
         for block in gathered.blocks:
             for line in block.lines:
                 if line.learned and line.label == run.name and "figures" not in about:
-                    about |= {"figures": line.evaluation.figures, "ratio": line.ratio, "ratio_interval": line.ratio_interval}
+                    about |= {
+                        "figures": line.evaluation.figures,
+                        "ratio": line.ratio,
+                        "ratio_interval": line.ratio_interval,
+                    }
                     about |= {"images": block.facts["images"], "protocol": block.facts["protocol"]}
         found.append(about)
     return {"report": str(target), "bytes": len(text.encode()), "runs": found, "left_out": gathered.notes}

@@ -26,7 +26,8 @@ class Series:
 
     Attributes:
         points: (x, y), finite, by x. band: (low, high) at each point, drawn behind the line.
-        colour: number of the colour, negative for a neutral one; dash: 0 is a full line. markers: whether the points are marked.
+        colour: number of the colour, negative for a neutral one; dash: 0 is a full line.
+        markers: whether the points are marked.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Chart:
     Attributes:
         note: what a reader should know, in one sentence. zero: the y axis begins at 0 where all values are positive.
         whole: the x values are counts, so that ticks between them would mean nothing.
+        legend: (text, colour, dash); None: one entry a line, where there are several.
     """
 
     title: str
@@ -52,6 +54,15 @@ class Chart:
     note: str = ""
     zero: bool = False
     whole: bool = False
+    legend: Sequence[tuple[str, int, int]] | None = None
+
+    @property
+    def keys(self) -> list[tuple[str, str, int]]:
+        """(text, class of the colour, dash) of the legend."""
+        found = self.legend
+        if found is None:
+            found = [(s.label, s.colour, s.dash) for s in self.series] if len(self.series) > 1 else []
+        return [(text, colour_class(colour), dash_of(colour, dash)) for text, colour, dash in found]
 
     @property
     def thinned(self) -> int:
@@ -66,6 +77,11 @@ class Chart:
 def colour_class(colour: int) -> str:
     """Class of the style sheet: ``c0`` .. ``c7``; ``cn``, neutral, for a negative number."""
     return f"c{colour % COLOURS}" if colour >= 0 else "cn"
+
+
+def dash_of(colour: int, dash: int) -> int:
+    """Dash of a line, 0 to 3: another one where the colours repeat."""
+    return (dash + max(colour, 0) // COLOURS) % 4
 
 
 def thin(series: Series) -> Series:
@@ -146,14 +162,16 @@ def _draw(chart: Chart) -> Markup:
     for value in ticks(x_low, x_high, 5, whole=chart.whole):
         parts.append(f'<text class="tick" x="{px(value)}" y="{base + 14}" text-anchor="middle">{number(value)}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(chart.x_label)}</text>')
+    parts.append(
+        f'<text class="label" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(chart.x_label)}</text>'
+    )
     for s in series:
         if s.band:
             there = [f"{px(x)},{py(high)}" for (x, _), (_, high) in zip(s.points, s.band, strict=True)]
             back = [f"{px(x)},{py(low)}" for (x, _), (low, _) in zip(s.points, s.band, strict=True)]
             parts.append(f'<polygon class="band {colour_class(s.colour)}" points="{" ".join(there + back[::-1])}"/>')
     for s in series:
-        style = f"{colour_class(s.colour)} d{(s.dash + max(s.colour, 0) // COLOURS) % 4}"
+        style = f"{colour_class(s.colour)} d{dash_of(s.colour, s.dash)}"
         points = " ".join(f"{px(x)},{py(y)}" for x, y in s.points)
         parts.append(f'<polyline class="line {style}" points="{points}"/>')
         if s.markers or len(s.points) == 1:

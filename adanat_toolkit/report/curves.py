@@ -13,6 +13,12 @@ from .reading import Run
 SHOWN_STEPS = 6
 """Steps of a knob that are drawn over the course of training, at most."""
 
+NAMED_RUNS = 3
+"""So many runs are named at every chart; the names of more stand above all charts."""
+NEUTRAL = -1
+"""Colour of what is compared with."""
+BAND = "Band: one standard deviation over the batch."
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -73,16 +79,16 @@ def training_charts(runs: Sequence[Run]) -> tuple[list[Chart], list[Chart]]:
     return [c for c in main if c.series], [c for c in other if c.series]
 
 
-def knob_charts(spreads: dict[str, list[KnobSpread]], hand_made: list[KnobSpread]) -> list[Chart]:
+def knob_charts(spreads: Sequence[tuple[int, str, list[KnobSpread]]], hand_made: list[KnobSpread]) -> list[Chart]:
     """A chart a knob: mean over the steps with the band that holds 80 % of the samples, a line a run; hand-made dashed.
 
     Args:
-        spreads: by the name of the run, all with the knobs of ``hand_made``.
+        spreads: number of the run's colour, its name, and its knobs, which are those of ``hand_made``.
     """
     charts = []
     for k, knob in enumerate(hand_made):
         series = []
-        for colour, (name, spread) in enumerate(spreads.items()):
+        for colour, name, spread in spreads:
             own = spread[k]
             steps = range(1, len(own.mean) + 1)
             band = list(zip(own.low, own.high, strict=True))
@@ -93,14 +99,10 @@ def knob_charts(spreads: dict[str, list[KnobSpread]], hand_made: list[KnobSpread
     return charts
 
 
-NEUTRAL = -1
-"""Colour of what is compared with."""
-
-
 def _reward_panels(logged: Sequence[str]) -> list[Panel]:
     real = "reward_model/reward_real"
     lines = [("generated", "reward/mean")] + ([("real images", real)] if real in logged else [])
-    out = [Panel("Reward", tuple(lines), "Band: one standard deviation over the batch.")]
+    out = [Panel("Reward", tuple(lines), BAND)]
     for name in logged:
         term = re.fullmatch(r"reward/(.+)/mean", name)
         if term:
@@ -118,19 +120,26 @@ def _reward_panels(logged: Sequence[str]) -> list[Panel]:
 
 
 def _chart(panel: Panel, runs: Sequence[Run]) -> Chart:
+    """Of one run: a colour a figure. Of several: a colour a run, and a dash a figure."""
+    several = len(runs) > 1
     series = []
     for number, run in enumerate(runs):
         for position, (label, name) in enumerate(panel.lines):
             points = run.values(name)
             if not points:
                 continue
-            several = len(runs) > 1
             text = label if not several else run.name if len(panel.lines) == 1 else f"{run.name}: {label}"
             band = _reward_band(run) if name == "reward/mean" and not several else None
             colour, dash = (number, position) if several else (position, 0)
             series.append(Series(text, points, colour, dash, band, name.startswith("yardstick/")))
-    note = panel.note if len(runs) == 1 else panel.note.replace("Band: one standard deviation over the batch.", "")
-    return Chart(panel.title, series, note=note, zero=panel.zero)
+    legend = None
+    if several:
+        logged = {s.colour for s in series}
+        legend = [(run.name, i, 0) for i, run in enumerate(runs) if i in logged] if len(runs) <= NAMED_RUNS else []
+        if len(panel.lines) > 1:
+            legend += [(label, NEUTRAL, dash) for dash, (label, _) in enumerate(panel.lines)]
+    note = "" if several and panel.note == BAND else panel.note
+    return Chart(panel.title, series, note=note, zero=panel.zero, legend=legend)
 
 
 def _reward_band(run: Run) -> list[tuple[float, float]] | None:
@@ -150,9 +159,7 @@ def _knob_charts(run: Run, logged: Sequence[str]) -> list[Chart]:
     for knob, steps in knobs.items():
         count = min(len(steps), SHOWN_STEPS)
         chosen = sorted({steps[round(i * (len(steps) - 1) / max(count - 1, 1))] for i in range(count)})
-        series = [
-            Series(f"step {t + 1}", run.values(f"knob/{knob}/{t}"), colour) for colour, t in enumerate(chosen)
-        ]
+        series = [Series(f"step {t + 1}", run.values(f"knob/{knob}/{t}"), colour) for colour, t in enumerate(chosen)]
         if len({y for s in series for _, y in s.points}) > len(series):  # a knob that nobody moves says nothing
             charts.append(Chart(f"{knob.replace('_', ' ')} during training", series, note="Mean over the batch."))
     return charts

@@ -28,6 +28,21 @@ SHOWN = 20
 """Images in the comparison of the same seeds."""
 
 
+FACTS = (
+    "generator",
+    "images",
+    "seeds",
+    "real_images",
+    "data",
+    "protocol",
+    "protocol_card",
+    "device",
+    "dtype",
+    "toolkit",
+)
+"""What a table says of how it was made."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the user chose.
@@ -59,7 +74,9 @@ class Settings:
         if self.seed < 0:
             raise ConfigError(f"--seed {self.seed}: seeds are 0 or larger.")
         if self.images and not self.pictures:
-            raise ConfigError(f"--num {self.images} takes a generator, and --curves-only leaves it out; give one of them.")
+            raise ConfigError(
+                f"--num {self.images} takes a generator, and --curves-only leaves it out; give one of them."
+            )
 
 
 @dataclass(frozen=True)
@@ -165,7 +182,8 @@ def _stored(run: Run) -> tuple[dict[str, Any], dict[str, Run], bool]:
     assert run.evaluation is not None
     found = run.evaluation, {row["policy"]: run for row in run.evaluation["policies"]}, True
     try:
-        blocks([found])
+        for block in blocks([found]):
+            _ = [block.facts[key] for key in FACTS]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(
             f"the evaluation stored in {run.path} lacks what this version writes; remove it, or run adanat evaluate again."

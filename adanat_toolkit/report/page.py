@@ -42,7 +42,7 @@ def render(runs: Sequence[Run], gathered: Gathered, *, command: str | None = Non
     environment.filters |= {"number": number, "words": _words, "duration": _duration, "colour": colour_class}
     template = environment.from_string((folder / "report.html.j2").read_text(encoding="utf-8"))
     main, other = training_charts(runs)
-    return template.render(
+    text = template.render(
         marker=MARKER,
         version=toolkit_version(),
         style=(folder / "report.css").read_text(encoding="utf-8"),
@@ -58,6 +58,7 @@ def render(runs: Sequence[Run], gathered: Gathered, *, command: str | None = Non
         notes=gathered.notes,
         probed=PROBED,
     )
+    return text.lstrip()  # what the template's macros leave before the document
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ def _group(group: Group, runs: Sequence[Run]) -> dict[str, Any]:
         "steps": group.steps,
         "schedule": group.schedule,
         "seeds": seeds,
-        "knobs": knob_charts(spreads, group.hand_made.spread()),
+        "knobs": knob_charts([(names.index(name), name, s) for name, s in spreads.items()], group.hand_made.spread()),
         "spreads": spreads,
         "hand_made": group.hand_made.spread(),
         "looks": [_look(look, names.index(look.run.name)) for look in group.looks],

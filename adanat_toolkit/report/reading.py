@@ -46,8 +46,12 @@ class Run:
 
     def values(self, name: str) -> list[tuple[float, float]]:
         """(trajectories, figure) of the rows that have the figure as a finite number."""
-        found = [(float(row["trajectories"]), row.get(name)) for row in self.rows]
-        return [(x, float(y)) for x, y in found if _is_number(y) and math.isfinite(y)]
+        found = []
+        for row in self.rows:
+            value = row.get(name)
+            if isinstance(value, int | float) and _is_number(value) and math.isfinite(value):
+                found.append((float(row["trajectories"]), float(value)))
+        return found
 
     def last(self, name: str) -> float | None:
         """The newest finite value of a figure."""
@@ -148,7 +152,7 @@ def _card(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError):
         card = None
-    if not isinstance(card, dict) or "sha256" not in card:
+    if not isinstance(card, dict) or "sha256" not in card or "name" not in card.get("generator", ()):
         raise CheckpointError(
             f"{file} is damaged (not a policy's card). It was left untouched; the next checkpoint of the run writes it anew."
         )

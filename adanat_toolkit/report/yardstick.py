@@ -97,7 +97,9 @@ def _place(
         except DataError as error:
             apart = str(error)
             continue
-        unlike = [name for name in ("generator_fingerprint", "seeds", "device", "dtype") if block.facts[name] != facts[name]]
+        unlike = [
+            name for name in ("generator_fingerprint", "seeds", "device", "dtype") if block.facts[name] != facts[name]
+        ]
         if not unlike and block.stored == stored:
             return block, None
         words = ", ".join(name.replace("_fingerprint", "") for name in unlike) or "time of measurement"

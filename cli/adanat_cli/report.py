@@ -18,7 +18,10 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FILE", help="Default: RUN/report.html; of several runs, beside the first one's folder."
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Default: RUN/report.html; of several runs, beside the first one's folder.",
         ),
     ] = None,
     num: Annotated[
