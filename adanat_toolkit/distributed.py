@@ -1,7 +1,8 @@
 """One process or many: the few collectives the toolkit needs. Without torch.distributed every call is a no-op.
 
-``launching`` starts the processes. The unit is global: a batch of B trajectories is cut into one contiguous slice a rank, losses are sums over local samples
-divided by global counts, and gradients are summed. One rank and many ranks therefore compute the same update.
+``launching`` starts the processes. The unit is global: a batch of B trajectories is cut into one contiguous slice a rank,
+losses are sums over local samples divided by global counts, and gradients are summed. One rank and many ranks therefore
+compute the same update.
 """
 
 from __future__ import annotations
@@ -58,16 +59,13 @@ def from_main(value: T) -> T:
     return box[0]
 
 
-def gather_on_main(value: Tensor) -> Tensor:
-    """On rank 0 the (n_r, ...) CPU tensors of all ranks, concatenated in rank order; elsewhere ``value`` itself."""
+def gather_on_main(value: T) -> list[T]:
+    """On rank 0 every rank's ``value`` (anything that can be pickled), in rank order; elsewhere the own one alone."""
     if world_size() == 1:
-        return value
-    counts = gather(torch.tensor([len(value)])).tolist()
-    padded = value.new_zeros(max(counts), *value.shape[1:])
-    padded[: len(value)] = value
-    parts = [torch.empty_like(padded) for _ in counts] if is_main() else None
-    dist.gather(padded, parts, dst=0)
-    return value if parts is None else torch.cat([p[:count] for p, count in zip(parts, counts, strict=True)])
+        return [value]
+    parts: list[T] | None = [value] * world_size() if is_main() else None
+    dist.gather_object(value, parts, dst=0)
+    return [value] if parts is None else parts
 
 
 def position(count: int, device: torch.device | str = "cpu") -> tuple[int, int]:

@@ -139,7 +139,9 @@ def check_devices(count: int, device: str) -> None:
     if device == "cpu":
         return
     if device not in ("auto", "cuda"):
-        raise ConfigError(f"--gpus {count} takes the first {count} CUDA devices, so --device {device} does not fit; use cuda.")
+        raise ConfigError(
+            f"--gpus {count} takes the first {count} CUDA devices, so --device {device} does not fit; use cuda."
+        )
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count > found:
         raise ConfigError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from .actions import ActionSpace
@@ -112,7 +113,8 @@ def load_policy(
         )
     policy_class = load("policy", card["kind"])
     options = parse_options(f"policy {card['kind']!r}", policy_class.Options, card["options"])
-    policy = policy_class(options, space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn at random and then replaced
+        policy = policy_class(options, space=space, grid=generator.grid, feature_dim=generator.feature_dim)
     missing = {key: tuple(v.shape) for key, v in policy.state_dict().items()}
     if missing != {key: tuple(v.shape) for key, v in weights.items()}:
         raise CheckpointError(

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from . import distributed
+from .memory import MicroBatch
 from .noise import SHUFFLE, derive
 
 
@@ -209,14 +210,15 @@ def ppo_update(
     config: PPOConfig,
     total: int,
     seed: int,
-    micro_batch: int | None = None,
+    micro_batch: MicroBatch | int | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """All epochs of one iteration.
 
     Args:
         total: number of states of all processes together. seed: decides the mini-batches.
-        micro_batch: states that go through the networks at once; None for whole mini-batches.
+        micro_batch: states that go through the networks at once; None for whole mini-batches. It is halved where memory runs
+            out.
         on_step: called after every optimiser step.
 
     Returns:
@@ -227,21 +229,26 @@ def ppo_update(
     if config.normalise_advantages:
         mean, std = distributed.mean_and_std(batch.advantages)
         batch = Batch(**{**vars(batch), "advantages": (batch.advantages - mean) / (std + 1e-8)})
+    at_once = MicroBatch.of(micro_batch)
     history: list[Tensor] = []
     names: list[str] = []
     epoch, number = 0, min(config.minibatches, total)
     for epoch in range(1, config.epochs + 1):
-        for part in _minibatches(batch, total, number, derive(seed, SHUFFLE, epoch)):
-            rows, count = part
-            optimiser.zero_grad(set_to_none=True)
-            sums: dict[str, Tensor] = {}
-            for piece in rows.split(micro_batch) if micro_batch and len(rows) else [rows]:
-                piece_batch = batch.select(piece)
-                mean_action = policy(piece_batch.features, piece_batch.step)
-                value = critic(piece_batch.features, piece_batch.step).squeeze(-1)
-                loss, figures = ppo_loss(mean_action, value, piece_batch, sigma, config, count)
-                loss.backward()
-                sums = {key: sums.get(key, 0) + figure for key, figure in figures.items()}
+        for rows, count in _minibatches(batch, total, number, derive(seed, SHUFFLE, epoch)):
+
+            def gradients(size: int, rows: Tensor = rows, count: int = count) -> dict[str, Tensor]:
+                optimiser.zero_grad(set_to_none=True)
+                sums: dict[str, Tensor] = {}
+                for piece in rows.split(size):
+                    own = batch.select(piece)
+                    mean_action = policy(own.features, own.step)
+                    value = critic(own.features, own.step).squeeze(-1)
+                    loss, figures = ppo_loss(mean_action, value, own, sigma, config, count)
+                    loss.backward()
+                    sums = {key: sums.get(key, 0) + figure for key, figure in figures.items()}
+                return sums
+
+            sums = at_once.attempt(gradients, len(rows))
             distributed.sum_gradients(parameters)
             limit = config.max_gradient_norm if config.max_gradient_norm is not None else math.inf
             norm = torch.nn.utils.clip_grad_norm_(parameters, limit)

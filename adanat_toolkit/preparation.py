@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from . import distributed
 from .compute import in_chunks
 from .errors import ConfigError, OutputError
 from .interfaces import FeatureExtractor, Generator, ImageSource, TokenGenerator
-from .metrics import statistics_of
+from .metrics.shared import shared_statistics
 from .pictures import GRID_LIMIT, grid, side_by_side, write_png
 from .registry import toolkit_version
 from .runs import prepare_folder, write_file
@@ -96,8 +97,10 @@ def write_statistics(
 ) -> dict[str, Any]:
     """Write the mean and scatter of real images' features (see ``metrics.FeatureStatistics``).
 
+    All processes call it; the main one writes.
+
     Returns:
-        ``file``, ``images``, ``protocol`` and ``data``.
+        ``file``, ``images``, ``protocol`` and ``data``; empty but in the main process.
 
     Raises:
         ConfigError: not a .safetensors name. OutputError: the file cannot be written.
@@ -105,8 +108,11 @@ def write_statistics(
     from safetensors import SafetensorError
 
     _require_safetensors(file)
-    prepare_folder(file.parent)
-    statistics = statistics_of(extractor, real, progress=progress)
+    if distributed.is_main():
+        prepare_folder(file.parent)
+    statistics = shared_statistics(extractor, real, progress=progress)
+    if statistics is None:
+        return {}
     temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp.safetensors")
     try:
         statistics.save(temporary)

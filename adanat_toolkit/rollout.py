@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .actions import ActionSpace
 from .errors import ConfigError
 from .interfaces import Context, Generator, Policy, RewardModel, TokenGenerator
+from .memory import MicroBatch
 from .noise import ACTION, Noise
 from .ppo import gaussian_log_prob
 
@@ -64,7 +65,7 @@ def collect(
     sigma: float = 0.0,
     action_noise: Noise | None = None,
     reward: RewardModel | None = None,
-    micro_batch: int | None = None,
+    micro_batch: MicroBatch | int | None = None,
     keep_features: bool = True,
     keep_images: int = 0,
     start_from: Start | None = None,
@@ -75,35 +76,33 @@ def collect(
         context, noise: B samples; a sample's image depends on its own entries only.
         sigma: standard deviation of exploration in raw coordinates; 0 takes the mean.
         action_noise: seeds of the exploration (default: ``noise``).
-        micro_batch: samples in flight at once; None for all.
+        micro_batch: samples in flight at once; None for all. It is halved where memory runs out (see ``memory``).
         keep_images: how many of the first images to keep.
         start_from: for masked editing of a token generator; None starts from nothing.
 
     Raises:
-        ConfigError: masked editing, or a published sampler, with a generator that has no tokens.
+        ConfigError: masked editing, or a published sampler, with a generator that has no tokens. MemoryShortage: even
+            one sample is too many.
     """
-    size = len(context)
     explore = noise if action_noise is None else action_noise
-    parts = []
-    for start in range(0, size, micro_batch or size):
-        rows = slice(start, min(start + (micro_batch or size), size))
-        kept = max(0, min(keep_images - rows.start, rows.stop - rows.start))
-        parts.append(
-            _collect(
-                generator,
-                policy,
-                space,
-                context.select(rows),
-                noise.select(rows),
-                explore.select(rows),
-                critic,
-                sigma,
-                reward,
-                keep_features,
-                kept,
-                None if start_from is None else start_from.select(rows),
-            )
+
+    def part(rows: slice) -> Rollout:
+        return _collect(
+            generator,
+            policy,
+            space,
+            context.select(rows),
+            noise.select(rows),
+            explore.select(rows),
+            critic,
+            sigma,
+            reward,
+            keep_features,
+            max(0, min(keep_images - rows.start, rows.stop - rows.start)),
+            None if start_from is None else start_from.select(rows),
         )
+
+    parts = MicroBatch.of(micro_batch).map(part, len(context))
     return parts[0] if len(parts) == 1 else _join(parts)
 
 

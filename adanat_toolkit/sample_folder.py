@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import distributed
 from .actions import ActionSpace
 from .config import differences
 from .editing import Edit, edit
@@ -49,6 +50,9 @@ def sample_to_folder(
 ) -> dict[str, Any]:
     """Make the images that ``folder`` does not hold yet, then its grid and list.
 
+    With several processes each makes a share of the images and writes them; all call this. The folder must be the same for
+    all of them, also on several machines.
+
     Args:
         card: the policy's, from ``load_policy``. seeds: (n,) int64. context: n contexts; None draws each by its seed.
         editing: an image of which each one is a variant (see ``editing.edit``).
@@ -64,17 +68,21 @@ def sample_to_folder(
     settings = _settings(generator, space, card)
     if editing is not None:
         settings["edit"] = editing.facts()
-    _check_folder(folder, settings)
     chosen = generator.sample_contexts(Noise(seeds.to(generator.device))) if context is None else context
-    missing = _missing(folder, seeds, chosen)
-    prepare_folder(folder)
-    if not (folder / LIST).exists():
-        write_json(folder / LIST, {**settings, "images": []})
+    missing: list[int] = []
+    if distributed.is_main():
+        _check_folder(folder, settings)
+        missing = _missing(folder, seeds, chosen)
+        prepare_folder(folder)
+        if not (folder / LIST).exists():
+            write_json(folder / LIST, {**settings, "images": []})
+    missing = distributed.from_main(missing)
     kept = len(seeds) - len(missing)
-    index = torch.tensor(missing, dtype=torch.int64)
-    if missing:
+    first, last = distributed.local_slice(len(missing))
+    index = torch.tensor(missing[first:last], dtype=torch.int64)
+    if len(index):
         wanted = chosen.select(index.to(generator.device))
-        done = kept
+        done = 0
         if editing is None:
             parts = sample(generator, policy, space, seeds[index], wanted, batch=batch)
         else:
@@ -85,10 +93,12 @@ def sample_to_folder(
                 write_png(folder / row["file"], part.images[position], row)
             done += len(part.seeds)
             if on_image is not None:
-                on_image(done)
-    first = [read_png(folder / image_name(seed)) for seed in seeds[:GRID_LIMIT].tolist()]
-    write_png(folder / GRID, grid(torch.stack(first)))
-    write_json(folder / LIST, {**settings, "images": _rows(folder)})
+                on_image(kept + done * len(missing) // len(index))  # the other processes are about as far
+    distributed.barrier()  # all images are there
+    if distributed.is_main():
+        shown = [read_png(folder / image_name(seed)) for seed in seeds[:GRID_LIMIT].tolist()]
+        write_png(folder / GRID, grid(torch.stack(shown)))
+        write_json(folder / LIST, {**settings, "images": _rows(folder)})
     return {
         "out": str(folder),
         "images": len(seeds),

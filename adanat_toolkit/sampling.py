@@ -11,6 +11,7 @@ from torch import Tensor
 from .actions import ActionSpace
 from .compute import CPU_CHUNK
 from .interfaces import Context, Generator, Policy
+from .memory import MicroBatch, measured_size
 from .noise import Noise
 from .rollout import Start, collect
 
@@ -51,14 +52,15 @@ def sample(
 
     Args:
         seeds: (n,) int64, one an image. context: n contexts; None draws each from the data's distribution by its seed.
-        batch: samples at once; it does not change the images.
+        batch: samples at once; it does not change the images, and is halved where memory runs out.
         sigma: exploration noise in raw coordinates (0: the policy's mean).
         on_batch: called with the number of images done.
         start_from: n starts, for masked editing (see ``editing.edit``).
     """
     noise = Noise(seeds.to(generator.device))
     chosen = generator.sample_contexts(noise) if context is None else context
-    size = batch or default_batch(generator.device)
+    size = batch or _fitting_batch(generator, policy, space, chosen, noise, start_from)
+    at_once = MicroBatch(size, what="images", remedy="use --dtype bfloat16, or a device with more memory")
     for start in range(0, len(seeds), size):
         rows = slice(start, start + size)
         part = collect(
@@ -70,12 +72,37 @@ def sample(
             sigma=sigma,
             keep_features=False,
             keep_images=size,
+            micro_batch=at_once,
             start_from=None if start_from is None else start_from.select(rows),
         )
         assert part.images is not None
         yield Samples(seeds[rows].cpu(), part.context, part.images, part.physical)
         if on_batch is not None:
             on_batch(min(start + size, len(seeds)))
+
+
+def _fitting_batch(
+    generator: Generator, policy: Policy, space: ActionSpace, context: Context, noise: Noise, start_from: Start | None
+) -> int:
+    """:func:`default_batch`, or less where the memory that a few images need says so."""
+
+    def probe(count: int) -> None:
+        rows = slice(0, count)
+        start = None if start_from is None else start_from.select(rows)
+        collect(
+            generator,
+            policy,
+            space,
+            context.select(rows),
+            noise.select(rows),
+            keep_features=False,
+            keep_images=count,
+            micro_batch=count,
+            start_from=start,
+        )
+
+    most = default_batch(generator.device)
+    return measured_size(probe, generator.device, most=min(most, len(noise))) or most
 
 
 def seed_range(first: int, count: int) -> Tensor:

@@ -240,7 +240,7 @@ class SB3Trainer(Trainer):
             residual=config.policy.residual,
             features=self.policy.needs_features,
             data=self.real,
-            micro_batch=self.micro_batch,
+            micro_batch=self.micro_batch.size,
             autoreset_mode=AutoresetMode.DISABLED,
         )
         self.vec_env = GenerationVecEnv(self.env, seeds=self._seeds, shape_reward=self._terminal_reward)

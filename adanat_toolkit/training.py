@@ -14,35 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import distributed
 from .compute import CPU_CHUNK, resolve_device, resolve_dtype
-from .config import DataConfig, RunConfig, differences
+from .config import DataConfig, RunConfig
 from .data import augment, images_for
 from .errors import CheckpointError, ConfigError
 from .interfaces import Context, ImageSource, LearnedReward
+from .memory import MicroBatch, measured_size, whole
 from .noise import ACTION, DATA, REWARD, Noise, derive, sample_seeds
 from .policies import build_policy
-from .policy_files import export_policy
 from .ppo import Batch, explained_variance, ppo_update, targets
 from .registry import create_generator, create_reward, load, parse_options
 from .rollout import Rollout, collect
-from .runs import RunFolder, load_tensors, prepare_folder, save_tensors, write_json
+from .run_state import IGNORED_ON_RESUME as IGNORED_ON_RESUME
+from .run_state import load_module, load_optimiser, open_run, optimiser_state, save_run
+from .runs import RunFolder
 from .schedules import parse_schedule
 from .tracking import Trackers
 from .watching import Watch, context_diversity
-
-IGNORED_ON_RESUME = (
-    "device",
-    "micro_batch",
-    "keep_checkpoints",
-    "checkpoint_every",
-    "offline",
-    "evaluate_every",
-    "tracker",
-)
-"""Settings that a resumed run may change: they do not change what is computed (to rounding, for the device)."""
 
 
 class Trainer:
@@ -107,18 +98,24 @@ class Trainer:
             load("tracker", name)
         self.iteration = 0
         """Completed iterations."""
-        self.micro_batch = config.micro_batch or (CPU_CHUNK if self.device.type == "cpu" else None)
+        self.micro_batch = MicroBatch(config.micro_batch or (CPU_CHUNK if self.device.type == "cpu" else None))
+        """Samples in flight at once in this process."""
+        self._measured = config.micro_batch is not None
+        self._scored_at_once = MicroBatch()
+        self._states_at_once = MicroBatch(
+            what="states of a mini-batch", remedy="use a smaller batch or a smaller policy"
+        )
 
     # --- what it will cost ----------------------------------------------------------------------------------------------
 
     def plan(self) -> dict[str, Any]:
-        """What the run will need, for ``--dry-run``: parameter counts, generator forwards, memory of one iteration."""
+        """What the run will need, for ``--dry-run``: parameter counts, generator forwards, memory of one iteration.
+
+        Memory and micro-batch are those of one process.
+        """
         config, generator = self.config, self.generator
-        local = distributed.local_slice(config.batch)[1]
         guided = 2 if "guidance" in generator.action_space.names else 1
-        cells = generator.grid[0] * generator.grid[1]
-        width = 2 if getattr(self.policy, "feature_dtype", torch.float32) == torch.bfloat16 else 4
-        stored = local * config.steps * cells * generator.feature_dim * width if self.policy.needs_features else 0
+        self._measure()
         return {
             "iterations": config.iterations,
             "trajectories": config.iterations * config.batch,
@@ -132,13 +129,42 @@ class Trainer:
                 **{f"reward {key}": value for key, value in self.reward.parameters_count().items()},
             },
             "memory_bytes": {
-                "stored features of one iteration": stored,
+                "stored features of one iteration": self._stored_features(),
                 "policy, critic and optimiser": 16 * sum(p.numel() for p in self.parameters),
                 "generator": sum(generator.parameters_count().values())
                 * (2 if generator.dtype == torch.bfloat16 else 4),
             },
-            "micro_batch": self.micro_batch or local,
+            "micro_batch": self.micro_batch.size or self._local_batch(),
+            "processes": distributed.world_size(),
         }
+
+    def _local_batch(self) -> int:
+        """Trajectories of an iteration in one process, at most."""
+        groups = -(-(self.config.batch // self.config.ppo.group) // distributed.world_size())
+        return groups * self.config.ppo.group
+
+    def _stored_features(self) -> int:
+        """Bytes of the features that one iteration keeps for the policy's update."""
+        if not self.policy.needs_features:
+            return 0
+        generator = self.generator
+        width = 2 if getattr(self.policy, "feature_dtype", torch.float32) == torch.bfloat16 else 4
+        cells = generator.grid[0] * generator.grid[1]
+        return self._local_batch() * self.config.steps * cells * generator.feature_dim * width
+
+    def _measure(self) -> None:
+        """Choose the micro-batch by the memory that a few samples need, unless it was given; once."""
+        if self._measured:
+            return
+        self._measured = True
+
+        def probe(count: int) -> None:
+            noise = Noise(torch.arange(count, device=self.device))
+            self._collect(self.generator.sample_contexts(noise), noise, noise, 1.0, MicroBatch(count))
+
+        size = measured_size(probe, self.device, most=self._local_batch(), stored=self._stored_features())
+        if size is not None:
+            self.micro_batch.size = size
 
     # --- the loop -------------------------------------------------------------------------------------------------------
 
@@ -146,29 +172,29 @@ class Trainer:
         """Train to the end, from scratch or from the newest checkpoint in ``out``.
 
         Returns:
-            The last row of metrics with the run's folder.
+            The last row of metrics with the run's folder; only the main process reads and writes the folder.
 
         Raises:
             OutputError: ``out`` cannot be written. CheckpointError: what is there is damaged or belongs to another run.
         """
         folder = RunFolder(out)
-        self._open(folder)
+        open_run(self, folder)
         self.watch.rows = folder.metrics()
         row: dict[str, Any] = {}
         names = self.config.tracker if distributed.is_main() and self.iteration < self.config.iterations else ()
         with Trackers(names, out, self.config.model_dump(mode="json")) as trackers:
             while self.iteration < self.config.iterations:
-                row = self.step()
+                row = self.watch.look(self.step())
                 if distributed.is_main():
-                    row = self.watch.look(row)
                     folder.append_metrics(row)
                     trackers.log(row)
                     last = self.iteration == self.config.iterations
                     if last or self.iteration % self.config.checkpoint_every == 0:
-                        self.save(folder)
+                        save_run(self, folder)
                     if on_iteration is not None:
                         on_iteration(row)
-        if not row:  # already complete
+        distributed.barrier()  # what the main process wrote is complete when any of them returns
+        if not row and distributed.is_main():  # already complete
             row = (folder.metrics() or [{}])[-1]
         return {**row, "run": str(out)}
 
@@ -180,9 +206,9 @@ class Trainer:
         rollout, start = self._rollout(sigma)
         rolled = time.perf_counter()
         assert rollout.embedded is not None
-        scores = self._score(rollout.embedded, rollout.context)
+        scores, terms = self._score(rollout.embedded, rollout.context)
         row: dict[str, Any] = {"iteration": self.iteration + 1, "trajectories": (self.iteration + 1) * config.batch}
-        row |= self._describe(rollout, scores)
+        row |= self._describe(rollout, scores, terms)
         scored = time.perf_counter()
         if self.iteration >= config.reward.warmup:
             row |= self._update_policy(rollout, scores, sigma, rate, start)
@@ -212,8 +238,14 @@ class Trainer:
         shared = sample_seeds(config.seed, self.iteration, first, last - first, self.device)
         noise = Noise(shared.repeat_interleave(config.ppo.group))
         explore = Noise(sample_seeds(derive(config.seed, ACTION), self.iteration, start, stop - start, self.device))
+        self._measure()
         context = self.generator.sample_contexts(noise)
-        rollout = collect(
+        return self._collect(context, noise, explore, sigma, self.micro_batch), start
+
+    def _collect(
+        self, context: Context, noise: Noise, explore: Noise, sigma: float, micro_batch: MicroBatch
+    ) -> Rollout:
+        return collect(
             self.generator,
             self.policy,
             self.space,
@@ -223,21 +255,28 @@ class Trainer:
             sigma=sigma,
             action_noise=explore,
             reward=self.reward,
-            micro_batch=self.micro_batch,
+            micro_batch=micro_batch,
         )
-        return rollout, start
 
-    def _score(self, embedded: Tensor, context: Context) -> Tensor:
-        """(B,) scores of this process's samples; a set-level reward sees the samples of all processes."""
+    def _score(self, embedded: Tensor, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B,) scores of this process's samples, and their terms; a set-level reward sees the samples of all processes."""
+        reward, device = self.reward, self.device
+
+        def score(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            scores = reward.score_embedded(embedded[rows], context.select(rows)).float()
+            return scores, dict(reward.terms())
+
         with torch.no_grad():
-            if not self.reward.set_level or distributed.world_size() == 1:
-                return self.reward.score_embedded(embedded, context).float()
-            everyone = distributed.gather_context(context)
-            scores = self.reward.score_embedded(distributed.gather(embedded), everyone).float()
-            start = int(
-                distributed.gather(torch.tensor([len(context)], device=self.device))[: distributed.rank()].sum()
-            )
-            return scores[start : start + len(context)]
+            if not reward.set_level:
+                parts = self._scored_at_once.map(score, len(context))
+                terms = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
+                return torch.cat([part[0] for part in parts]), terms
+            start, _ = distributed.position(len(context), device)
+            own = slice(start, start + len(context))
+            embedded, context = distributed.gather(embedded), distributed.gather_context(context)
+            with whole("the score of a reward that judges the set", "use a smaller batch, or a per-sample reward"):
+                scores, terms = score(slice(0, len(context)))
+            return scores[own], {name: values[own] for name, values in terms.items()}
 
     def _update_policy(
         self, rollout: Rollout, scores: Tensor, sigma: float, rate: float, start: int
@@ -266,6 +305,7 @@ class Trainer:
             config=config.ppo,
             total=config.batch * steps,
             seed=derive(config.seed, self.iteration),
+            micro_batch=self._states_at_once,
             on_step=self._average_weights,
         )
         return {
@@ -290,8 +330,8 @@ class Trainer:
             micro_batch=self.micro_batch,
         )
 
-    def _describe(self, rollout: Rollout, scores: Tensor) -> dict[str, float]:
-        """Figures of the rollout: reward, its terms, and each knob's mean by step and spread over samples."""
+    def _describe(self, rollout: Rollout, scores: Tensor, terms: dict[str, Tensor] | None = None) -> dict[str, float]:
+        """Figures of the rollout: reward, its terms (default: the last), each knob's mean by step and spread over samples."""
         mean, std = distributed.mean_and_std(scores)
         row = {"reward/mean": float(mean), "reward/std": float(std)}
         assert rollout.embedded is not None
@@ -300,7 +340,7 @@ class Trainer:
         diversity = context_diversity(rollout.embedded[alone], rollout.context.select(alone))
         if diversity is not None:
             row["diversity"] = diversity
-        for name, values in self.reward.terms().items():
+        for name, values in (self.reward.terms() if terms is None else terms).items():
             mean, std = distributed.mean_and_std(values.float())
             row |= {f"reward/{name}/mean": float(mean), f"reward/{name}/std": float(std)}
         for k, name in enumerate(self.space.names):
@@ -343,69 +383,6 @@ class Trainer:
         load_optimiser(self.optimiser, part("optimiser."))
         self.reward.load_state(part("reward."))
 
-    def save(self, folder: RunFolder) -> None:
-        """Write a checkpoint and the exported policy."""
-        facts = {
-            "iteration": self.iteration,
-            "seed": self.config.seed,
-            "generator": self.generator.fingerprint,
-            "real_images": self.real.fingerprint if self.real is not None else None,
-        }
-        config = self.config
-        # The policy first: a run that is killed in between goes on from the older checkpoint and exports it again.
-        export_policy(
-            folder.path / "policy",
-            self.policy,
-            self.average if config.policy.average else self.policy.state_dict(),
-            options=config.policy.options,
-            space=self.space,
-            generator=self.generator,
-            facts={
-                "trajectories": self.iteration * config.batch,
-                "reward": config.reward.name,
-                "seed": config.seed,
-                "engine": config.engine,
-            },
-        )
-        save_tensors(folder.checkpoint(self.iteration), "state", self.state(), facts)
-        folder.prune(config.keep_checkpoints)
-
-    def _open(self, folder: RunFolder) -> None:
-        """Start a new run folder or resume the one that is there."""
-        config = self.config.model_dump(mode="json")
-        if distributed.is_main():
-            prepare_folder(folder.path)
-        stored = folder.config
-        if stored is None:
-            if folder.checkpoints():
-                raise CheckpointError(f"{folder.path} has checkpoints but no config.json; choose another --out.")
-            if distributed.is_main():
-                write_json(folder.path / "config.json", config)
-            return
-        changed = [d for d in differences(stored, config) if d.partition(":")[0] not in IGNORED_ON_RESUME]
-        if changed:
-            raise CheckpointError(
-                f"{folder.path} holds a run with other settings ({'; '.join(changed)}). Give the same settings to resume it, "
-                "or another --out to start anew. Nothing was changed."
-            )
-        saved = folder.checkpoints()
-        if saved:
-            tensors, facts = load_tensors(folder.checkpoint(saved[-1]), "state")
-            for key, own in (
-                ("generator", self.generator.fingerprint),
-                ("real_images", self.real.fingerprint if self.real is not None else None),
-            ):
-                if facts.get(key) != own:
-                    raise CheckpointError(
-                        f"{folder.checkpoint(saved[-1])} was made with another {key.replace('_', ' ')} "
-                        f"({facts.get(key)}, now {own}). Use the original one, or another --out. Nothing was changed."
-                    )
-            self.load_state(tensors)
-            self.iteration = int(facts["iteration"])
-        if distributed.is_main():
-            folder.recover()
-            folder.truncate_metrics(self.iteration)
-
 
 def create_trainer(config: RunConfig) -> Trainer:
     """The trainer of the configured engine (see :class:`Trainer`; both have the same methods and run folder)."""
@@ -424,7 +401,7 @@ def update_reward(
     data: DataConfig,
     seed: int,
     device: torch.device,
-    micro_batch: int | None = None,
+    micro_batch: MicroBatch | int | None = None,
 ) -> dict[str, float]:
     """Train a reward on the images of a rollout (``rollout.embedded``) and on as many real ones as it asks for.
 
@@ -440,45 +417,11 @@ def update_reward(
     index = (Noise(seeds).uniform(DATA, 1, (1,))[:, 0].double() * len(real)).long()
     images = augment(real.images(index).to(device), seeds, flip=data.flip, shift=data.shift)
     context = real.contexts(index).to(device)
-    size = micro_batch or len(index)
-    chunks = [slice(i, i + size) for i in range(0, len(index), size)]
+
+    def embed(rows: slice) -> Tensor:
+        return reward.embed_real(images[rows], context.select(rows))
+
     with torch.no_grad():
-        embedded = torch.cat([reward.embed_real(images[rows], context.select(rows)) for rows in chunks])
-    return reward.update(embedded, context, rollout.embedded, rollout.context, seed=seed)
-
-
-def optimiser_state(optimiser: torch.optim.Optimizer, prefix: str = "") -> dict[str, Tensor]:
-    """An optimiser's state as flat tensors, ``{prefix}{parameter index}.{name}``; hyper-parameters belong to the config."""
-    return {
-        f"{prefix}{index}.{name}": torch.as_tensor(value)
-        for index, entry in optimiser.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
-
-
-def load_optimiser(optimiser: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
-    """Inverse of :func:`optimiser_state` (without prefix)."""
-    nested: dict[int, dict[str, Tensor]] = {}
-    for key, value in flat.items():
-        index, _, name = key.partition(".")
-        # Adam counts its steps in a CPU tensor unless it is capturable.
-        nested.setdefault(int(index), {})[name] = value.cpu().clone() if name == "step" else value.clone()
-    optimiser.load_state_dict({"state": nested, "param_groups": optimiser.state_dict()["param_groups"]})
-
-
-def load_module(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load a module's state.
-
-    Raises:
-        CheckpointError: naming the tensors that are missing, extra or misshapen.
-    """
-    own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    given = {key: tuple(value.shape) for key, value in state.items()}
-    wrong = sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key))
-    if wrong:
-        first = wrong[0]
-        raise CheckpointError(
-            f"the checkpoint does not fit: {len(wrong)} tensors differ, first {what}{first} "
-            f"(expected {own.get(first)}, found {given.get(first)}). It belongs to another configuration."
-        )
-    module.load_state_dict(state)
+        embedded = torch.cat(MicroBatch.of(micro_batch).map(embed, len(index)))
+    with whole("the reward's update", "lower reward.options.batch or the batch, or use a reward that does not learn"):
+        return reward.update(embedded, context, rollout.embedded, rollout.context, seed=seed)

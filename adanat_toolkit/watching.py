@@ -28,7 +28,7 @@ HELD_OUT_FIGURES = ("frechet", "kid", "precision", "recall", "density", "coverag
 
 
 class Watch:
-    """Looks at the trainer after each iteration, in the main process.
+    """Looks at the trainer after each iteration. All processes make the images of a reading, the main one judges.
 
     Raises:
         DataError: the yardstick is wanted, and there are no real images. PluginError, WeightsError: of its features.
@@ -40,7 +40,7 @@ class Watch:
         """All rows of the run so far, those before a resume included."""
         config, generator = trainer.config, trainer.generator
         self.held_out: HeldOut | None = None
-        if not config.evaluate_every or not distributed.is_main():
+        if not config.evaluate_every:
             return
         if trainer.real is None:
             raise DataError(
@@ -53,7 +53,7 @@ class Watch:
 
     def look(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with a reading of the yardstick, where one is due (the first iteration, every ``evaluate_every``-th, the
-        last), and with ``alarms``, where any is raised."""
+        last), and with ``alarms``, where any is raised; both in the main process. All processes call it."""
         trainer, config, iteration = self.trainer, self.trainer.config, row["iteration"]
         due = iteration in (1, config.iterations) or iteration % max(config.evaluate_every, 1) == 0
         if self.held_out is not None and due:
@@ -62,6 +62,8 @@ class Watch:
                 policy = copy.deepcopy(policy)
                 policy.load_state_dict(trainer.average)
             row = {**row, **self.held_out.read(policy, trainer.space)}
+        if not distributed.is_main():
+            return row
         self.rows.append(row)
         found = alarms.check(self.rows)
         return {**row, "alarms": [alarm.to_json() for alarm in found]} if found else row
@@ -83,9 +85,11 @@ class HeldOut:
         return Yardstick(self.generator, self.extractor, self.real)
 
     def read(self, policy: Policy, space: ActionSpace) -> dict[str, float]:
-        """``yardstick/FIGURE`` of the policy's means, and ``seconds_yardstick``."""
+        """``yardstick/FIGURE`` of the policy's means, and ``seconds_yardstick``; empty but in the main process."""
         started = time.perf_counter()
         images = self.yardstick.make(policy, space, seed_range(HELD_OUT_SEED, self.count))
+        if not distributed.is_main():
+            return {}
         found = self.yardstick.judge(images, bootstrap=0).figures
         row = {f"yardstick/{name}": found[name] for name in HELD_OUT_FIGURES if name in found}
         return {**row, "seconds_yardstick": time.perf_counter() - started}

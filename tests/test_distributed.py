@@ -137,6 +137,11 @@ CASES: dict[str, dict[str, Any]] = {
         "policy": {"name": "shared"},
         "reward": {"options": {"loss": "relativistic", "batch": 3, "r1": 0.1}},
     },
+    "earlier images": {"policy": {"name": "shared"}, "reward": {"options": {"replay": 20, "replay_share": 0.6}}},
+    "augmented images": {
+        "policy": {"name": "shared"},
+        "reward": {"options": {"augment": ["color", "translation", "cutout"], "updates": 1}},
+    },
 }
 
 

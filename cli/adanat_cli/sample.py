@@ -12,6 +12,7 @@ from .console import note, print_json
 
 
 def sample(
+    context: typer.Context,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -49,6 +50,7 @@ def sample(
     offline: options.Offline = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    gpus: options.Gpus = None,
     out: options.Out = Path("samples"),
     quiet: options.Quiet = False,
     json: options.Json = False,
@@ -67,35 +69,41 @@ def sample(
     from adanat_toolkit.selection import choose_contexts, context_of, open_generator, read_prompts
 
     from .progress import image_progress
+    from .ranks import ranks
 
-    if (image is None) != (mask is None) or (keep_pixels and image is None):
-        raise ConfigError("masked editing needs both --image and --mask (and --keep-pixels only with them); give both.")
-    texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
-    policy = local_policy(policy, offline=offline) if policy else None
-    named = [policy] if policy else []
-    model = open_generator(generator, named, weights=weights, device=device, dtype=dtype, offline=offline)
-    spec = policy or str(pretrained_policy(model, steps) or "fixed")
-    loaded, space, card = load_policy(spec, model, steps)
-    editing = None
-    if image is not None and mask is not None:
-        editing = Edit(*read_edit(image, mask, model.image_size), keep_pixels)
-    contexts = choose_contexts(model, classes, texts, num)
-    count = num or max(16, len(contexts))
-    note(f"{model.name}, policy {spec}, {space.steps} steps, on {model.device}", quiet=quiet)
-    assert out is not None
-    with image_progress(quiet=quiet) as show:
-        result = sample_to_folder(
-            model,
-            loaded,
-            space,
-            card,
-            out,
-            seeds=seed_range(seed, count),
-            context=context_of(model, contexts, count),
-            batch=batch,
-            editing=editing,
-            on_image=lambda done: show("sample", done, count),
-        )
-    note(f"{result['made']} made, {result['kept']} kept: {result['grid']}", quiet=quiet)
-    if json:
-        print_json(result)
+    with ranks(context) as here:
+        if (image is None) != (mask is None) or (keep_pixels and image is None):
+            raise ConfigError(
+                "masked editing needs both --image and --mask (and --keep-pixels only with them); give both."
+            )
+        here.start(device)
+        quiet = quiet or not here.main
+        texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
+        policy = local_policy(policy, offline=offline) if policy else None
+        named = [policy] if policy else []
+        model = open_generator(generator, named, weights=weights, device=device, dtype=dtype, offline=offline)
+        spec = policy or str(pretrained_policy(model, steps) or "fixed")
+        loaded, space, card = load_policy(spec, model, steps)
+        editing = None
+        if image is not None and mask is not None:
+            editing = Edit(*read_edit(image, mask, model.image_size), keep_pixels)
+        contexts = choose_contexts(model, classes, texts, num)
+        count = num or max(16, len(contexts))
+        note(f"{model.name}, policy {spec}, {space.steps} steps, on {model.device}", quiet=quiet)
+        assert out is not None
+        with image_progress(quiet=quiet) as show:
+            result = sample_to_folder(
+                model,
+                loaded,
+                space,
+                card,
+                out,
+                seeds=seed_range(seed, count),
+                context=context_of(model, contexts, count),
+                batch=batch,
+                editing=editing,
+                on_image=lambda done: show("sample", done, count),
+            )
+        note(f"{result['made']} made, {result['kept']} kept: {result['grid']}", quiet=quiet)
+        if json:
+            print_json(result)

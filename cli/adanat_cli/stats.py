@@ -12,12 +12,14 @@ from .console import note, print_json
 
 
 def stats(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.safetensors", help="Where the statistics go.")],
     data: options.Data = None,
     features: options.Features = None,
     generator: options.Generator = None,
     offline: options.Offline = False,
     device: options.Device = "auto",
+    gpus: options.Gpus = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
@@ -27,13 +29,22 @@ def stats(
     from adanat_toolkit.selection import choose_features, open_generator, require_real_images
 
     from .progress import image_progress
+    from .ranks import ranks
 
-    model = open_generator(generator, device=device, offline=offline)
-    extractor = create_features(choose_features(model, features), device=model.device, offline=offline)
-    with image_progress(quiet=quiet) as show:
-        result = write_statistics(
-            extractor, require_real_images(model, data), out, progress=lambda done, total: show("images", done, total)
-        )
-    note(f"{result['images']} images under {result['protocol']}: {result['file']}", quiet=quiet)
-    if json:
-        print_json(result)
+    with ranks(context) as here:
+        here.start(device)
+        quiet = quiet or not here.main
+        model = open_generator(generator, device=device, offline=offline)
+        extractor = create_features(choose_features(model, features), device=model.device, offline=offline)
+        with image_progress(quiet=quiet) as show:
+            result = write_statistics(
+                extractor,
+                require_real_images(model, data),
+                out,
+                progress=lambda done, total: show("images", done, total),
+            )
+        if not here.main:
+            return
+        note(f"{result['images']} images under {result['protocol']}: {result['file']}", quiet=quiet)
+        if json:
+            print_json(result)

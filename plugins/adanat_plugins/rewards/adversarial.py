@@ -144,7 +144,8 @@ class AdversarialReward(LearnedReward):
             stride = max(1, fakes_in_all // options.batch)
             rows = []
             for u in range(options.updates):
-                draw = torch.Generator().manual_seed(derive(seed, REWARD, u, distributed.rank()))
+                # The same in every process: each draws the random numbers of all samples and takes its own.
+                draw = torch.Generator().manual_seed(derive(seed, REWARD, u, 0))
                 chosen_real = _every(options.updates, u, first_real, len(real_context), real.device)
                 chosen_fake = _every(stride, u, first_fake, len(fake_context), fake.device)
                 fakes = self._with_replay(fake[chosen_fake], fake_context.select(chosen_fake), draw)
@@ -155,12 +156,14 @@ class AdversarialReward(LearnedReward):
         return dict(zip(FIGURES, torch.stack(rows).mean(0).tolist(), strict=True)) if due else {}
 
     def _with_replay(self, fake: Tensor, context: Context, draw: torch.Generator) -> tuple[Tensor, Context]:
-        """The generated images of a step, a share of them replaced by earlier ones once there are any."""
-        number = round(self.options.replay_share * len(context)) if self.replay is not None and len(self.replay) else 0
-        if self.replay is None or not number:
+        """The generated images of a step; the first of all processes' are replaced by earlier ones, once there are any."""
+        if self.replay is None or not len(self.replay):
             return fake, context
+        start, total = distributed.position(len(context), self.device)
+        replaced = round(self.options.replay_share * total)
+        number = max(0, min(replaced - start, len(context)))
+        old, old_context = self.replay.draw(replaced, context, draw, slice(start, start + number))
         new = torch.arange(number, len(context), device=fake.device)
-        old, old_context = self.replay.draw(number, context, draw)
         kept = context.select(new)
         plain = Context(len(kept), classes=kept.classes, pooled=kept.pooled)
         return torch.cat([old, fake[new]]), Context.cat([old_context, plain])
@@ -169,7 +172,10 @@ class AdversarialReward(LearnedReward):
         """What the discriminator reads in training."""
         if self.keeps_features:
             return embedded
-        return self._features(augment(embedded, self.options.augment, draw) if self.options.augment else embedded)
+        if self.options.augment:
+            start, total = distributed.position(len(embedded), self.device)
+            embedded = augment(embedded, self.options.augment, draw, start=start, total=total)
+        return self._features(embedded)
 
     def _step(
         self,

@@ -48,7 +48,8 @@ class AdversarialOptions(PluginOptions):
     """Channels that a small head weighs with the context."""
     norm: Norm = "none"
     """Normalisation in the heads: ``none``, ``group`` (of channels), ``local`` (batch norm over groups of up to 8
-    images as in the paper: then a score depends on the sample's neighbours)."""
+    images as in the paper: then a score depends on the sample's neighbours in its process, and a run on the number of
+    processes)."""
     output: Literal["sigmoid", "logit"] = "sigmoid"
     """The reward: sigmoid of the mean logit (the paper's), or the mean logit."""
 

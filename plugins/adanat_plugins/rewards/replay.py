@@ -33,13 +33,23 @@ class ReplayBuffer:
         return min(self.inserted, self.capacity)
 
     def insert(self, items: Tensor, context: Context, generator: torch.Generator) -> None:
-        """Take a random share of the newest images (this process's part of them), in place of the oldest ones."""
-        most = max(1, self.capacity // HISTORY // distributed.world_size())
-        chosen = torch.randperm(len(items), generator=generator)[:most].to(items.device)
+        """Take a random share of the newest images of all processes, in place of the oldest ones.
+
+        Args:
+            items: this process's images. generator: in the same state in every process.
+        """
+        start, total = distributed.position(len(items), items.device)
+        chosen = torch.randperm(total, generator=generator)[: min(max(1, self.capacity // HISTORY), self.capacity)]
+        own = chosen[(chosen >= start) & (chosen < start + len(items))]
+        # Gathered in the order of processes, kept in the order they were chosen in: any number of processes keeps the same.
+        place = torch.empty(total, dtype=torch.int64)
+        found = distributed.gather(own.to(items.device)).cpu()
+        place[found] = torch.arange(len(found))
+        order = place[chosen].to(items.device)
+        rows = (own - start).to(items.device)
         labels = context.classes if context.classes is not None else context.pooled
-        fresh = distributed.gather(items[chosen].contiguous())
-        fresh_labels = None if labels is None else distributed.gather(labels[chosen].contiguous())
-        fresh = fresh[: self.capacity]
+        fresh = distributed.gather(items[rows].contiguous())[order]
+        fresh_labels = None if labels is None else distributed.gather(labels[rows].contiguous())[order]
         if self.items is None:
             self.items = fresh.new_zeros(self.capacity, *fresh.shape[1:])
             if fresh_labels is not None:
@@ -47,16 +57,18 @@ class ReplayBuffer:
         places = (torch.arange(len(fresh), device=fresh.device) + self.inserted) % self.capacity
         self.items[places] = fresh
         if self.labels is not None and fresh_labels is not None:
-            self.labels[places] = fresh_labels[: self.capacity]
+            self.labels[places] = fresh_labels
         self.inserted += len(fresh)
 
-    def draw(self, count: int, like: Context, generator: torch.Generator) -> tuple[Tensor, Context]:
-        """``count`` images, with repetition, and their contexts (of the kind of ``like``)."""
+    def draw(
+        self, count: int, like: Context, generator: torch.Generator, rows: slice = slice(None)
+    ) -> tuple[Tensor, Context]:
+        """``count`` images, with repetition, and their contexts (of the kind of ``like``); of these, ``rows``."""
         assert self.items is not None
-        index = torch.randint(len(self), (count,), generator=generator).to(self.items.device)
+        index = torch.randint(len(self), (count,), generator=generator)[rows].to(self.items.device)
         labels = None if self.labels is None else self.labels[index]
         is_class = like.classes is not None
-        context = Context(count, classes=labels if is_class else None, pooled=None if is_class else labels)
+        context = Context(len(index), classes=labels if is_class else None, pooled=None if is_class else labels)
         return self.items[index], context
 
     def state(self) -> dict[str, Tensor]:
