@@ -17,8 +17,11 @@ import yaml
 from PIL import Image, ImageDraw
 
 from adanat_plugins.emoji64 import FOLDER
+from adanat_toolkit.actions import TOKEN_KNOBS
+from adanat_toolkit.alarms import RULES
 from adanat_toolkit.config import resolve
 from adanat_toolkit.registry import load
+from adanat_toolkit.runs import RunFolder
 
 from .cli import adanat
 from .doc_blocks import NEEDS, ROOT, SHELL, Block, blocks, hooks, inline_commands, pages, prose
@@ -31,8 +34,8 @@ SMALLER: dict[str, list[str]] = {
     "encode": ["--num", "8"],
 }
 """What is appended to a command so that it takes a second: the last value of an option counts."""
-SMALLER_DISCRIMINATOR = ["--set", "reward.options.batch=8", "--set", "reward.options.updates=1"]
-"""The same for training with ``adversarial`` alone, whose options these are."""
+SMALLER_DISCRIMINATOR = ("batch=8", "updates=1")
+"""Options of ``adversarial`` that are set in addition, alone or in a mixture."""
 RUN_ELSEWHERE = {"docs/writing-a-plugin.md": "tests/test_plugin_projects.py"}
 """Pages whose Python blocks another test runs."""
 PAGES_WITH_COMMANDS = [page for page in pages() if any(block.language in SHELL for block in blocks(page))]
@@ -144,25 +147,47 @@ def runnable(page: str) -> list[Block]:
     return [block for block in blocks(page) if block.language in SHELL and not block.needs]
 
 
+def smaller_discriminator(prefix: str = "reward.options.") -> list[str]:
+    return [word for option in SMALLER_DISCRIMINATOR for word in ("--set", prefix + option)]
+
+
 def smaller(words: list[str]) -> list[str]:
     """The same command with a budget of about a second."""
     _, name, *rest = words
     extra = list(SMALLER.get(name, []))
     if name == "train" and not {"--dry-run", "--config"} & set(rest):
         reward = rest[rest.index("--reward") + 1] if "--reward" in rest else "adversarial"
-        extra += SMALLER_DISCRIMINATOR if reward == "adversarial" else []
+        if reward.startswith("adversarial"):
+            extra += smaller_discriminator("reward.options." + ("options.adversarial." if "," in reward else ""))
     return [name, *rest, *extra]
 
 
-def without_out(words: list[str]) -> tuple[str, ...]:
-    at = words.index("--out") if "--out" in words else len(words)
-    return (*words[:at], *words[at + 2 :])
+class Reader:
+    """Types the commands of pages, each page in a folder of its own; what several pages show is run once."""
+
+    def __init__(self) -> None:
+        self.ran: dict[tuple[str, ...], Path | None] = {}
+        """Commands without ``--out``; of trainings, where the run is."""
+
+    def __call__(self, words: list[str], place: str) -> None:
+        at = words.index("--out") if words[0] == "train" and "--out" in words else None
+        key = tuple(words if at is None else words[:at] + words[at + 2 :])
+        if at is None and key in self.ran:
+            return
+        out = None if at is None else Path(words[at + 1]).absolute()
+        made = self.ran.get(key)
+        if out is not None and made is not None:
+            if not out.exists():
+                shutil.copytree(made, out)
+            return
+        result = adanat(*words)
+        assert result.exit_code == 0, f"{place}: adanat {' '.join(words)}\n{result.stderr}"
+        self.ran[key] = out
 
 
 @pytest.fixture(scope="module")
-def trained() -> dict[tuple[str, ...], Path]:
-    """Run folders by the command that made them: a command that several pages show is run once."""
-    return {}
+def reader() -> Reader:
+    return Reader()
 
 
 def prepare(folder: Path) -> None:
@@ -174,7 +199,7 @@ def prepare(folder: Path) -> None:
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (16, 16, 48, 48))
     mask.save(folder / "mask.png")
-    for name, colour in (("red", "red"), ("blue", "blue")):
+    for name, colour in (("3", "red"), ("17", "blue")):  # class ids
         (folder / "my-images" / name).mkdir(parents=True)
         for i in range(8):
             picture = photo.copy()
@@ -184,33 +209,14 @@ def prepare(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES_WITH_COMMANDS if runnable(page)])
-def test_commands_run(
-    page: str, trained: dict[tuple[str, ...], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_run(page: str, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
-
-    def train(words: list[str]) -> None:
-        out, key = words[words.index("--out") + 1] if "--out" in words else None, without_out(words)
-        if out is not None and key in trained:
-            if not Path(out).exists():
-                shutil.copytree(trained[key], out)
-            return
-        result = adanat(*words)
-        assert result.exit_code == 0, f"{block.place}: adanat {' '.join(words)}\n{result.stderr}"
-        if out is not None:
-            trained[key] = tmp_path / out
-
     for block in runnable(page):
-        for words in block.commands():
-            short = smaller(words)
-            if "runs/first" in short and short[0] != "train" and not Path("runs/first").exists():
-                train(smaller(["adanat", "train", "--preset", "demo", "--out", "runs/first"]))
-            if short[0] == "train" and "--dry-run" not in short:
-                train(short)
-                continue
-            result = adanat(*short)
-            assert result.exit_code == 0, f"{block.place}: adanat {' '.join(short)}\n{result.stderr}"
+        for words in map(smaller, block.commands()):
+            if "runs/first" in words and words[0] != "train" and not Path("runs/first").exists():
+                reader(smaller(["adanat", "train", "--preset", "demo", "--out", "runs/first"]), block.place)
+            reader(words, block.place)
 
 
 # --- other blocks -----------------------------------------------------------------------------------------------------
@@ -237,6 +243,67 @@ def test_settings_files_parse(page: str) -> None:
             tomllib.loads(block.text)
         if block.language in ("yaml", "yml"):
             yaml.safe_load(block.text)
+
+
+# --- logged names -----------------------------------------------------------------------------------------------------
+
+LOGGED_NAMES = "docs/logged-names.md"
+
+
+def explained() -> dict[str, re.Pattern[str]]:
+    """Every name in the first column of the page's tables, with what it stands for."""
+    head, names = "", []
+    for line in (ROOT / LOGGED_NAMES).read_text().splitlines():
+        cell = line.split("|")[1].strip() if line.startswith("|") else ""
+        head = "" if not cell else head or cell
+        if head == "name":
+            names += re.findall(r"`([^`]+)`", cell)
+    figures = [name.partition("/")[2] for name in names if name.startswith("reward_model/") and "TERM" not in name]
+    stands_for = {
+        "KNOB": "|".join(knob.name for knob in TOKEN_KNOBS),
+        "STEP": r"\d+",
+        "TERM": r"[\w:-]+(?:/[\w-]+)*",
+        "NAME": "|".join(figures),
+    }
+    patterns = {}
+    for name in names:
+        pattern = re.escape(name)
+        for word, meaning in stands_for.items():
+            pattern = pattern.replace(word, f"(?:{meaning})")
+        patterns[name] = re.compile(pattern)
+    return patterns
+
+
+def test_every_logged_name_is_explained(tmp_path: Path) -> None:
+    short = ["--steps", "2", "--trajectories", "32", "--batch", "16", "--set", "ppo.epochs=1"]
+    watched = ["--generator", "mage", "--reward", "adversarial:1,fid:influence:0.3", "--set", "evaluate_every=1"]
+    watched += ["--set", "evaluate_images=16"]
+    runs = {
+        "mixture": [*watched, *smaller_discriminator("reward.options.options.adversarial.")],
+        "alone": smaller_discriminator(),
+        "sb3": [*smaller_discriminator(), "--engine", "sb3"],
+    }
+    logged: dict[str, set[str]] = {}
+    for name, options in runs.items():
+        result = adanat("train", *short, *options, "--out", tmp_path / name)
+        assert result.exit_code == 0, result.stderr
+        logged[name] = {key for row in RunFolder(tmp_path / name).metrics() for key in row}
+    patterns = explained()
+    everything = set().union(*logged.values())
+    unexplained = sorted(name for name in everything if not any(p.fullmatch(name) for p in patterns.values()))
+    assert not unexplained, f"{LOGGED_NAMES} does not explain {unexplained}"
+    # And nothing on the page has gone: what a mixture logs of a term counts for the name without it.
+    everything |= {re.sub(r"^reward_model/.+/", "reward_model/", name) for name in everything} | {"alarms"}
+    gone = [name for name, p in patterns.items() if not any(map(p.fullmatch, everything))]
+    assert not gone, f"{LOGGED_NAMES} explains {gone}, which no run logs"
+    # What the page says of the second engine.
+    assert logged["alone"] - logged["sb3"] == {"ppo/gradient_norm", "seconds_score"}
+    assert logged["sb3"] <= logged["alone"]
+
+
+def test_every_alarm_is_explained() -> None:
+    page = (ROOT / LOGGED_NAMES).read_text().partition("## Alarms")[2]
+    assert set(RULES) == set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE))
 
 
 def test_the_notice_is_linked() -> None:
