@@ -117,9 +117,10 @@ def number(value: float) -> str:
     size = abs(value)
     if not math.isfinite(value):
         return str(value)
-    for limit, letter in ((1e6, "M"), (1e3, "k")):
-        if size >= 10 * limit or (size >= limit and value % limit == 0):
-            return f"{value / limit:.3g}{letter}"
+    if size >= 1e6:
+        return f"{value / 1e6:.4g}M"
+    if size >= 1e4 or (size >= 1e3 and value % 1e3 == 0):
+        return f"{value / 1e3:.4g}k"
     if size and size < 1e-3:
         return f"{value:.2e}".replace("e-0", "e-")
     return f"{value:.4g}"

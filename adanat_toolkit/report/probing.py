@@ -15,7 +15,7 @@ from ..pictures import to_bytes
 from ..sampling import sample
 
 ALIKE = 1e-4
-"""Spread of a measure over the samples below which a policy treats all of them alike."""
+"""Spread over the samples, of the share kept early or of a knob, below which a policy treats all of them alike."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def rank(knobs: Tensor, space: ActionSpace) -> Ranking:
     Where the policy sets the masking ratio, a sample is simple when much of it is kept early: the share of positions that
     are known, averaged over all steps but the last (which leaves nothing masked). Where the policy does not, or the ratio
     is the same for all, a sample is simple when the policy hardly departs from what it does on average: the
-    root-mean-square distance of its raw actions from the mean over the samples at the same step.
+    root-mean-square distance of its knobs from their mean over the samples at the same step, each knob in units of its
+    spread over samples and steps.
 
     Args:
         knobs: (n, T, K) physical values of n samples under ``space``.
@@ -132,11 +133,11 @@ def rank(knobs: Tensor, space: ActionSpace) -> Ranking:
         if float(values.std()) > ALIKE:
             return Ranking("kept early", values.tolist(), values.argsort(descending=True, stable=True).tolist())
     columns = [space.names.index(name) for name in space.acted]
-    if columns:
-        raw = torch.stack([space.knobs[c].to_raw(knobs[:, :, c]) for c in columns], dim=2)
-        distance = (raw - raw.mean(0)).square().mean((1, 2)).sqrt()
-        if float(distance.max()) > ALIKE:
-            return Ranking("distance", distance.tolist(), distance.argsort(stable=True).tolist())
+    away = (knobs.double() - knobs.double().mean(0))[:, :, columns]
+    spread = away.square().mean((0, 1)).sqrt()
+    if bool((spread > ALIKE).any()):
+        distance = (away / spread)[:, :, spread > ALIKE].square().mean((1, 2)).sqrt()
+        return Ranking("distance", distance.tolist(), distance.argsort(stable=True).tolist())
     return Ranking(None, [], [])
 
 
