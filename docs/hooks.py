@@ -94,7 +94,7 @@ def commands_text() -> str:
         words = [
             *path,
             "[OPTIONS]",
-            *(signature for p, signature, *_ in rows if p.param_type_name == "argument"),
+            *(signature for p, signature, _ in rows if p.param_type_name == "argument"),
             *(["COMMAND"] if getattr(command, "commands", None) else []),
         ]
         parts.append(f"{'#' * max(2, len(path))} {' '.join(path)} {{ #{anchor} }}")
@@ -102,34 +102,42 @@ def commands_text() -> str:
         parts.append(f"```text\n{' '.join(words)}\n```")
         for kind in ("argument", "option"):
             lines = [
-                f"| `{signature}`{{ #{anchor}--{p.name.rstrip('_').replace('_', '-')} }} | {default} | {meaning} |"
-                for p, signature, default, meaning in rows
+                f"| {_signature(signature, f'{anchor}--' + p.name.rstrip('_').replace('_', '-'))} | {meaning} |"
+                for p, signature, meaning in rows
                 if p.param_type_name == kind
             ]
             if lines:
-                parts.append(f"| {kind} | default | meaning |\n|---|---|---|\n" + "\n".join(lines))
+                parts.append(f"| {kind} | meaning |\n|---|---|\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
 
-def _described(parameter: Any, context: Any) -> tuple[str, str, str]:
-    """(names and value, default, meaning) of an argument or option, from its help record."""
+def _signature(text: str, anchor: str) -> str:
+    """``-o, --out FOLDER`` -> names, with an anchor, and value, each as code."""
+    found = re.fullmatch(r"((?:--?[\w-]+(?:, )?)+|\S+)(?: (.*))?", text)
+    assert found is not None, text
+    names, value = found.groups()
+    return f"`{names}`{{ #{anchor} }}" + (f" `{value}`" if value else "")
+
+
+def _described(parameter: Any, context: Any) -> tuple[str, str]:
+    """(names and value, meaning with the default) of an argument or option, from its help record."""
     names, text = parameter.get_help_record(context)
     names = re.sub(r"<int range>|<int>|INTEGER RANGE|INTEGER", "N", names)
     names = re.sub(r"<str>|<list\[str\]>", "TEXT", names)
     if parameter.param_type_name == "argument":  # [NAME] <str>
         names = (parameter.metavar or names.split()[0].upper()).strip()
-    default, notes = "", []
+    notes = []
     tail = re.search(r"\s*\[((?:default: |required|x[<>]|\d+<).*)\]$", text)
     if tail is not None:
         text = text[: tail.start()]
         for part in tail[1].split("; "):
             if part == "required":
-                default = "required"
+                notes.insert(0, "**Required.**")
             elif part.startswith("default: "):
-                default = f"`{part.removeprefix('default: ')}`"
+                notes.append(f"Default: `{part.removeprefix('default: ')}`.")
             else:
-                notes.append(part.replace("x>=", "At least ").replace("x<=", "At most "))
-    return names, default, " ".join([_prose(text), *(f"{note}." for note in notes)])
+                notes.append(part.replace("x>=", "At least ").replace("x<=", "At most ") + ".")
+    return names, " ".join([_prose(text), *notes])
 
 
 def _prose(text: str) -> str:
@@ -149,7 +157,8 @@ def options_text(target: str) -> str:
         f"| `{key}` | {_values(field)} | {_default(field)} | {meaning} |"
         for key, field, meaning in fields_of(getattr(importlib.import_module(module), name))
     ]
-    return "| setting | values | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows)
+    table = "\n".join(["| setting | values | default | meaning |", "|---|---|---|---|", *rows])
+    return f'<div class="options" markdown>\n\n{table}\n\n</div>'
 
 
 def fields_of(model: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
