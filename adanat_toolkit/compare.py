@@ -28,12 +28,13 @@ from .pictures import grid, write_png
 from .policy_files import load_policy
 from .published_samplers import PUBLISHED_SAMPLERS
 from .registry import create_features, create_generator, explain, load, toolkit_version
+from .run_state import IGNORED_ON_RESUME
 from .runs import RunFolder, prepare_folder, write_file, write_json
 from .sampling import seed_range
 from .schedule_search import search_schedule
 from .selection import choose_features, require_real_images
 from .tables import HAND_MADE, Cell, Result, Table, build_table, markdown, to_csv
-from .training import IGNORED_ON_RESUME, create_trainer
+from .training import create_trainer
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (images, or trajectories of a training)."""

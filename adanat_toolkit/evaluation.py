@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from . import distributed
 from .errors import ConfigError
 from .interfaces import FeatureExtractor, Generator, ImageSource
-from .judging import Yardstick
+from .judging import Images, Yardstick
 from .metrics import (
     Evaluation,
     Features,
@@ -119,6 +120,9 @@ def evaluate_policies(
 ) -> Comparison:
     """Figures of every policy and of the hand-made schedule.
 
+    With several processes all call it: each makes a share of the images, the main one judges them, and the others return a
+    comparison without rows.
+
     All of them make the images of the same seeds, and a seed draws the same context under every policy.
 
     Args:
@@ -144,17 +148,23 @@ def evaluate_policies(
     report = progress or (lambda what, done, total: None)
     yardstick = Yardstick(generator, extractor, real, progress=lambda done, total: report("real images", done, total))
 
-    def judge(spec: str, number_of_steps: int) -> Judged:
-        return _judge(spec, number_of_steps, yardstick, count=count, seed=seed, batch=batch, progress=report)
-
-    baselines = {length: judge(hand_made, length) for length in lengths}
+    made: dict[tuple[str, int], tuple[Images, dict[str, Any]]] = {}
+    wanted = [(hand_made, length) for length in lengths]
+    wanted += [(hand_made if _is_baseline(spec, baseline, hand_made) else spec, space.steps) for spec, (_, space, _) in loaded]
+    for key in dict.fromkeys(wanted):
+        made[key] = _make(*key, yardstick, count=count, seed=seed, batch=batch, progress=report)
+    if not distributed.is_main():
+        return Comparison([], [], {})
+    judged = {
+        key: Judged(*key, card, yardstick.judge(images, seed=seed), images.features, images.shown)
+        for key, (images, card) in made.items()
+    }
+    baselines = {length: judged[hand_made, length] for length in lengths}
     rows = []
-    for spec, (_, space, _) in loaded:
-        own = baselines[space.steps]
-        same = spec == hand_made or (spec == "fixed" and baseline is None)
-        judged = own if same else judge(spec, space.steps)
-        require_comparable(judged.evaluation, own.evaluation)
-        rows.append(_compare(judged, own, yardstick.reference, seed))
+    for key in wanted[len(lengths) :]:
+        own = baselines[key[1]]
+        require_comparable(judged[key].evaluation, own.evaluation)
+        rows.append(_compare(judged[key], own, yardstick.reference, seed))
     first = next(iter(baselines.values())).evaluation
     facts = {
         "toolkit": toolkit_version(),
@@ -190,13 +200,17 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     write_json(folder / RESULT, comparison.to_json())
 
 
+def _is_baseline(spec: str, baseline: str | None, hand_made: str) -> bool:
+    return spec == hand_made or (spec == "fixed" and baseline is None)
+
+
 def _is_fixed(spec: str) -> bool:
     return spec.partition(":")[0] == "fixed"
 
 
-def _judge(
+def _make(
     spec: str, steps: int, yardstick: Yardstick, *, count: int, seed: int, batch: int | None, progress: Progress
-) -> Judged:
+) -> tuple[Images, dict[str, Any]]:
     policy, space, card = load_policy(spec, yardstick.generator, steps)
     images = yardstick.make(
         policy,
@@ -206,7 +220,7 @@ def _judge(
         batch=batch,
         progress=lambda done, total: progress(spec, done, total),
     )
-    return Judged(spec, space.steps, card, yardstick.judge(images, seed=seed), images.features, images.shown)
+    return images, card
 
 
 def _compare(judged: Judged, baseline: Judged, reference: Reference, seed: int) -> Compared:

@@ -1,22 +1,44 @@
-"""A policy's images under the yardstick: made from given seeds, turned into features, held against the real images."""
+"""A policy's images under the yardstick: made from given seeds, turned into features, held against the real images.
+
+With several processes each makes a share of the images, in whole batches of the extractor, and the main one has them all: the
+features are those of one process, bit for bit where the extractor is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from . import distributed
 from .actions import ActionSpace
 from .interfaces import FeatureExtractor, Generator, ImageSource, Policy
-from .metrics import Evaluation, Features, Reference, evaluate_features, extract_features, reference_of
+from .metrics import Evaluation, Features, Reference, evaluate_features, extract_features
 from .metrics.extract import BATCH
+from .metrics.shared import shared_reference
 from .pictures import to_bytes
 from .sampling import sample
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and of all."""
+
+
+@runtime_checkable
+class PromptScorer(Protocol):
+    """A network that tells how well images fit their prompts (the feature protocol ``clip`` is one).
+
+    Attributes:
+        protocol: which network and recipe, as for feature protocols.
+    """
+
+    protocol: str
+
+    def scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(B, 3, H, W) images, float in [0, 1], and B prompts -> (B,) scores in 0..100."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,12 +48,14 @@ class Images:
     Attributes:
         features: (N, D), in the order of the seeds. labels: (N,) int64 class ids, None without classes.
         knobs: (N, T, K) float32 physical values. shown: the first images, (n, 3, H, W) uint8.
+        clip: (N,) CLIP scores of image and prompt, None without prompts or without a network for them.
     """
 
     features: Features = field(repr=False)
     labels: Tensor | None = field(repr=False)
     knobs: Tensor = field(repr=False)
     shown: Tensor = field(repr=False)
+    clip: Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -46,11 +70,19 @@ class Yardstick:
         extractor: FeatureExtractor,
         real: ImageSource | Reference,
         *,
+        scorer: PromptScorer | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """``progress`` counts the real images, where their features must be computed; a Reference has them already."""
-        self.generator, self.extractor = generator, extractor
-        self.reference = real if isinstance(real, Reference) else reference_of(extractor, real, progress=progress)
+        """``scorer`` gives the CLIP scores of generators with prompts (``selection.choose_scorer``); without it there are
+        none. ``progress`` counts the real images, where their features must be computed; a Reference has them already."""
+        self.generator, self.extractor, self.scorer = generator, extractor, scorer
+        self._reference = real if isinstance(real, Reference) else shared_reference(extractor, real, progress=progress)
+
+    @property
+    def reference(self) -> Reference:
+        """The real images' side; in the main process alone."""
+        assert self._reference is not None, "only the main process judges"
+        return self._reference
 
     def make(
         self,
@@ -62,25 +94,32 @@ class Yardstick:
         batch: int | None = None,
         progress: Progress | None = None,
     ) -> Images:
-        """Images of a policy, one a seed.
+        """Images of a policy, one a seed. All processes call it; all images are in the main one, elsewhere a share.
 
         Args:
             seeds: (N,) int64. keep: how many of the first images to keep. batch: images in flight at once.
         """
-        generator, total = self.generator, len(seeds)
+        generator, everything = self.generator, len(seeds)
+        first, last = distributed.local_slice(everything, BATCH)
+        seeds, total = seeds[first:last], last - first
+        keep = max(0, keep - first)
         values: list[Tensor] = []
         chances: list[Tensor] = []
         classes: list[Tensor] = []
         knobs: list[Tensor] = []
         waiting: list[Tensor] = []
+        prompts: list[str] = []
+        clip: list[Tensor] = []
         shown = torch.empty(0, 3, *generator.image_size, dtype=torch.uint8)
         done = 0
-        for samples in sample(generator, policy, space, seeds, batch=batch):
+        for samples in sample(generator, policy, space, seeds, batch=batch) if total else ():
             pixels = to_bytes(samples.images)
             shown = torch.cat([shown, pixels[: keep - len(shown)]]) if len(shown) < keep else shown
             knobs.append(samples.knobs.cpu())
             if samples.context.classes is not None:
                 classes.append(samples.context.classes.cpu())
+            if self.scorer is not None:
+                prompts += samples.context.prompts or ()
             waiting.append(pixels)
             done += len(pixels)
             # Whole extractor batches only: the last bits of features depend on the batch, and seeds must not.
@@ -88,19 +127,33 @@ class Yardstick:
                 pixels = torch.cat(waiting)
                 whole = total if done == total else len(pixels) // BATCH * BATCH
                 part = extract_features(self.extractor, pixels[:whole])
+                if self.scorer is not None and prompts:
+                    clip.append(self.scorer.scores(pixels[:whole].float() / 255, prompts[:whole]).cpu())
+                    prompts = prompts[whole:]
                 waiting = [pixels[whole:]]
                 values.append(part.values)
                 if part.probabilities is not None:
                     chances.append(part.probabilities)
             if progress is not None:
-                progress(done, total)
-        features = Features(torch.cat(values), torch.cat(chances) if chances else None, self.extractor.protocol)
-        return Images(features, torch.cat(classes) if classes else None, torch.cat(knobs), shown)
+                progress(done * everything // total, everything)  # the other processes are about as far
+        columns = [torch.cat(c) if c else None for c in (values, chances, classes, knobs, clip)]
+        parts = distributed.gather_on_main((columns, shown))
+        chance, label, score = (_joined([part[0][i] for part in parts]) for i in (1, 2, 4))
+        feature, knob = (_joined([part[0][i] for part in parts]) for i in (0, 3))
+        if feature is None or knob is None:  # another process, without a share
+            feature, knob = torch.empty(0, self.extractor.feature_dim), torch.empty(0)
+        features = Features(feature, chance, self.extractor.protocol)
+        return Images(features, label, knob, torch.cat([part[1] for part in parts]), score)
 
     def judge(self, images: Images, *, seed: int = 0, bootstrap: int | None = None) -> Evaluation:
         """All figures that the inputs allow (see ``metrics.evaluate_features``)."""
         labels = images.labels if self._labels_usable(images.labels) else None
-        return evaluate_features(images.features, self.reference, labels=labels, seed=seed, bootstrap=bootstrap)
+        found = evaluate_features(
+            images.features, self.reference, labels=labels, clip=images.clip, seed=seed, bootstrap=bootstrap
+        )
+        if images.clip is None or self.scorer is None:
+            return found
+        return replace(found, settings={**found.settings, "clip": self.scorer.protocol})
 
     def _labels_usable(self, labels: Tensor | None) -> bool:
         """Whether diversity within class is defined: some class must have two images on both sides."""
@@ -110,3 +163,8 @@ class Yardstick:
         size = int(max(labels.max(), real.max())) + 1
         ours, theirs = (torch.bincount(ids, minlength=size) for ids in (labels, real))
         return bool(((ours >= 2) & (theirs >= 2)).any())
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None

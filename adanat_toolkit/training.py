@@ -28,7 +28,6 @@ from .policies import build_policy
 from .ppo import Batch, explained_variance, ppo_update, targets
 from .registry import create_generator, create_reward, load, parse_options
 from .rollout import Rollout, collect
-from .run_state import IGNORED_ON_RESUME as IGNORED_ON_RESUME
 from .run_state import load_module, load_optimiser, open_run, optimiser_state, save_run
 from .runs import RunFolder
 from .schedules import parse_schedule

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
+    context: typer.Context,
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,6 +42,7 @@ def evaluate(
     offline: options.Offline = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    gpus: options.Gpus = None,
     out: options.Out = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
@@ -57,34 +59,40 @@ def evaluate(
     from adanat_toolkit.selection import choose_features, open_generator, real_side
 
     from .progress import image_progress
+    from .ranks import ranks
 
-    named = [local_policy(spec, offline=offline) for spec in policy or ()]
-    model = open_generator(generator, named, weights=weights, device=device, dtype=dtype, offline=offline)
-    shipped = pretrained_policy(model)
-    chosen = named or ([str(shipped)] if shipped else [])
-    extractor = create_features(choose_features(model, features), device=model.device, offline=offline)
-    if out is not None:
-        prepare_folder(out)
-    with image_progress(quiet=quiet) as show:
-        comparison = evaluate_policies(
-            model,
-            chosen,
-            extractor,
-            real_side(model, data, extractor),
-            count=num,
-            seed=seed,
-            steps=steps,
-            baseline=baseline,
-            batch=batch,
-            progress=show,
-        )
-    if out is not None:
-        write_comparison(comparison, out)
-        note(f"written: {out}", quiet=quiet)
-    if json:
-        print_json(comparison.to_json())
-    else:
-        _print_table(comparison)
+    with ranks(context) as here:
+        here.start(device)
+        quiet = quiet or not here.main
+        named = [local_policy(spec, offline=offline) for spec in policy or ()]
+        model = open_generator(generator, named, weights=weights, device=device, dtype=dtype, offline=offline)
+        shipped = pretrained_policy(model)
+        chosen = named or ([str(shipped)] if shipped else [])
+        extractor = create_features(choose_features(model, features), device=model.device, offline=offline)
+        if out is not None and here.main:
+            prepare_folder(out)
+        with image_progress(quiet=quiet) as show:
+            comparison = evaluate_policies(
+                model,
+                chosen,
+                extractor,
+                real_side(model, data, extractor),
+                count=num,
+                seed=seed,
+                steps=steps,
+                baseline=baseline,
+                batch=batch,
+                progress=show,
+            )
+        if not here.main:
+            return
+        if out is not None:
+            write_comparison(comparison, out)
+            note(f"written: {out}", quiet=quiet)
+        if json:
+            print_json(comparison.to_json())
+        else:
+            _print_table(comparison)
 
 
 FIGURES = {"frechet": "Frechet distance", "kid": "KID"}

@@ -70,8 +70,7 @@ def ranks(context: typer.Context) -> Iterator[Ranks]:
             leave()
         except typer.Exit:
             raise
-        except KeyboardInterrupt as error:
-            record_failure(error)
+        except KeyboardInterrupt:  # every process got it
             _end(130)
         except Exception as error:
             first = record_failure(error)
