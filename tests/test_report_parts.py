@@ -26,7 +26,7 @@ from adanat_toolkit.report.yardstick import blocks
 from adanat_toolkit.sampling import sample, seed_range
 from adanat_toolkit.schedules import parse_schedule
 
-from .report_runs import made_run, rows_of
+from .report_runs import evaluation, made_run, rows_of
 from .tiny import TinyGenerator
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -230,17 +230,6 @@ def test_a_generator_without_tokens_has_images_and_no_masks() -> None:
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def evaluation(spec: str = "run", frechet: float = 9.0, **facts: Any) -> dict[str, Any]:
-    """What ``evaluation.Comparison.to_json`` gives for one policy."""
-    figures = {"precision": 0.5, "recall": 0.4}
-    baseline = {"policy": "fixed:cosine", "steps": 4, "figures": {"frechet": 10.0, **figures}, "intervals": {}}
-    row = {"policy": spec, "steps": 4, "baseline": "fixed:cosine", "figures": {"frechet": frechet, **figures}}
-    row |= {"intervals": {"frechet": [8.0, 10.0]}, "ratio": {"frechet": frechet / 10}, "ratio_interval": None}
-    about = {"generator": "tiny", "generator_fingerprint": "f", "protocol": "p", "protocol_card": {}, "images": 500}
-    about |= {"real_images": 300, "data": "d", "estimators": {"k": 3}, "seeds": [0, 499], "device": "cpu"}
-    return {**about, "dtype": "float32", "toolkit": "1", **facts, "baselines": [baseline], "policies": [row]}
 
 
 def test_like_joins_like() -> None:
