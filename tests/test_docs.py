@@ -153,7 +153,9 @@ def smaller_discriminator(prefix: str = "reward.options.") -> list[str]:
 
 def smaller(words: list[str]) -> list[str]:
     """The same command with a budget of about a second."""
-    _, name, *rest = words
+    _, name, *rest = without_launcher(words)
+    if "--gpus" in rest:  # one process here; tests/test_many_processes.py starts several
+        del rest[rest.index("--gpus") : rest.index("--gpus") + 2]
     extra = list(SMALLER.get(name, []))
     if name == "train" and not {"--dry-run", "--config"} & set(rest):
         reward = rest[rest.index("--reward") + 1] if "--reward" in rest else "adversarial"
