@@ -1,4 +1,4 @@
-"""What works on this machine: versions, devices, parts, embedded files, places to write; and the state of every plug-in."""
+"""What works on this machine: versions, devices, parts, embedded files, places to write."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import PluginError
-from .registry import GROUPS, discover, toolkit_version
+from .registry import toolkit_version
 
 
 @dataclass(frozen=True)
@@ -176,34 +175,3 @@ def _folder(what: str, path: Path) -> dict[str, Any]:
     except OSError as reason:
         error = reason.strerror or str(reason)
     return {"what": what, "path": str(path), "writable": error is None, "error": error}
-
-
-def plugin_report() -> list[dict[str, Any]]:
-    """Every plug-in, loaded one by one: ``kind``, ``name``, ``distribution``, ``version``, ``target``, ``status`` (``ok``,
-    ``broken`` or ``shadowed``), ``error`` and, for generators, ``variants``. A broken one never stops the others."""
-    rows = []
-    for kind in GROUPS:
-        for plugin in discover(kind):
-            row: dict[str, Any] = {
-                "kind": kind,
-                "name": plugin.name,
-                "distribution": plugin.distribution,
-                "version": plugin.version,
-                "target": plugin.target,
-                "status": "ok",
-                "error": None,
-                "variants": [],
-            }
-            if plugin.shadowed:
-                row |= {"status": "shadowed", "error": "another distribution registered this name and is used instead"}
-            else:
-                try:
-                    loaded = plugin.load()
-                    if kind == "generator":
-                        row["variants"] = list(loaded.variants())
-                except PluginError as error:
-                    row |= {"status": "broken", "error": str(error)}
-                except Exception as error:  # variants() is the plug-in's own code
-                    row |= {"status": "broken", "error": f"{type(error).__name__} in variants(): {error}"}
-            rows.append(row)
-    return rows

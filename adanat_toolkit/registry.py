@@ -125,14 +125,10 @@ def load(kind: str, name: str) -> Any:
         if plugin.name == name:
             return plugin.load()
     names = [p.name for p in plugins]
-    broken = []
-    for plugin in plugins:
-        if plugin.distribution == FIRST_PARTY:
-            continue
-        try:
-            plugin.load()
-        except PluginError as error:
-            broken.append(str(error))
+    from .plugin_probe import probe
+
+    foreign = [plugin for plugin in plugins if plugin.distribution != FIRST_PARTY]
+    broken = [state["error"] for state in probe(foreign, time_limit=5.0) if state["status"] != "ok"]
     message = f"unknown {kind} {name!r}{nearest(name, names)} Installed: {', '.join(names) or 'none'}."
     if broken:
         message += " Not loadable: " + "; ".join(broken)

@@ -1,19 +1,24 @@
-"""Plug-ins of real (temporary) distributions on sys.path: broken, clashing, malformed, unknown."""
+"""Plug-ins of real (temporary) distributions on sys.path: broken, slow, clashing, malformed, unknown."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from adanat_toolkit.config import validate
 from adanat_toolkit.errors import ConfigError, DataError, PluginError
 from adanat_toolkit.interfaces import Generator, PluginOptions, Policy, RewardModel
+from adanat_toolkit.plugin_probe import plugin_report
 from adanat_toolkit.registry import GROUPS, create_generator, create_reward, discover, load, parse_options
+from adanat_toolkit.training import Trainer
 
-from .tiny import TinyGenerator
+from .cli import adanat
+from .tiny import TinyGenerator, install_tiny
 
 Install = Callable[..., Path]
 
@@ -89,29 +94,73 @@ def test_missing_real_images(install: Install) -> None:
         create_reward("picky", generator=TinyGenerator(), real=None, device=torch.device("cpu"), seed=0)
 
 
-@pytest.mark.parametrize(
-    ("source", "reported"),
-    [
-        ("import a_package_that_is_not_installed\n", "ModuleNotFoundError: No module named 'a_package"),
-        ("raise RuntimeError('driver too old')\n", "RuntimeError: driver too old"),
-        ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
-        ("class Broken(:\n", "SyntaxError"),
-        ("other = 1\n", "AttributeError"),
-    ],
-)
-def test_a_broken_plugin_stops_only_itself(
-    source: str, reported: str, install: Install, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(sys.modules, "broken_module", raising=False)
-    install("broken-pack", "[adanat.policies]\nbroken = broken_module:Broken\n", broken_module=source)
-    assert {"adaptive", "broken"} <= {p.name for p in discover("policy")}
+BROKEN = {
+    "absent": ("import a_package_that_is_not_installed\n", "ModuleNotFoundError: No module named 'a_package"),
+    "old": ("raise RuntimeError('driver too old')\n", "RuntimeError: driver too old"),
+    "leaves": ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
+    "unparsed": ("class Broken(:\n", "SyntaxError"),
+    "empty": ("other = 1\n", "AttributeError"),
+}
+
+
+def test_a_broken_plugin_stops_only_itself(install: Install) -> None:
+    points = "".join(f"{name} = broken_{name}:Broken\n" for name in BROKEN)
+    install(
+        "broken-pack",
+        f"[adanat.policies]\n{points}",
+        **{f"broken_{name}": source for name, (source, _) in BROKEN.items()},
+    )
+    assert {"adaptive", *BROKEN} <= {p.name for p in discover("policy")}
     assert load("policy", "adaptive").kind == "adaptive"
-    with pytest.raises(PluginError, match=r"policy 'broken' of broken-pack 1\.2 could not be loaded") as caught:
-        load("policy", "broken")
-    assert reported in str(caught.value)
-    with pytest.raises(PluginError, match="Not loadable: ") as caught:  # an unknown name: maybe it was this one's
+    for name, (_, reported) in BROKEN.items():
+        with pytest.raises(PluginError, match=rf"policy '{name}' of broken-pack 1\.2 could not be loaded") as caught:
+            load("policy", name)
+        assert reported in str(caught.value)
+    with pytest.raises(PluginError, match="Not loadable: ") as caught:  # an unknown name: maybe it was one of theirs
         load("policy", "adaptiv")
-    assert reported in str(caught.value) and "did you mean 'adaptive'?" in str(caught.value)
+    assert "did you mean 'adaptive'?" in str(caught.value)
+    for _, reported in BROKEN.values():
+        assert reported in str(caught.value)
+
+
+def test_plugins_that_hang_crash_or_clash_stop_no_other(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list waits a stated time for each; help and training import none of them."""
+    install(
+        "hopeless",
+        "[adanat.generators]\nhangs = hangs_module:G\n[adanat.rewards]\ncrashes = crashes_module:R\n"
+        "[adanat.policies]\nloud = loud_module:P\nadaptive = hangs_module:P\n",
+        hangs_module="import time\ntime.sleep(600)\n",
+        crashes_module="import os\nos.abort()\n",
+        loud_module="print('{}')\nclass P: pass\n",
+    )
+    install("brighter3", "[adanat.rewards]\nwell = brighter_rewards3:Brightness\n", brighter_rewards3=GOOD)
+    start = time.monotonic()
+    rows = {(row["kind"], row["name"], row["distribution"]): row for row in plugin_report(time_limit=1)}
+    assert time.monotonic() - start < 100  # and not 600
+    assert {key[1:]: row["status"] for key, row in rows.items() if key[2] != "adanat-toolkit"} == {
+        ("hangs", "hopeless"): "slow",
+        ("crashes", "hopeless"): "broken",
+        ("loud", "hopeless"): "ok",
+        ("adaptive", "hopeless"): "shadowed",
+        ("well", "brighter3"): "ok",
+    }
+    assert "no answer in 1 s while hangs_module:G" in rows["generator", "hangs", "hopeless"]["error"]
+    assert "ended the process that imported it" in rows["reward", "crashes", "hopeless"]["error"]
+    assert {row["status"] for row in rows.values() if row["distribution"] == "adanat-toolkit"} == {"ok"}
+    assert adanat("--help").exit_code == 0
+    install_tiny(tmp_path / "tiny", monkeypatch)
+    config = {
+        "generator": {"name": "tiny"},
+        "reward": {"name": "well"},
+        "steps": 1,
+        "batch": 4,
+        "trajectories": 4,
+        "device": "cpu",
+    }
+    assert Trainer(validate(config)).run(tmp_path / "run")["iteration"] == 1
+    assert not {"hangs_module", "crashes_module"} & set(sys.modules)
 
 
 def test_name_clash_first_party_wins(install: Install) -> None:

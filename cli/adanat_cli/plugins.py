@@ -14,13 +14,22 @@ app = typer.Typer(help="List every plug-in with its origin, status and load erro
 
 
 @app.callback()
-def plugins(context: typer.Context, json: options.Json = False) -> None:
-    """List every plug-in with its origin, status and load error."""
+def plugins(
+    context: typer.Context,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="How long the import of a third party's plug-in may take.")
+    ] = 10.0,
+    json: options.Json = False,
+) -> None:
+    """List every plug-in with its origin, status and load error.
+
+    Plug-ins of third parties are imported in another process: one that hangs is listed as slow, one that crashes as broken.
+    """
     if context.invoked_subcommand is not None:
         return
-    from adanat_toolkit.doctor import plugin_report
+    from adanat_toolkit.plugin_probe import plugin_report
 
-    rows = plugin_report()
+    rows = plugin_report(timeout)
     if json:
         print_json(rows)
     else:
