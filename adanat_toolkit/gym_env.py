@@ -75,7 +75,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         seed: initialises what a reward learns, and decides which real images it sees.
 
     Raises:
-        ConfigError, PluginError, WeightsError, DataError.
+        ConfigError, PluginError, WeightsError, DataError: of the generator, the reward, or the real images.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - as gymnasium types it
