@@ -49,20 +49,26 @@ def create(name: str, **options: Any) -> Generator:
     return create_generator(name, options, device=CPU, dtype=torch.float32, offline=True)
 
 
-def keeps_the_contract(name: str) -> None:
-    outcomes = check_plugin(name, kind="generator")
+def keeps_the_contract(name: str, **options: Any) -> None:
+    outcomes = check_plugin(name, kind="generator", options=options)
     assert len(outcomes) >= 8
     assert [f"{o.check} {o.error}" for o in outcomes if o.error is not None] == []
 
 
-def trains_and_samples(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def trains_and_samples(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
     """Two iterations; the exported policy then makes the same images twice, in batches of another size."""
     install_tiny(folder / "tiny", monkeypatch)  # for its reward
-    values = {"generator": {"name": name}, "reward": {"name": "dark"}, "steps": 3, "batch": 8, "trajectories": 16}
+    values: dict[str, Any] = {
+        "generator": {"name": name, "options": options},
+        "reward": {"name": "dark"},
+        "steps": 3,
+        "batch": 8,
+        "trajectories": 16,
+    }
     config = validate({**values, "device": "cpu", "dtype": "float32", "ppo": {"epochs": 1}})
     row = Trainer(config).run(folder / "run")
     assert row["iteration"] == 2
-    generator = create(name)
+    generator = create(name, **options)
     policy, space, card = load_policy(str(folder / "run"), generator)
     assert card["generator"]["name"].startswith(name)
     seeds = seed_range(50, 5)
@@ -186,7 +192,7 @@ def needs_jax() -> None:
 
 def test_jax_equals_the_torch_network(site: Path) -> None:
     needs_jax()
-    ours, torchs = create("jax-maskgit"), create("maskgit")
+    ours, torchs = create("jax-maskgit", chunk=5), create("maskgit")
     assert isinstance(ours.action_space, ActionSpace) and ours.fingerprint == torchs.fingerprint
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 1025, (5, 64), generator=draw)
@@ -212,8 +218,8 @@ def test_jax_exchanges_memory(site: Path) -> None:
 
 def test_jax_keeps_the_contract_and_trains(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_jax()
-    keeps_the_contract("jax-maskgit")
-    trains_and_samples("jax-maskgit", tmp_path, monkeypatch)
+    keeps_the_contract("jax-maskgit", chunk=3)
+    trains_and_samples("jax-maskgit", tmp_path, monkeypatch, chunk=4)
 
 
 def test_shipped_policy_fits_both_networks(site: Path) -> None:
@@ -224,7 +230,7 @@ def test_shipped_policy_fits_both_networks(site: Path) -> None:
     assert load_file(Path(spec) / "policy.safetensors")
     knobs = []
     for name in ("maskgit", "jax-maskgit"):
-        generator = create(name)
+        generator = create(name, **({"chunk": 4} if name == "jax-maskgit" else {}))
         policy, space, _ = load_policy(spec, generator)
         knobs.append(next(iter(sample(generator, policy, space, seed_range(7, 2)))).knobs[:, 0])
     assert torch.allclose(knobs[0], knobs[1], atol=1e-2)

@@ -1,4 +1,4 @@
-"""Hand-made constant schedules on a grid, ranked by the yardstick: python search.py [--steps T] [--num N]. Ends with the best."""
+"""Hand-made constant schedules on a grid, ranked by the yardstick: python search.py. The last line is the best."""
 
 from __future__ import annotations
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from adanat_diffusion_emoji import WEIGHTS
+from adanat_diffusion_emoji.ddim import NoiseLevels
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from adanat_diffusion_emoji import WEIGHTS
-from adanat_diffusion_emoji.ddim import NoiseLevels
 from adanat_plugins.emoji64 import data
 from adanat_plugins.generators.maskgit import embedded_tokenizer
 from adanat_toolkit.compute import in_chunks, resolve_device, resolve_dtype
