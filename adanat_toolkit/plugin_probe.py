@@ -38,7 +38,7 @@ def plugin_report(time_limit: float = TIME_LIMIT) -> list[dict[str, Any]]:
     states = dict(zip(foreign, probe(foreign, time_limit), strict=True))
     rows = []
     for plugin in plugins:
-        state = {"status": "ok", "error": None, "variants": []}
+        state: dict[str, Any] = {"status": "ok", "error": None, "variants": []}
         if plugin.shadowed:
             state |= {"status": "shadowed", "error": "another distribution registered this name and is used instead"}
         else:
