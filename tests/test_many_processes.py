@@ -288,3 +288,9 @@ def test_blocks_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
                 edges.append(distributed.local_slice(total, 128))
             assert [i for start, stop in edges for i in range(start, stop)] == list(range(total))
             assert all(start % 128 == 0 for start, stop in edges if stop > start)
+
+
+def test_other_commands_refuse_to_run_as_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    refused(adanat("compare", "--dry-run"), "adanat compare runs in one process, and a launcher started 2")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from adanat_toolkit.errors import AdaNATError
+from adanat_toolkit.errors import AdaNATError, ConfigError
 
 from .compare import compare
 from .doctor import doctor
@@ -46,6 +46,20 @@ class ReportingGroup(TyperGroup):
             raise typer.Exit(130) from None
 
 
+SHARED = ("train", "sample", "evaluate", "stats")
+"""Commands that several processes share (see ``ranks``)."""
+
+
+def _refuse_copies(command: str | None) -> None:
+    """Under torchrun the other commands would do everything once a process, in the same folder."""
+    number = os.environ.get("WORLD_SIZE", "1") if "LOCAL_RANK" in os.environ else "1"
+    if number != "1" and command not in SHARED:
+        raise ConfigError(
+            f"adanat {command} runs in one process, and a launcher started {number}; start it without torchrun "
+            f"({', '.join(SHARED)} share their work)."
+        )
+
+
 app = typer.Typer(
     name="adanat",
     cls=ReportingGroup,
@@ -66,6 +80,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -74,6 +89,7 @@ def main(
 
     Results go to stdout, progress and errors to stderr. ADANAT_DEBUG=1 shows the traceback of an error.
     """
+    _refuse_copies(context.invoked_subcommand)
 
 
 app.command()(train)
