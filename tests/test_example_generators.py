@@ -192,7 +192,7 @@ def needs_jax() -> None:
 
 def test_jax_equals_the_torch_network(site: Path) -> None:
     needs_jax()
-    ours, torchs = create("jax-maskgit", chunk=5), create("maskgit")
+    ours, torchs = create("jax-maskgit", chunk=4), create("maskgit")
     assert isinstance(ours.action_space, ActionSpace) and ours.fingerprint == torchs.fingerprint
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 1025, (5, 64), generator=draw)
@@ -218,7 +218,7 @@ def test_jax_exchanges_memory(site: Path) -> None:
 
 def test_jax_keeps_the_contract_and_trains(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_jax()
-    keeps_the_contract("jax-maskgit", chunk=3)
+    keeps_the_contract("jax-maskgit", chunk=4)
     trains_and_samples("jax-maskgit", tmp_path, monkeypatch, chunk=4)
 
 

@@ -45,7 +45,7 @@ class JaxMaskGIT(TokenGenerator):
         try:
             import jax
 
-            from .network import UViT, to_flax
+            from .network import compiled, to_flax
         except ImportError as error:
             raise PluginError(f"jax-maskgit needs JAX and Flax ({error}): pip install 'adanat-toolkit[jax]'.") from None
         try:
@@ -62,9 +62,8 @@ class JaxMaskGIT(TokenGenerator):
         sizes = {name: int(meta[name]) for name in names}
         state = {key: value.float() for key, value in load_file(file).items()}
         self.fingerprint = fingerprint_state(state)  # the same as maskgit:emoji64: policies fit both
-        network = UViT(**sizes)
         self._parameters = jax.device_put(to_flax({key: value.numpy() for key, value in state.items()}), where)
-        self._apply = jax.jit(network.apply)
+        self._apply = compiled(**sizes)
         self.tokenizer = embedded_tokenizer(device, dtype)
         self.grid, self.chunk = (8, 8), chunk
         self.mask_id = self.codebook_size = sizes["codebook_size"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import flax.linen as nn
@@ -112,6 +114,12 @@ class UViT(nn.Module):
             x = block(x, skips.pop())
         features = self.norm(x[:, -self.tokens :])
         return self.mlm_layer(features, self.token_emb.word_embeddings.embedding), features
+
+
+@cache
+def compiled(**sizes: int) -> Callable[..., Any]:
+    """``UViT(**sizes).apply`` as XLA compiles it, once a process and shape: generators of one size share it."""
+    return jax.jit(UViT(**sizes).apply)
 
 
 def to_flax(state: dict[str, np.ndarray]) -> dict[str, Any]:
