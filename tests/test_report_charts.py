@@ -135,6 +135,14 @@ def test_several_runs_share_a_chart() -> None:
     assert main[0].series[0].band is None and "Band" not in main[0].note
 
 
+def test_unlike_rewards_share_no_axis() -> None:
+    rewards = {"a": "clip-score", "b": "adversarial", "c": "clip-score"}
+    runs = [made_run(rows_of(3), name, reward={"name": reward}) for name, reward in rewards.items()]
+    main, _ = curves.training_charts(runs)
+    found = {c.title: [(s.label, s.colour) for s in c.series] for c in main if c.title.startswith("Reward")}
+    assert found == {"Reward clip-score": [("a", 0), ("c", 2)], "Reward adversarial": [("b", 1)]}
+
+
 def test_knobs_over_training_show_some_of_many_steps() -> None:
     knobs = {f"knob/guidance/{t}": (lambda i, t=t: float(i + t)) for t in range(20)}
     main, _ = curves.training_charts([made_run(rows_of(3, **knobs))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .charts import Chart, Series
 from .probing import KnobSpread
@@ -70,7 +70,7 @@ def training_charts(runs: Sequence[Run]) -> tuple[list[Chart], list[Chart]]:
     """The charts of the course of training that matter, and those of every other logged figure."""
     logged = list(dict.fromkeys(name for run in runs for row in run.rows for name in row if name != "alarms"))
     panels = [*_reward_panels(logged), *FIXED, *YARDSTICK]
-    main = [_chart(panel, runs) for panel in panels]
+    main = [chart for panel in panels for chart in _by_reward(panel, runs)]
     if len(runs) == 1:
         main += _knob_charts(runs[0], logged)
     drawn = {name for panel in (*panels, *LATER) for _, name in panel.lines}
@@ -119,14 +119,26 @@ def _reward_panels(logged: Sequence[str]) -> list[Panel]:
     return out
 
 
-def _chart(panel: Panel, runs: Sequence[Run]) -> Chart:
-    """Of one run: a colour a figure. Of several: a colour a run, and a dash a figure."""
+def _by_reward(panel: Panel, runs: Sequence[Run]) -> list[Chart]:
+    """The chart of a panel; rewards of unlike kinds have no scale in common, and get a chart each."""
+    names = list(dict.fromkeys(run.config.reward.name for run in runs))
+    if len(names) == 1 or ("generated", "reward/mean") not in panel.lines:
+        return [_chart(panel, runs)]
+    return [_chart(replace(panel, title=f"Reward {name}"), runs, name) for name in names]
+
+
+def _chart(panel: Panel, runs: Sequence[Run], reward: str | None = None) -> Chart:
+    """Of one run: a colour a figure. Of several: a colour a run, and a dash a figure.
+
+    Args:
+        reward: only the runs with this reward, in the colours that they have among all.
+    """
     several = len(runs) > 1
     series = []
     for number, run in enumerate(runs):
         for position, (label, name) in enumerate(panel.lines):
             points = run.values(name)
-            if not points:
+            if not points or reward not in (None, run.config.reward.name):
                 continue
             text = label if not several else run.name if len(panel.lines) == 1 else f"{run.name}: {label}"
             band = _reward_band(run) if name == "reward/mean" and not several else None
