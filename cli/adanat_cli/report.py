@@ -14,7 +14,7 @@ from .console import note, print_json
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders; several are compared.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders; several are compared.")],
     out: Annotated[
         Path | None,
         typer.Option(
