@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adanat_plugins.emoji64 import data
 from adanat_plugins.generators.maskgit import embedded_tokenizer
-from adanat_plugins.weights import build, place
+from adanat_plugins.weights import load_into, place
 from adanat_toolkit.actions import GUIDANCE, ActionSpace, Knob
 from adanat_toolkit.compute import in_chunks, minimum_batch
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
@@ -79,7 +79,8 @@ class DiffusionEmoji(Generator):
             raise WeightsError(f"cannot read {file}: {error}. Give a file written by train.py.") from None
         self.fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         self.mean, self.back = (state.pop(f"latents.{key}").float().to(device) for key in ("mean", "back"))
-        network = build(lambda: UNet2DModel.from_config(config["unet"]), state, source=str(file))
+        network = UNet2DModel.from_config(config["unet"]).eval().requires_grad_(False)
+        load_into(network, state, source=str(file))
         self.network = place(network, device, dtype)
         torch.nn.Module.to(self.network, memory_format=torch.channels_last)  # diffusers' own override warns
         self.scheduler = DDIMScheduler.from_config(config["scheduler"])
