@@ -187,15 +187,21 @@ class Trainer:
                 if distributed.is_main():
                     folder.append_metrics(row)
                     trackers.log(row)
-                    last = self.iteration == self.config.iterations
-                    if last or self.iteration % self.config.checkpoint_every == 0:
+                    if self._saves():
                         save_run(self, folder)
                     if on_iteration is not None:
                         on_iteration(row)
-        distributed.barrier()  # what the main process wrote is complete when any of them returns
+                if self._saves():
+                    # A process that fails in the next iteration must not take a half written checkpoint with it; and what
+                    # the main process wrote is complete when any of them returns.
+                    distributed.barrier()
         if not row and distributed.is_main():  # already complete
             row = (folder.metrics() or [{}])[-1]
         return {**row, "run": str(out)}
+
+    def _saves(self) -> bool:
+        """Whether a checkpoint belongs after the iterations that are done."""
+        return self.iteration == self.config.iterations or self.iteration % self.config.checkpoint_every == 0
 
     def step(self) -> dict[str, Any]:
         """One iteration; returns its row of metrics (every name is explained in docs/logged-names.md)."""
