@@ -65,7 +65,7 @@ class DiffusionEmoji(Generator):
     name = "diffusion-emoji:emoji64"
     action_space = ActionSpace((GUIDANCE, ETA, STEP_SIZE))
     default_schedule = "cosine,guidance=1,eta=0.4,step_size=1"
-    """The first word matters only to a mask_ratio. Even spacing, with the best guidance and eta of a small search (README.md)."""
+    """The first word matters only to a mask_ratio. Even spacing; guidance and eta are the best of a small search (README)."""
     context_kind = "class"
 
     def __init__(self, file: Path, device: torch.device, dtype: torch.dtype) -> None:
