@@ -32,7 +32,7 @@ from .run_state import IGNORED_ON_RESUME
 from .runs import RunFolder, prepare_folder, write_file, write_json
 from .sampling import seed_range
 from .schedule_search import search_schedule
-from .selection import choose_features, require_real_images
+from .selection import choose_features, choose_scorer, require_real_images
 from .tables import HAND_MADE, Cell, Result, Table, build_table, markdown, to_csv
 from .training import create_trainer
 
@@ -181,7 +181,11 @@ class Comparison:
         """The real images' features are computed at the first use."""
         if self._yardstick is None:
             self._yardstick = Yardstick(
-                self.generator, self.extractor, self.real, progress=lambda i, n: self.progress("real images", i, n)
+                self.generator,
+                self.extractor,
+                self.real,
+                scorer=choose_scorer(self.generator, self.extractor, offline=self.config.base.offline),
+                progress=lambda i, n: self.progress("real images", i, n),
             )
         return self._yardstick
 

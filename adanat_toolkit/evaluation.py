@@ -27,6 +27,7 @@ from .policy_files import load_policy
 from .registry import toolkit_version
 from .runs import prepare_folder, write_json
 from .sampling import seed_range
+from .selection import choose_scorer
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many images of it are done, and how many there are."""
@@ -146,7 +147,13 @@ def evaluate_policies(
     if not lengths:
         lengths = dict.fromkeys([load_policy(hand_made, generator, steps)[1].steps])
     report = progress or (lambda what, done, total: None)
-    yardstick = Yardstick(generator, extractor, real, progress=lambda done, total: report("real images", done, total))
+    yardstick = Yardstick(
+        generator,
+        extractor,
+        real,
+        scorer=choose_scorer(generator, extractor),
+        progress=lambda done, total: report("real images", done, total),
+    )
 
     made: dict[tuple[str, int], tuple[Images, dict[str, Any]]] = {}
     wanted = [(hand_made, length) for length in lengths]

@@ -32,7 +32,7 @@ from .errors import ConfigError, DataError, PluginError
 from .interfaces import Context, Generator, ImageSource, LearnedReward, RewardModel
 from .noise import DATA, REWARD, Noise, derive, mix
 from .registry import FIRST_PARTY, create_generator, create_reward, discover
-from .rollout import Rollout
+from .rollout import Rollout, embed
 from .schedules import parse_schedule
 
 Observations = dict[str, np.ndarray]
@@ -340,7 +340,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         images, embedded = [], []
         for state, rows in zip(self._states, self._parts, strict=True):
             images.append(self.generator.decode(state))
-            embedded.append(self.reward.embed(images[-1], self._context.select(rows)))
+            embedded.append(embed(self.reward, self.generator, state, self._context.select(rows), images[-1]))
         nothing = torch.zeros(self.num_envs, self.space.steps, device=self.generator.device)
         self.finished = Rollout(
             context=self._context,

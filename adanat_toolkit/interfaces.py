@@ -227,6 +227,22 @@ class Generator(ABC):
     def decode(self, state: Any) -> Tensor:
         """Images (B, 3, H, W) float32 in [0, 1] of the last step's result."""
 
+    def latents(self, state: Any) -> Tensor:
+        """What :meth:`decode` makes images of, (B, C, h, w) float32, for rewards that do without images.
+
+        Raises:
+            ConfigError: the generator has no such thing.
+        """
+        raise ConfigError(f"{self.name} gives no latents; use a reward that reads images.")
+
+    def encode_latents(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> the latents (B, C, h, w) float32 that come nearest to them.
+
+        Raises:
+            ConfigError: the generator has no latents, or no encoder.
+        """
+        raise ConfigError(f"{self.name} gives no latents; use a reward that reads images.")
+
 
 class DecodingRule(Protocol):
     """A step that replaces ``masked_decoding_step`` for one rollout (see ``published_samplers``)."""
@@ -288,6 +304,10 @@ class TokenGenerator(Generator):
     def encode_images(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> (B, N) int64 codes."""
         raise ConfigError(f"the tokenizer of {self.name} has no encoder, so images cannot be encoded.")
+
+    def token_vectors(self, tokens: Tensor) -> Tensor:
+        """(B, N) int64 codes -> the tokenizer's vectors of them, (B, C, h, w) float32."""
+        raise ConfigError(f"{self.name} does not tell the vectors of its codes; use a reward that reads images.")
 
     def null_context(self, size: int) -> Context | None:
         """The context that guidance subtracts; None for a generator without the guidance knob."""
@@ -379,6 +399,14 @@ class TokenGenerator(Generator):
     def decode(self, state: TokenState) -> Tensor:
         return self.decode_tokens(state.proposal)
 
+    @torch.no_grad()
+    def latents(self, state: TokenState) -> Tensor:
+        return self.token_vectors(state.proposal)
+
+    @torch.no_grad()
+    def encode_latents(self, images: Tensor) -> Tensor:
+        return self.token_vectors(self.encode_images(images))
+
     # --- the first state ----------------------------------------------------------------------------------------------
 
     def _predict_first(self, state: TokenState, wants_null: bool) -> None:
@@ -431,6 +459,9 @@ class RewardModel(ABC):
     """What it reads of the context or the run: any of ``"prompts"``, ``"classes"``, ``"real_images"``."""
     set_level: ClassVar[bool] = False
     """True when a sample's score depends on the other samples it is scored with."""
+    reads_latents: bool = False
+    """True when generated images need not be decoded: a rollout then calls :meth:`embed_latents` in place of
+    :meth:`embed`."""
 
     def __init__(
         self, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
@@ -444,6 +475,10 @@ class RewardModel(ABC):
     def embed(self, images: Tensor, context: Context) -> Tensor:
         """What :meth:`score_embedded` and :meth:`LearnedReward.update` need of the images: (B, ...)."""
         return images
+
+    def embed_latents(self, latents: Tensor, context: Context) -> Tensor:
+        """:meth:`embed` of generated images that were not decoded: (B, C, h, w) from ``Generator.latents``."""
+        raise NotImplementedError(f"{type(self).__name__} reads images")
 
     def score_embedded(self, embedded: Tensor, context: Context) -> Tensor:
         """(B, ...) from :meth:`embed` -> (B,) float32."""

@@ -144,7 +144,8 @@ def _collect(
             features.append(seen.to(getattr(policy, "feature_dtype", seen.dtype)))
         state = generator.step(state, physical, noise)
     nothing = torch.zeros(size, space.steps, device=device)
-    images = generator.decode(state) if reward is not None or keep_images else None
+    undecoded = reward is not None and reward.reads_latents
+    images = generator.decode(state) if keep_images or not (reward is None or undecoded) else None
     return Rollout(
         context=context,
         features=torch.stack(features, 1) if features else None,
@@ -152,9 +153,18 @@ def _collect(
         log_prob=torch.stack(log_probs, 1) if log_probs else nothing,
         values=torch.stack(values, 1) if values else nothing,
         physical=torch.stack(physicals, 1),
-        embedded=reward.embed(images, context) if reward is not None and images is not None else None,
+        embedded=None if reward is None else embed(reward, generator, state, context, images),
         images=images[:keep_images] if images is not None and keep_images else None,
     )
+
+
+def embed(
+    reward: RewardModel, generator: Generator, state: Any, context: Context, images: Tensor | None
+) -> Tensor:
+    """What the reward keeps of the finished images; ``images`` where they were decoded."""
+    if reward.reads_latents:
+        return reward.embed_latents(generator.latents(state), context)
+    return reward.embed(generator.decode(state) if images is None else images, context)
 
 
 def _reset(

@@ -14,8 +14,9 @@ from .config import GeneratorConfig, RunConfig, validate
 from .data import Progress, images_for
 from .errors import CheckpointError, ConfigError, DataError, nearest
 from .interfaces import Context, FeatureExtractor, Generator, ImageSource
+from .judging import PromptScorer
 from .metrics import FeatureStatistics, Reference
-from .registry import create_generator, discover
+from .registry import create_features, create_generator, discover
 
 
 def run_name(config: RunConfig) -> str:
@@ -188,6 +189,24 @@ def choose_features(generator: Generator, name: str | None) -> str:
     raise ConfigError(
         f"no feature protocol is known for {generator.name}; give --features, one of: {', '.join(known)}."
     )
+
+
+def choose_scorer(generator: Generator, extractor: FeatureExtractor, *, offline: bool = False) -> PromptScorer | None:
+    """What gives the CLIP score of a generator with prompts: the feature protocol itself where it reads prompts too, else
+    the protocol ``clip-VARIANT`` where one is registered (the embedded generators), else nothing.
+
+    Raises:
+        WeightsError: its weights are damaged.
+    """
+    if generator.context_kind != "text":
+        return None
+    if isinstance(extractor, PromptScorer):
+        return extractor
+    name = f"clip-{generator.name.partition(':')[2]}"
+    if name not in [plugin.name for plugin in discover("features")]:
+        return None
+    found = create_features(name, device=generator.device, offline=offline)
+    return found if isinstance(found, PromptScorer) else None
 
 
 def require_real_images(generator: Generator, path: str | None, *, progress: Progress | None = None) -> ImageSource:

@@ -14,7 +14,7 @@ from typing import Any
 from .errors import DataError
 from .metrics import Evaluation, mean_interval, require_comparable
 
-FIGURES = ("frechet", "kid", "precision", "recall", "density", "coverage", "diversity", "inception_score")
+FIGURES = ("frechet", "kid", "precision", "recall", "density", "coverage", "diversity", "inception_score", "clip_score")
 HAND_MADE = "hand-made"
 """The generator's best known schedule: what every ratio is relative to."""
 

@@ -225,6 +225,7 @@ RESUMED = [
     {"replay": 16, "replay_share": 0.5},
     {"augment": ("color", "translation", "cutout"), "r1": 1.0, "r1_every": 2},
     {"backbone": "none", "width": 16},
+    {"backbone": "latents", "width": 16},
 ]
 
 
@@ -245,6 +246,45 @@ def test_resumes_exactly(world: World, tmp_path: Path, options: dict[str, Any]) 
     assert [key for key in left if not torch.equal(left[key], right[key])] == []
     context = world.context.select(slice(0, 5))
     assert torch.equal(unbroken.score(world.real[:5], context), resumed.score(world.real[:5], context))
+
+
+def test_latents_are_judged_without_decoding(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollout hands over the code vectors of the very tokens it would decode, and decodes nothing."""
+    from adanat_toolkit.noise import Noise
+    from adanat_toolkit.policy_files import load_policy
+    from adanat_toolkit.rollout import collect
+
+    reward = world.reward(backbone="latents", batch=24, width=32, learning_rate=3e-3)
+    policy, space, _ = load_policy("fixed", world.generator, 2)
+    noise = Noise(torch.arange(6))
+    context = world.generator.sample_contexts(noise)
+    seen: list[Tensor] = []
+    decode = type(world.generator).decode_tokens
+    with monkeypatch.context() as patch:
+        patch.setattr(type(world.generator), "decode_tokens", lambda self, ids: seen.append(ids) or decode(self, ids))
+        collect(world.generator, policy, space, context, noise, keep_images=6)
+    monkeypatch.setattr(type(world.generator), "decode_tokens", lambda *_: pytest.fail("decoded"))
+    embedded = collect(world.generator, policy, space, context, noise, reward=reward).embedded
+    assert embedded is not None and embedded.shape[2:] == world.generator.grid
+    table = world.generator.tokenizer.model.quantize.embedding.weight  # type: ignore[attr-defined]
+    assert torch.equal(embedded.flatten(2).transpose(1, 2), table[torch.cat(seen)])
+    # Real images come in as pixels and are encoded: the vectors of their codes.
+    codes = world.generator.encode_images(world.real[:3])  # type: ignore[attr-defined]
+    assert torch.equal(reward.embed(world.real[:3], context).flatten(2).transpose(1, 2), table[codes])
+    for step in range(20):
+        figures = world.learn(reward, step)
+    assert figures["accuracy_real"] > 0.8 and figures["accuracy_fake"] > 0.8
+
+
+def test_what_latents_exclude(world: World) -> None:
+    for options, part in (({"augment": ("color",)}, "augment"), ({"pool": 2}, "pool"), ({"architecture": "paper"}, "paper")):
+        with pytest.raises(ConfigError, match=part):
+            world.reward(backbone="latents", **options)
+    with pytest.raises(ConfigError, match="latents"):
+        create_reward(
+            "adversarial:1,clip-score:1", {"options": {"adversarial": {"backbone": "latents"}}},
+            generator=world.generator, real=world.source, device=CPU, seed=0,
+        )  # fmt: skip
 
 
 def test_foreign_state_is_refused_untouched(world: World) -> None:

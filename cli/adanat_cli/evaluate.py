@@ -96,7 +96,9 @@ def evaluate(
 
 
 FIGURES = {"frechet": "Frechet distance", "kid": "KID"}
-FIGURES |= {name: name for name in ("precision", "recall", "density", "coverage", "diversity")}
+FIGURES |= {name: name for name in ("precision", "recall", "density", "coverage", "diversity")} | {
+    "clip_score": "CLIP score"
+}
 LOWER = ("frechet", "kid")
 DOWN, UP = "(less is better)", "(more is better)"
 

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
 from adanat_toolkit.compute import in_chunks, minimum_batch
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import Context, PluginOptions, TokenGenerator
+from adanat_toolkit.interfaces import Context, PluginOptions
 from adanat_toolkit.noise import Noise
 from adanat_toolkit.registry import parse_options
 
 from ..fingerprints import fingerprint_state
 from ..tokenizers.vqmodel import VQModelTokenizer
 from ..weights import asset, build, place, read_state, resolve
+from .tokenized import TokenizedGenerator
 
 SCHEDULE = "cosine,guidance=9,mask_temperature=2:0"
 """The published pipeline's choice (guidance scale 10, temperature 2 falling to 0), under the toolkit's own step."""
@@ -75,7 +76,7 @@ class AmusedTextEncoder(nn.Module):
         return states[index], pooled[index]
 
 
-class Amused(TokenGenerator):
+class Amused(TokenizedGenerator):
     """aMUSEd with its text encoder and tokenizer.
 
     The features that a policy sees are the output of the norm before the vocabulary head (``mlm_layer.layer_norm``),
@@ -191,12 +192,6 @@ class Amused(TokenGenerator):
         minimum = minimum_batch(self.dtype, self.device)
         logits, features = in_chunks(run, tokens, context.states, context.pooled, minimum=minimum)
         return logits, features
-
-    def decode_tokens(self, tokens: Tensor) -> Tensor:
-        return self.tokenizer.decode(tokens, self.grid)
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        return self.tokenizer.encode(images)
 
 
 def _load_networks(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, VQModelTokenizer, int]:

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from adanat_toolkit.interfaces import Context, ContextKind, PluginOptions, TokenGenerator
+from adanat_toolkit.interfaces import Context, ContextKind, PluginOptions
 from adanat_toolkit.noise import CONTEXT, Noise
 
 from ..weights import Asset, resolve
-
-
-class Tokenizer(Protocol):
-    """Codes <-> images in [0, 1]; see the classes in ``tokenizers``."""
-
-    @property
-    def downsampling(self) -> int: ...
-
-    def decode(self, codes: Tensor, grid: tuple[int, int]) -> Tensor: ...
-
-    def encode(self, images: Tensor) -> Tensor: ...
+from .tokenized import TokenizedGenerator
 
 
 class PublishedOptions(PluginOptions):
@@ -34,13 +23,12 @@ class PublishedOptions(PluginOptions):
     """The same for the tokenizer's file; None takes it from the folder ``weights`` where it is there."""
 
 
-class ClassConditional(TokenGenerator):
+class ClassConditional(TokenizedGenerator):
     """A generator of classes 0..num_classes - 1, drawn uniformly: published weights do not tell label frequencies."""
 
     context_kind: ContextKind = "class"
     Options: ClassVar[type[PublishedOptions]] = PublishedOptions
     network: nn.Module
-    tokenizer: Tokenizer
     num_classes: int
 
     def parameters_count(self) -> dict[str, int]:
@@ -52,14 +40,6 @@ class ClassConditional(TokenGenerator):
     def sample_contexts(self, noise: Noise) -> Context:
         drawn = (noise.uniform(CONTEXT, 0, (1,))[:, 0] * self.num_classes).long()
         return Context(len(noise), classes=drawn.to(self.device))
-
-    @torch.no_grad()
-    def decode_tokens(self, tokens: Tensor) -> Tensor:
-        return self.tokenizer.decode(tokens, self.grid)
-
-    @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
-        return self.tokenizer.encode(images)
 
 
 def published_files(

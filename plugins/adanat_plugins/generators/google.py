@@ -21,8 +21,9 @@ from adanat_toolkit.registry import parse_options
 from ..fingerprints import fingerprint_state
 from ..tokenizers.vqgan import VQGANTokenizer
 from ..weights import asset, build, place, read_state
-from .class_conditional import ClassConditional, PublishedOptions, Tokenizer, published_files
+from .class_conditional import ClassConditional, PublishedOptions, published_files
 from .google_net import MASK_ID, GoogleConfig, GoogleTransformer, tokenizer_state, transformer_state
+from .tokenized import Tokenizer
 
 
 class GoogleMaskGIT(ClassConditional):

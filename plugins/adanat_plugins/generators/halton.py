@@ -22,8 +22,9 @@ from adanat_toolkit.registry import parse_options
 from ..fingerprints import fingerprint_state
 from ..tokenizers.llamagen_vq import LlamaGenTokenizer, LlamaGenVQ, LlamaGenVQConfig
 from ..weights import asset, build, place, read_state
-from .class_conditional import ClassConditional, PublishedOptions, Tokenizer, published_files
+from .class_conditional import ClassConditional, PublishedOptions, published_files
 from .halton_net import HaltonConfig, HaltonTransformer
+from .tokenized import Tokenizer
 
 
 class HaltonOptions(PublishedOptions):

@@ -17,7 +17,7 @@ from torch import Tensor
 from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
 from adanat_toolkit.compute import in_chunks, minimum_batch
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions, TokenGenerator
+from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions
 from adanat_toolkit.noise import Noise
 from adanat_toolkit.registry import parse_options
 
@@ -26,6 +26,7 @@ from ..tokenizers.vqgan import VQGANTokenizer
 from ..weights import asset, build, place, read_state, resolve, select, without
 from .mage_net import MAGEConfig, MAGENet, unused_shapes
 from .maskgit import embedded_tokenizer
+from .tokenized import TokenizedGenerator
 
 PUBLISHED_SCHEDULE = "cosine,mask_temperature=4.5:0"
 """The published sampler's choice (temperature 4.5 falling to 0), as a schedule of the toolkit's own step."""
@@ -39,7 +40,7 @@ class MAGEOptions(PluginOptions):
     """File, folder or hub id of another checkpoint of the variant; None means the embedded or default one."""
 
 
-class MAGE(TokenGenerator):
+class MAGE(TokenizedGenerator):
     """MAGE with its tokenizer.
 
     The features that a policy sees are the output of the decoder's final norm at the image positions, (B, N, decoder
@@ -125,12 +126,6 @@ class MAGE(TokenGenerator):
 
         logits, features = in_chunks(run, tokens, minimum=minimum_batch(self.dtype, self.device))
         return logits, features
-
-    def decode_tokens(self, tokens: Tensor) -> Tensor:
-        return self.tokenizer.decode(tokens, self.grid)
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        return self.tokenizer.encode(images)
 
 
 class Emoji64MAGE(MAGE):

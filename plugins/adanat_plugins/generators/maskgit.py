@@ -24,13 +24,14 @@ from ..emoji64 import FOLDER
 from ..fingerprints import fingerprint_state
 from ..tokenizers.vqmodel import VQModelTokenizer
 from ..weights import asset, build, place, read_state, resolve
+from .tokenized import TokenizedGenerator
 from .uvit import TokenEmbedding, UViT
 
 HAND_MADE = "cosine,guidance=0:3,mask_temperature=4.5:0"
 """The best hand-made schedule of the embedded generator (benchmarks/quality.md)."""
 
 
-class UViTClassGenerator(TokenGenerator):
+class UViTClassGenerator(TokenizedGenerator):
     """A class-conditional U-ViT with its tokenizer.
 
     Args:
@@ -103,12 +104,6 @@ class UViTClassGenerator(TokenGenerator):
         minimum = minimum_batch(self.dtype, self.device)
         logits, features = in_chunks(run, tokens, context.classes[:, None], minimum=minimum)
         return logits, features
-
-    def decode_tokens(self, tokens: Tensor) -> Tensor:
-        return self.tokenizer.decode(tokens, self.grid)
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        return self.tokenizer.encode(images)
 
     def read_policy(self, path: Path, steps: int | None) -> Any:
         """A policy published with AdaNAT (see ``published_policy.read_policy``)."""

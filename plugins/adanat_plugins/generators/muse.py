@@ -19,7 +19,7 @@ from torch import Tensor
 from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
 from adanat_toolkit.compute import in_chunks, minimum_batch
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions, TokenGenerator
+from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions
 from adanat_toolkit.noise import Noise
 from adanat_toolkit.registry import parse_options
 
@@ -30,6 +30,7 @@ from .adanat import SCHEDULE, AdaNATOptions, load_uvit, load_vqgan, square_grid
 from .class_conditional import published_files
 from .maskgit import HAND_MADE, embedded_tokenizer
 from .text_encoder import BIGG, TextConfig, TextEncoder
+from .tokenized import TokenizedGenerator
 from .uvit import UViT
 
 
@@ -38,7 +39,7 @@ class MuseOptions(AdaNATOptions):
     """Weights file of the CLIP whose text tower is used, a folder that holds it, or a hub id; None: the default."""
 
 
-class Muse(TokenGenerator):
+class Muse(TokenizedGenerator):
     """A text-conditional U-ViT with its text encoder and tokenizer.
 
     Args:
@@ -101,8 +102,9 @@ class Muse(TokenGenerator):
         return cls(full, network, encoder, tokenizer, device=device, dtype=dtype, default_schedule=SCHEDULE)
 
     def parameters_count(self) -> dict[str, int]:
-        parts = {"generator": self.network, "text encoder": self.encoder, "tokenizer": self.tokenizer}
-        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        parts = {"generator": self.network, "text encoder": self.encoder}
+        count = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        return {**count, "tokenizer": sum(p.numel() for p in self.tokenizer.parameters())}
 
     def sample_contexts(self, noise: Noise) -> Context:
         """Captions of the generator's data.
@@ -134,12 +136,6 @@ class Muse(TokenGenerator):
         minimum = minimum_batch(self.dtype, self.device)
         logits, features = in_chunks(run, tokens, context.states, minimum=minimum)
         return logits, features
-
-    def decode_tokens(self, tokens: Tensor) -> Tensor:
-        return self.tokenizer.decode(tokens, self.grid)
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        return self.tokenizer.encode(images)
 
     def read_policy(self, path: Path, steps: int | None) -> Any:
         """A policy published with AdaNAT (see ``published_policy.read_policy``)."""

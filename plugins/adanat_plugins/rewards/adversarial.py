@@ -15,14 +15,16 @@ from adanat_toolkit.interfaces import Context, Generator, ImageSource, LearnedRe
 from adanat_toolkit.noise import REWARD, derive
 
 from .adversarial_losses import discriminator_loss, gradient_penalty
-from .adversarial_options import AdversarialOptions
+from .adversarial_options import NO_BACKBONE, AdversarialOptions
 from .augment import augment
 from .backbones import Backbone, create_backbone, published_backbone, random_crop
-from .discriminator import Discriminator, Head, PixelDiscriminator
+from .discriminator import Discriminator, Head, LatentDiscriminator, PixelDiscriminator
 from .paper_discriminator import PaperDiscriminator, load_heads, read_published
 from .replay import ReplayBuffer
 
 FIGURES = ("loss", "accuracy_real", "accuracy_fake", "logit_real", "logit_fake", "reward_real", "gradient_norm")
+STATISTICS = 64
+"""Real images whose latents give the scale of each channel."""
 _CROP = 1
 
 
@@ -41,19 +43,25 @@ class AdversarialReward(LearnedReward):
         assert isinstance(options, AdversarialOptions)
         self.options, self.device, self.seed = options, device, seed
         self.image_size = generator.image_size
+        self.reads_latents = options.backbone == "latents"
+        self._encode = generator.encode_latents
         published = None if options.published is None else read_published(options.published)
         self.backbone = _make_backbone(options, generator, published)
         if self.backbone is not None:
             self.backbone.freeze(device, generator.dtype)
         self.keeps_features = self.backbone is not None and not options.augment
-        """Whether :meth:`embed` computes features once and for all, or keeps pixels."""
+        """Whether :meth:`embed` computes features once and for all, or keeps pixels (or latents)."""
         classes, text_dim = context_sizes(generator)
         head = partial(
             Head, width=options.width, kernel=options.kernel, outputs=options.outputs, norm=options.norm,
             classes=classes, text_dim=text_dim,
         )  # fmt: skip
-        self.discriminator: Discriminator | PaperDiscriminator | PixelDiscriminator
-        if self.backbone is None:
+        self.discriminator: Discriminator | PaperDiscriminator | PixelDiscriminator | LatentDiscriminator
+        if self.reads_latents:
+            assert real is not None
+            mean, std = self._statistics(real)
+            self.discriminator = LatentDiscriminator(mean, std, options.width, head, seed)
+        elif self.backbone is None:
             self.discriminator = PixelDiscriminator(generator.image_size, options.width // 2, head, seed)
         elif options.architecture == "paper":
             layers, channels = self.backbone.layers, self.backbone.channels
@@ -82,6 +90,12 @@ class AdversarialReward(LearnedReward):
         """Real images that the next update reads; only one a process when none is due (see ``options.every``)."""
         return self.options.updates * self.options.batch if self._due() else distributed.world_size()
 
+    def _statistics(self, real: ImageSource) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (C,) of the latents of a few real images, evenly spaced."""
+        index = torch.linspace(0, len(real) - 1, min(len(real), STATISTICS)).long()
+        latents = self._encode(real.images(index).to(self.device))
+        return latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+
     def _due(self) -> bool:
         return self.iterations % self.options.every == 0
 
@@ -91,10 +105,17 @@ class AdversarialReward(LearnedReward):
     def embed(self, images: Tensor, context: Context) -> Tensor:
         """(B, 3, H, W) float32 in [0, 1] -> frozen features (B, K, P, C) in the compute dtype.
 
-        With augmentation or without a backbone the images themselves.
+        With augmentation or without a backbone the images themselves; their latents with ``backbone: latents``.
         """
         images = images.to(self.device)
+        if self.reads_latents:
+            return self._encode(images)
         return self._features(images) if self.keeps_features else images
+
+    @torch.no_grad()
+    def embed_latents(self, latents: Tensor, context: Context) -> Tensor:
+        """(B, C, h, w) float32 as they are."""
+        return latents.to(self.device)
 
     @torch.no_grad()
     def score_embedded(self, embedded: Tensor, context: Context) -> Tensor:
@@ -264,13 +285,13 @@ class AdversarialReward(LearnedReward):
 def _make_backbone(
     options: AdversarialOptions, generator: Generator, published: dict[str, Tensor] | None
 ) -> Backbone | None:
-    """The backbone that the options name, or that of the published discriminator; None for pixels."""
+    """The backbone that the options name, or that of the published discriminator; None for pixels and latents."""
     if published is not None:
         return published_backbone(published, options.pool)
     name = options.backbone
     if name == "auto":
         name = "emoji64-clip" if "emoji64" in generator.name and options.architecture == "small" else "dino"
-    if name == "none":
+    if name in NO_BACKBONE:
         return None
     return create_backbone(
         name, model=options.backbone_model, weights=options.backbone_weights, size=options.backbone_size, pool=options.pool

@@ -12,6 +12,8 @@ from .adversarial_losses import Loss
 from .augment import Augmentation
 from .discriminator import Norm
 
+NO_BACKBONE = ("none", "latents")
+"""What the discriminator may read in place of frozen features."""
 PAPER = {"norm": "local", "learning_rate": 1e-4, "crop": 0.5}
 """Defaults under ``architecture: paper``, from the published checkpoints and code's description."""
 
@@ -25,7 +27,8 @@ class AdversarialOptions(PluginOptions):
 
     backbone: str = "auto"
     """Frozen features: ``emoji64-clip`` (embedded), ``dino``, ``dinov2`` (timm), ``clip`` (open_clip), ``none`` (the
-    discriminator reads pixels); ``auto`` is the embedded one for emoji64, else DINO."""
+    discriminator reads pixels), ``latents`` (it reads the tokenizer's code vectors: nothing is decoded while training, but
+    the real images of every update are encoded); ``auto`` is the embedded one for emoji64, else DINO."""
     backbone_model: str | None = None
     """timm's or open_clip's name of another network of the same kind."""
     backbone_weights: str | None = None
@@ -93,12 +96,14 @@ class AdversarialOptions(PluginOptions):
             fixed = [name for name in ("width", "kernel", "outputs") if name in self.model_fields_set]
             if fixed or self.norm != "local":
                 raise ValueError(f"architecture paper fixes {', '.join(fixed) or 'norm'}; leave it out or use small")
-            if self.backbone == "none":
-                raise ValueError("architecture paper needs a backbone; use architecture small with backbone none")
+            if self.backbone in NO_BACKBONE:
+                raise ValueError(f"architecture paper needs a backbone; use architecture small with {self.backbone}")
         elif self.published is not None:
             raise ValueError("published applies to architecture paper; add architecture=paper")
         if self.published is not None and self.model_fields_set & {"backbone", "backbone_model", "backbone_weights"}:
             raise ValueError("published holds the backbone too; leave backbone, backbone_model and backbone_weights out")
-        if self.backbone == "none" and self.pool > 1:
-            raise ValueError("pool applies to a backbone's features; leave it out with backbone none")
+        if self.backbone in NO_BACKBONE and self.pool > 1:
+            raise ValueError(f"pool applies to a backbone's features; leave it out with backbone {self.backbone}")
+        if self.backbone == "latents" and (self.augment or self.crop):
+            raise ValueError("augment and crop change images, and backbone latents reads none; leave them out")
         return self

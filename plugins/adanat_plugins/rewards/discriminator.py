@@ -85,14 +85,15 @@ class SpectralConv1d(SpectralWeight):
 
 
 class SpectralConv2d(SpectralWeight):
-    """A spectral-norm 4x4 convolution that halves an image's sides."""
+    """A spectral-norm convolution that halves an image's sides (4x4), or keeps them (3x3)."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__((outputs, inputs, 4, 4))
+    def __init__(self, inputs: int, outputs: int, *, halve: bool = True) -> None:
+        super().__init__((outputs, inputs, 4, 4) if halve else (outputs, inputs, 3, 3))
+        self.stride = 2 if halve else 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H / 2, W / 2)."""
-        return F.conv2d(x, self.weight(), self.bias, stride=2, padding=1)
+        """(B, inputs, H, W) -> (B, outputs, H / 2, W / 2) or (B, outputs, H, W)."""
+        return F.conv2d(x, self.weight(), self.bias, stride=self.stride, padding=1)
 
 
 class LocalBatchNorm(nn.Module):
@@ -227,6 +228,34 @@ class PixelDiscriminator(nn.Module):
     def forward(self, images: Tensor, context: Context) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> logits (B, P) float32."""
         x = 2 * images.float() - 1
+        for layer in self.stem:
+            x = F.leaky_relu(layer(x), 0.2)
+        return self.heads[0](x.flatten(2), context)
+
+
+class LatentDiscriminator(nn.Module):
+    """One head on two trained convolutions over a tokenizer's code vectors (or other latents).
+
+    Args:
+        mean, std: (C,) of the latents' channels, which are brought to zero mean and unit variance.
+        width: channels after the first convolution; twice as many after the second.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor, width: int, head: Callable[[int], Head], seed: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean[:, None, None].clone())
+        self.register_buffer("std", std[:, None, None].clamp(min=1e-6))
+        channels = [len(mean), width, 2 * width]
+        self.stem = nn.ModuleList(SpectralConv2d(a, b, halve=False) for a, b in pairwise(channels))
+        self.heads = nn.ModuleList([head(channels[-1])])
+        initialise(self, seed)
+
+    def forward(self, latents: Tensor, context: Context) -> Tensor:
+        """Latents (B, C, h, w) -> logits (B, h * w) float32."""
+        x = (latents.float() - self.mean) / self.std
         for layer in self.stem:
             x = F.leaky_relu(layer(x), 0.2)
         return self.heads[0](x.flatten(2), context)

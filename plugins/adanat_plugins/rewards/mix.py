@@ -97,6 +97,12 @@ class MixReward(RewardModel):
             )
             for position, term in enumerate(terms)
         }
+        for name, reward in rewards.items():
+            if reward.reads_latents:
+                raise ConfigError(
+                    f"term {name!r} reads latents, and the terms of a mixture share the decoded images; give it another "
+                    "backbone, or train with it alone."
+                )
         learns = any(isinstance(reward, LearnedReward) for reward in rewards.values())
         self = object.__new__(LearnedMixReward if learns else MixReward)
         self.rewards = rewards

@@ -259,6 +259,11 @@ class LlamaGenTokenizer(nn.Module):
         return in_chunks(run, codes, minimum=minimum_batch(self.dtype, self.device))[0]
 
     @torch.no_grad()
+    def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N) int64 codes of an (h, w) grid -> their unit vectors (B, C, h, w) float32."""
+        return self.model.quantize.vectors(codes.view(-1, *grid)).float().contiguous()
+
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float32 in [0, 1] -> (B, N) int64, the nearest codes."""
 

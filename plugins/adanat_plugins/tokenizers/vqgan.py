@@ -192,8 +192,11 @@ class VQGAN(nn.Module):
 
     def raw_images(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, h * w) int64 -> (B, 3, 16 h, 16 w), about [0, 1], not clamped."""
-        latent = self.quantize.embedding(codes).view(len(codes), *grid, -1).permute(0, 3, 1, 2)
-        return self.decoder(latent.contiguous())
+        return self.decoder(self.vectors(codes, grid))
+
+    def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, h * w) int64 -> (B, C, h, w)."""
+        return self.quantize.embedding(codes).view(len(codes), *grid, -1).permute(0, 3, 1, 2).contiguous()
 
 
 class VQGANTokenizer(nn.Module):
@@ -238,6 +241,11 @@ class VQGANTokenizer(nn.Module):
             return self.model.raw_images(ids, grid).float().clamp(0, 1).contiguous()
 
         return in_chunks(run, codes, minimum=minimum_batch(self.dtype, self.device))[0]
+
+    @torch.no_grad()
+    def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N) int64 codes of an (h, w) grid -> their vectors (B, C, h, w) float32."""
+        return self.model.vectors(codes, grid).float()
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

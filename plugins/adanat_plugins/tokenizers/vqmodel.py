@@ -50,12 +50,20 @@ class VQModelTokenizer(nn.Module):
         """(B, N) int64 codes of an (h, w) grid -> (B, 3, H, W) float32 in [0, 1]."""
 
         def run(ids: Tensor) -> Tensor:
-            latent = self.model.quantize.embedding(ids).view(len(ids), *grid, -1).permute(0, 3, 1, 2)
+            latent = self._codes(ids, grid)
             image = self.model.decoder(self.model.post_quant_conv(latent)).float()
             image = image.clamp(-1, 1).add(1).div(2) if self.signed else image.clamp(0, 1)
             return image.contiguous()
 
         return in_chunks(run, codes, minimum=minimum_batch(self.dtype, self.device))[0]
+
+    def _codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.model.quantize.embedding(codes).view(len(codes), *grid, -1).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N) int64 codes of an (h, w) grid -> their vectors (B, C, h, w) float32."""
+        return self._codes(codes, grid).float().contiguous()
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
