@@ -173,15 +173,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def parse_override(text: str) -> dict[str, Any]:
-    """``a.b=c`` -> {"a": {"b": c}}, with c read as YAML."""
+def parse_override(text: str, *, flag: str = "--set", example: str = "ppo.learning_rate=1e-4") -> dict[str, Any]:
+    """``a.b=c`` -> {"a": {"b": c}}, with c read as YAML. ``flag`` and ``example`` are for the error.
+
+    Raises:
+        ConfigError: no ``=``, no key, or a value that is not YAML.
+    """
     path, separator, value = text.partition("=")
     if not separator or not path:
-        raise ConfigError(f"--set {text!r} must be written KEY=VALUE, for example ppo.learning_rate=1e-4.")
+        raise ConfigError(f"{flag} {text!r} must be written KEY=VALUE, for example {example}.")
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from None
+        raise ConfigError(f"{flag} {text!r}: the value is not valid YAML: {error}") from None
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-4 as text
         with contextlib.suppress(ValueError):
             parsed = float(parsed)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .compute import resolve_device, resolve_dtype
-from .config import GeneratorConfig, RunConfig, validate
+from .config import GeneratorConfig, RunConfig, parse_override, validate
 from .data import Progress, images_for
 from .errors import CheckpointError, ConfigError, DataError, nearest
 from .interfaces import Context, FeatureExtractor, Generator, ImageSource
@@ -30,7 +30,7 @@ def open_generator(
     policies: Sequence[str] = (),
     *,
     weights: str | None = None,
-    options: dict[str, Any] | None = None,
+    options: Sequence[str] | None = None,
     device: str = "auto",
     dtype: str = "auto",
     offline: bool = False,
@@ -40,7 +40,7 @@ def open_generator(
     Args:
         name: ``NAME[:VARIANT]`` or None. policies: policy specs (see ``load_policy``); run and policy folders say which
             generator they belong to, a run folder also with which options.
-        weights: a file, folder or hub id: the generator's option ``weights``. options: further ones.
+        weights: a file, folder or hub id: the generator's option ``weights``. options: further ones as ``NAME=VALUE``.
 
     Raises:
         ConfigError, PluginError, WeightsError, CheckpointError.
@@ -54,7 +54,9 @@ def open_generator(
             if found is not None:
                 chosen = found
                 break
-    values = {**chosen.options, **(options or {})}
+    values = dict(chosen.options)
+    for text in options or ():
+        values |= parse_override(text, flag="--generator-option", example="tokenizer=FILE")
     if weights is not None:
         values["weights"] = weights
     where = resolve_device(device)

@@ -18,6 +18,7 @@ from adanat_toolkit.noise import Noise
 from adanat_toolkit.published_samplers import published_sampler
 from adanat_toolkit.schedules import parse_schedule
 
+from .cli import adanat
 from .golden.published_files import save_flax, save_halton, save_llamagen
 
 CPU = torch.device("cpu")
@@ -134,6 +135,20 @@ def test_sizes_come_from_the_checkpoint(halton_folder: Path, google_folder: Path
     assert halton.action_space.names == ("mask_ratio", "mask_temperature", "token_temperature", "guidance")
     assert google.action_space.names == ("mask_ratio", "mask_temperature", "token_temperature")
     assert set(halton.parameters_count()) == set(google.parameters_count()) == {"generator", "tokenizer"}
+
+
+def test_commands_take_further_options_of_the_generator(halton_folder: Path, tmp_path: Path) -> None:
+    file, vq = halton_folder / "elsewhere.pth", halton_folder / "vq.pt"
+    (halton_folder / "ImageNet_256_base.pth").rename(file)
+    (halton_folder / "vq_ds16_c2i.pt").rename(vq)
+    common = ["sample", "--generator", "maskgit:halton-256", "--weights", file, "--policy", "fixed", "--steps", "2"]
+    common += ["--num", "1", "--offline", "--quiet", "--out", tmp_path / "out", "--generator-option"]
+    result = adanat(*common, f"tokenizer={vq}", "--generator-option", "heads=4")
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "out" / "grid.png").is_file()
+    for option, part in (("tokenzier=x", "did you mean 'tokenizer'"), ("tokenizer", "must be written KEY=VALUE")):
+        refused = adanat(*common, option)
+        assert refused.exit_code != 0 and part in refused.stderr
 
 
 def test_shapes_and_images(generator: TokenGenerator) -> None:

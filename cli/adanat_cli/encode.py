@@ -18,6 +18,7 @@ def encode(
     num: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
     batch: options.Batch = None,
     weights: options.Weights = None,
+    generator_option: options.GeneratorOptions = None,
     offline: options.Offline = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -30,7 +31,7 @@ def encode(
 
     from .progress import image_progress
 
-    model = open_generator(generator, weights=weights, device=device, dtype=dtype, offline=offline)
+    model = open_generator(generator, weights=weights, options=generator_option, device=device, dtype=dtype, offline=offline)
     with image_progress(quiet=quiet) as show:
         result = encode_to_file(
             model,

@@ -39,6 +39,7 @@ def evaluate(
     steps: Annotated[int | None, typer.Option(metavar="T", help="Steps of hand-made schedules.")] = None,
     batch: options.Batch = None,
     weights: options.Weights = None,
+    generator_option: options.GeneratorOptions = None,
     offline: options.Offline = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -65,7 +66,15 @@ def evaluate(
         here.start(device)
         quiet = quiet or not here.main
         named = [local_policy(spec, offline=offline) for spec in policy or ()]
-        model = open_generator(generator, named, weights=weights, device=device, dtype=dtype, offline=offline)
+        model = open_generator(
+            generator,
+            named,
+            weights=weights,
+            options=generator_option,
+            device=device,
+            dtype=dtype,
+            offline=offline,
+        )
         shipped = pretrained_policy(model)
         chosen = named or ([str(shipped)] if shipped else [])
         extractor = create_features(choose_features(model, features), device=model.device, offline=offline)

@@ -17,6 +17,15 @@ Weights = Annotated[
     str | None,
     typer.Option(metavar="PATH|HUB_ID", help="The generator's weights: file, folder or hub id (see adanat weights)."),
 ]
+GeneratorOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--generator-option",
+        metavar="NAME=VALUE",
+        help="A further option of the generator, such as tokenizer=FILE (repeatable; train has --set "
+        "generator.options.NAME=VALUE).",
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(

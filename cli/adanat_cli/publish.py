@@ -26,6 +26,7 @@ def publish(
     ] = False,
     seed: options.Seed = 0,
     weights: options.Weights = None,
+    generator_option: options.GeneratorOptions = None,
     offline: options.Offline = False,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
@@ -42,7 +43,7 @@ def publish(
 
     if offline and is_hub_id(target):
         raise ConfigError(f"--offline forbids publishing to the hub repository {target}; give a folder (./{target}).")
-    model = open_generator(None, [str(run)], weights=weights, device=device, offline=offline)
+    model = open_generator(None, [str(run)], weights=weights, options=generator_option, device=device, offline=offline)
     result = publish_policy(run, target, model, evaluation=evaluation, licence=licence, public=public, seed=seed)
     if not result["evaluated"]:
         note(f"no figures on the card; first: adanat evaluate --policy {run} --out {run / 'evaluation'}", quiet=quiet)

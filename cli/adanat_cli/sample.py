@@ -47,6 +47,7 @@ def sample(
     ] = None,
     batch: options.Batch = None,
     weights: options.Weights = None,
+    generator_option: options.GeneratorOptions = None,
     offline: options.Offline = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -81,7 +82,15 @@ def sample(
         texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
         policy = local_policy(policy, offline=offline) if policy else None
         named = [policy] if policy else []
-        model = open_generator(generator, named, weights=weights, device=device, dtype=dtype, offline=offline)
+        model = open_generator(
+            generator,
+            named,
+            weights=weights,
+            options=generator_option,
+            device=device,
+            dtype=dtype,
+            offline=offline,
+        )
         spec = policy or str(pretrained_policy(model, steps) or "fixed")
         loaded, space, card = load_policy(spec, model, steps)
         editing = None
