@@ -187,15 +187,23 @@ class RunFolder:
                     temporary.unlink(missing_ok=True)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows of metrics.jsonl; a last line cut off by a kill is ignored."""
+        """All rows of metrics.jsonl; a last line cut off by a kill is ignored.
+
+        Raises:
+            CheckpointError: an earlier line is damaged.
+        """
         file = self.path / "metrics.jsonl"
         rows = []
-        if file.exists():
-            for line in file.read_text().splitlines():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
+        lines = file.read_text(errors="replace").splitlines() if file.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                if number < len(lines):
+                    raise CheckpointError(
+                        f"line {number} of {len(lines)} in {file} is damaged. Repair or delete that line; the others and "
+                        "the checkpoints are untouched."
+                    ) from None
         return rows
 
     def truncate_metrics(self, iterations: int) -> None:

@@ -256,6 +256,14 @@ def test_metrics(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
+def test_damage_inside_the_metrics_loses_no_row(tmp_path: Path) -> None:
+    folder, file = RunFolder(tmp_path), tmp_path / "metrics.jsonl"
+    file.write_text('{"iteration": 1}\n{"iterat\n{"iteration": 3}\n')
+    with pytest.raises(CheckpointError, match=r"line 2 of 3 in .*metrics\.jsonl is damaged"):
+        folder.truncate_metrics(3)
+    assert len(file.read_text().splitlines()) == 3
+
+
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b"3"])
 def test_damaged_config(content: bytes, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
