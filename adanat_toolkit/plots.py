@@ -85,6 +85,9 @@ def quality_against_steps(table: Table) -> Figure:
     axis.set_xlabel("steps T")
     axis.set_ylabel("Frechet distance")
     axis.set_yscale("log")
+    # Plain numbers: distances seldom span more than a decade, and powers of ten of a single digit are hard to read.
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
     axis.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, axis, "95 % intervals")
     return figure
