@@ -184,13 +184,18 @@ def choose_features(generator: Generator, name: str | None) -> str:
     """
     if name is not None:
         return name
-    known = [plugin.name for plugin in discover("features") if not plugin.shadowed]
+    known = _protocols()
     for candidate in (generator.name.partition(":")[2], "inception-fidelity"):
         if candidate in known:
             return candidate
     raise ConfigError(
         f"no feature protocol is known for {generator.name}; give --features, one of: {', '.join(known)}."
     )
+
+
+def _protocols() -> list[str]:
+    """Names of the feature protocols."""
+    return [plugin.name for plugin in discover("features") if not plugin.shadowed]
 
 
 def choose_scorer(generator: Generator, extractor: FeatureExtractor, *, offline: bool = False) -> PromptScorer | None:
@@ -205,7 +210,7 @@ def choose_scorer(generator: Generator, extractor: FeatureExtractor, *, offline:
     if isinstance(extractor, PromptScorer):
         return extractor
     name = f"clip-{generator.name.partition(':')[2]}"
-    if name not in [plugin.name for plugin in discover("features")]:
+    if name not in _protocols():
         return None
     found = create_features(name, device=generator.device, offline=offline)
     return found if isinstance(found, PromptScorer) else None

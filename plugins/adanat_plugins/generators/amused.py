@@ -90,6 +90,7 @@ class Amused(TokenizedGenerator):
 
     Options: ClassVar[type[PluginOptions]] = AmusedOptions
     context_kind = "text"
+    network: Any  # a diffusers model
 
     def __init__(
         self,
@@ -148,9 +149,8 @@ class Amused(TokenizedGenerator):
         encoder = AmusedTextEncoder(*_load_text(folder), device, dtype)
         return cls(f"amused:{name}", network, encoder, tokenizer, mask_id, device=device, dtype=dtype)
 
-    def parameters_count(self) -> dict[str, int]:
-        parts = {"generator": self.network, "text encoder": self.encoder, "tokenizer": self.tokenizer}
-        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    def parts(self) -> dict[str, Any]:
+        return {"generator": self.network, "text encoder": self.encoder, "tokenizer": self.tokenizer}
 
     def sample_contexts(self, noise: Noise) -> Context:
         """Captions of the generator's data.

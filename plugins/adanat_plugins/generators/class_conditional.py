@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
-
 from adanat_toolkit.interfaces import Context, ContextKind, PluginOptions
 from adanat_toolkit.noise import CONTEXT, Noise
 
@@ -28,14 +26,7 @@ class ClassConditional(TokenizedGenerator):
 
     context_kind: ContextKind = "class"
     Options: ClassVar[type[PublishedOptions]] = PublishedOptions
-    network: nn.Module
     num_classes: int
-
-    def parameters_count(self) -> dict[str, int]:
-        count = {"generator": sum(p.numel() for p in self.network.parameters())}
-        if isinstance(self.tokenizer, nn.Module):
-            count["tokenizer"] = sum(p.numel() for p in self.tokenizer.parameters())
-        return count
 
     def sample_contexts(self, noise: Noise) -> Context:
         drawn = (noise.uniform(CONTEXT, 0, (1,))[:, 0] * self.num_classes).long()

@@ -108,12 +108,6 @@ class MAGE(TokenizedGenerator):
         )
         return cls(f"mage:{name}", network, tokenizer, device=device, dtype=dtype)
 
-    def parameters_count(self) -> dict[str, int]:
-        return {
-            "generator": sum(p.numel() for p in self.network.parameters()),
-            "tokenizer": sum(p.numel() for p in self.tokenizer.parameters()),
-        }
-
     def sample_contexts(self, noise: Noise) -> Context:
         """Nothing to condition on."""
         return Context(len(noise))

@@ -78,12 +78,6 @@ class UViTClassGenerator(TokenizedGenerator):
     def variants(cls) -> tuple[str, ...]:
         return MaskGIT.variants()
 
-    def parameters_count(self) -> dict[str, int]:
-        count = {"generator": sum(p.numel() for p in self.network.parameters())}
-        if isinstance(self.tokenizer, torch.nn.Module):
-            count["tokenizer"] = sum(p.numel() for p in self.tokenizer.parameters())
-        return count
-
     def sample_contexts(self, noise: Noise) -> Context:
         """Classes drawn uniformly (the data's label frequencies are not known for these weights)."""
         assert self.num_classes is not None

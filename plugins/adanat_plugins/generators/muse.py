@@ -101,10 +101,8 @@ class Muse(TokenizedGenerator):
         tokenizer = load_vqgan(files[1], network, device, dtype)
         return cls(full, network, encoder, tokenizer, device=device, dtype=dtype, default_schedule=SCHEDULE)
 
-    def parameters_count(self) -> dict[str, int]:
-        parts = {"generator": self.network, "text encoder": self.encoder}
-        count = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-        return {**count, "tokenizer": sum(p.numel() for p in self.tokenizer.parameters())}
+    def parts(self) -> dict[str, Any]:
+        return {"generator": self.network, "text encoder": self.encoder, "tokenizer": self.tokenizer}
 
     def sample_contexts(self, noise: Noise) -> Context:
         """Captions of the generator's data.

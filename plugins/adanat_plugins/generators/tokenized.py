@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -22,13 +21,20 @@ class Tokenizer(Protocol):
 
     def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor: ...
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
 
 class TokenizedGenerator(TokenGenerator):
     """A token generator whose codes are those of ``tokenizer``."""
 
+    network: nn.Module
     tokenizer: Tokenizer
+
+    def parts(self) -> dict[str, Any]:
+        """The networks by name, for the parameter counts."""
+        return {"generator": self.network, "tokenizer": self.tokenizer}
+
+    def parameters_count(self) -> dict[str, int]:
+        modules = {name: part for name, part in self.parts().items() if isinstance(part, nn.Module)}
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in modules.items()}
 
     def decode_tokens(self, tokens: Tensor) -> Tensor:
         return self.tokenizer.decode(tokens, self.grid)
