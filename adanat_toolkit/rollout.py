@@ -144,8 +144,7 @@ def _collect(
             features.append(seen.to(getattr(policy, "feature_dtype", seen.dtype)))
         state = generator.step(state, physical, noise)
     nothing = torch.zeros(size, space.steps, device=device)
-    undecoded = reward is not None and reward.reads_latents
-    images = generator.decode(state) if keep_images or not (reward is None or undecoded) else None
+    images = generator.decode(state) if keep_images else None
     return Rollout(
         context=context,
         features=torch.stack(features, 1) if features else None,
@@ -161,7 +160,7 @@ def _collect(
 def embed(
     reward: RewardModel, generator: Generator, state: Any, context: Context, images: Tensor | None
 ) -> Tensor:
-    """What the reward keeps of the finished images; ``images`` where they were decoded."""
+    """What the reward keeps of the finished images, which are decoded where it reads them; ``images`` if they were before."""
     if reward.reads_latents:
         return reward.embed_latents(generator.latents(state), context)
     return reward.embed(generator.decode(state) if images is None else images, context)

@@ -130,6 +130,31 @@ def load_tensors(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, 
         raise CheckpointError(f"{tensor_path} is damaged: {error}. {remedy}") from None
 
 
+def read_rows(file: Path) -> list[Any]:
+    """The values of a file of JSON lines, none where there is no file; a last line cut off by a kill is ignored.
+
+    Raises:
+        CheckpointError: an earlier line is damaged, or the file cannot be read.
+    """
+    try:
+        lines = file.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}.") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise CheckpointError(
+                    f"line {number} of {len(lines)} in {file} is damaged: line {number} is no JSON. Nothing was changed; "
+                    "restore the file, or remove the line."
+                ) from None
+    return rows
+
+
 class RunFolder:
     """A run's files."""
 
@@ -187,24 +212,8 @@ class RunFolder:
                     temporary.unlink(missing_ok=True)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows of metrics.jsonl; a last line cut off by a kill is ignored.
-
-        Raises:
-            CheckpointError: an earlier line is damaged.
-        """
-        file = self.path / "metrics.jsonl"
-        rows = []
-        lines = file.read_text(errors="replace").splitlines() if file.exists() else []
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                if number < len(lines):
-                    raise CheckpointError(
-                        f"line {number} of {len(lines)} in {file} is damaged. Repair or delete that line; the others and "
-                        "the checkpoints are untouched."
-                    ) from None
-        return rows
+        """All rows of metrics.jsonl (see :func:`read_rows`)."""
+        return read_rows(self.path / "metrics.jsonl")
 
     def truncate_metrics(self, iterations: int) -> None:
         """Keep the rows of the first ``iterations`` iterations (what the checkpoint stands for)."""

@@ -1,6 +1,6 @@
 """Figures of generated images: statistics in float64 over a named feature protocol, streaming and in chunks."""
 
-from .evaluation import LOWER_IS_BETTER, Evaluation, evaluate_features, require_comparable
+from .evaluation import LOWER_IS_BETTER, Evaluation, direction, evaluate_features, require_comparable
 from .extract import Features, Reference, extract_features, reference_of, statistics_of
 from .frechet import FeatureStatistics, frechet_distance
 from .intervals import bootstrap_interval, mean_interval
@@ -16,6 +16,7 @@ __all__ = [
     "Reference",
     "bootstrap_interval",
     "clip_scores",
+    "direction",
     "evaluate_features",
     "extract_features",
     "frechet_distance",

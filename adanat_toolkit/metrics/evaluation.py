@@ -22,6 +22,11 @@ BOOTSTRAP, BOOTSTRAP_DIMENSIONS = 100, 512
 """Resamples by default, for up to so many features: beyond, each resample's eigenvalues take seconds."""
 
 
+def direction(figure: str) -> str:
+    """``less is better`` or ``more is better``."""
+    return "less is better" if figure in LOWER_IS_BETTER else "more is better"
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Figures, and everything they depend on.

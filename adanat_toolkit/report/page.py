@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import RunConfig
-from ..metrics import LOWER_IS_BETTER
+from ..metrics import LOWER_IS_BETTER, direction
 from ..registry import toolkit_version
 from . import yardstick
 from .charts import colour_class, number
@@ -135,7 +135,7 @@ def _table(block: yardstick.Block) -> dict[str, Any]:
         "facts": facts,
         "stored": block.stored,
         "apart": block.apart,
-        "columns": [(name, yardstick.title(name), yardstick.direction(name)) for name in block.figures],
+        "columns": [(name, yardstick.title(name), direction(name)) for name in block.figures],
         "lines": block.lines,
         "best": best,
         "flattered": any(line.flattered for line in block.lines),

@@ -14,6 +14,7 @@ from ..config import RunConfig, validate
 from ..errors import CheckpointError, ConfigError
 from ..evaluation import RESULT
 from ..runs import RunFolder
+from ..runs import read_rows as read_json_lines
 
 REQUIRED = ("iteration", "trajectories", "reward/mean", "reward/std")
 """Numbers that every row of metrics has."""
@@ -115,32 +116,19 @@ def _what(path: Path) -> str:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """All rows of a metrics.jsonl. Its last line may be cut off, as a kill leaves it; any other damage is an error.
+    """All rows of a metrics.jsonl (see :func:`runs.read_rows`), each with the numbers that every row of a run has.
 
     Raises:
         CheckpointError: names the line, and what is wrong with it.
     """
-    remedy = "Nothing was changed; restore the file, or remove the line."
-    try:
-        lines = file.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}.") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                break
-            raise CheckpointError(f"{file} is damaged: line {number} is no JSON. {remedy}") from None
+    rows = read_json_lines(file)
+    for number, row in enumerate(rows, start=1):
         missing = [key for key in REQUIRED if not isinstance(row, dict) or not _is_number(row.get(key))]
         if missing:
             raise CheckpointError(
-                f"{file} is damaged: line {number} has no number {missing[0]!r}, as every row of a run has. {remedy}"
+                f"{file} is damaged: line {number} has no number {missing[0]!r}, as every row of a run has. Nothing was "
+                "changed; restore the file, or remove the line."
             )
-        rows.append(row)
     return rows
 
 

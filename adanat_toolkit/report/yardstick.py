@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DataError
-from ..metrics import LOWER_IS_BETTER, Evaluation, require_comparable
+from ..metrics import Evaluation, require_comparable
 from ..tables import FIGURES
 from .reading import Run
 
@@ -57,11 +57,6 @@ class Block:
 def title(figure: str) -> str:
     """Words for the head of a column."""
     return TITLES.get(figure, figure.replace("_", " "))
-
-
-def direction(figure: str) -> str:
-    """``less is better`` or ``more is better``."""
-    return "less is better" if figure in LOWER_IS_BETTER else "more is better"
 
 
 def blocks(results: Sequence[tuple[dict[str, Any], dict[str, Run], bool]]) -> list[Block]:

@@ -108,14 +108,14 @@ FIGURES = {"frechet": "Frechet distance", "kid": "KID"}
 FIGURES |= {name: name for name in ("precision", "recall", "density", "coverage", "diversity")} | {
     "clip_score": "CLIP score"
 }
-LOWER = ("frechet", "kid")
-DOWN, UP = "(less is better)", "(more is better)"
 
 
 def _print_table(comparison: Comparison) -> None:
     """One row a figure, one column a policy; hand-made schedules first."""
     from rich.markup import escape
     from rich.table import Table
+
+    from adanat_toolkit.metrics import direction
 
     facts = comparison.facts
     rows = [row for row in comparison.rows if row.judged is not row.baseline]
@@ -128,7 +128,7 @@ def _print_table(comparison: Comparison) -> None:
         table.add_column(escape(f"{made}{one.policy}, T={one.steps}"), overflow="fold", justify="right")
     for name, title in FIGURES.items():
         if all(name in one.evaluation.figures for one in judged):
-            table.add_row(f"{title} {DOWN if name in LOWER else UP}", *(_cell(one, name) for one in judged))
+            table.add_row(f"{title} ({direction(name)})", *(_cell(one, name) for one in judged))
     ratios = [f"{row.ratio:.3f}{_span(row.ratio_interval)}" for row in rows]
     if rows:
         table.add_section()
