@@ -1,8 +1,11 @@
 """``adanat compare``: a grid of {policy} x {reward} x {steps} x {seed} on one generator, trained, scored and put in a table.
 
 Every cell leaves a file in ``cells/`` once it is scored and is then skipped; a learned one has its run folder in ``runs/``
-and goes on from there. The image seeds of run seed s are the block from ``first_seed + s * images`` on, for every row, so
-that the rows of a table are paired seed by seed.
+and goes on from there. Cells of other comparisons, made on other machines or at other times, are taken over where every
+setting that they depend on is the same.
+
+The image seeds of run seed s are the block from ``first_seed + s * images`` on, for every row, so that the rows of a table
+are paired seed by seed.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from .runs import RunFolder, prepare_folder, write_file, write_json
 from .sampling import seed_range
 from .schedule_search import search_schedule
 from .selection import choose_features, choose_scorer, require_real_images
-from .tables import HAND_MADE, Cell, Result, Table, build_table, markdown, to_csv
+from .tables import HAND_MADE, Cell, Result, Table, build_table, computed_on, markdown, to_csv
 from .training import create_trainer
 
 Progress = Callable[[str, int, int], None]
@@ -61,7 +64,8 @@ class CompareConfig(BaseModel):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Of training and search, one run each; small numbers, because they also number the blocks of image seeds."""
     hand_made_steps: tuple[int, ...] = ()
-    """Further T at which the hand-made baselines are scored: the curve that learned policies are held against."""
+    """Further T at which ``hand-made`` and the baselines of ``policies`` are scored: the curve that learned policies are
+    held against."""
     search_steps: tuple[int, ...] | None = None
     """T at which schedules are searched; None: ``steps``."""
     candidates: int = Field(32, ge=0)
@@ -79,7 +83,8 @@ class CompareConfig(BaseModel):
         fixed = [policy for policy in self.policies if policy.partition(":")[0] == "fixed"]
         learned = [policy for policy in self.policies if policy not in fixed]
         searched = sorted(set(self.search_steps if self.search_steps is not None else steps)) if self.candidates else []
-        out = [Cell(policy, None, t, s) for policy in (PUBLISHED, HAND_MADE, *fixed) for t in by_hand for s in seeds]
+        out = [Cell(PUBLISHED, None, t, s) for t in steps for s in seeds]
+        out += [Cell(policy, None, t, s) for policy in (HAND_MADE, *fixed) for t in by_hand for s in seeds]
         out += [Cell(SEARCH, None, t, s) for t in searched for s in seeds]
         return out + [Cell(p, r, t, s) for r in self.rewards for p in learned for t in steps for s in seeds]
 
@@ -154,13 +159,21 @@ def _reward_class(spec: str) -> Any:
 class Comparison:
     """A comparison in a folder.
 
+    Args:
+        reuse: reports of other comparisons (folders with a ``compare.json``, or such files). Their cells with the same
+            settings are taken over; whatever machine they were made on, the table says.
+
     Raises:
-        ConfigError, PluginError: of ``CompareConfig.check``. WeightsError, DataError: generator, yardstick or real images.
+        ConfigError, PluginError: of ``CompareConfig.check``. WeightsError, DataError: generator, yardstick, real images or
+            reports.
     """
 
-    def __init__(self, config: CompareConfig, out: Path, *, progress: Progress | None = None) -> None:
+    def __init__(
+        self, config: CompareConfig, out: Path, *, reuse: Sequence[Path] = (), progress: Progress | None = None
+    ) -> None:
         config.check()
         self.config, self.out = config, out
+        self._reusable = {key: result for path in reuse for key, result in _read_report(path).items()}
         self.progress = progress or (lambda what, done, total: None)
         base = config.base
         self.device = resolve_device(base.device)
@@ -220,7 +233,11 @@ class Comparison:
         out = []
         for cell in self.cells:
             stored = self._stored(cell)
-            out.append(stored if stored is not None else self._finish(cell))
+            if stored is None:
+                stored = self._finish(cell)
+            elif not self._file(cell).is_file():
+                self._store(cell, stored)  # from another comparison: this one can then do without it
+            out.append(stored)
         return out
 
     def table(self, results: Sequence[Result]) -> Table:
@@ -238,7 +255,7 @@ class Comparison:
             result = self._run(cell)
         except Interrupted as error:
             return Result(cell, None, error=str(error))
-        write_json(self._file(cell), {"key": self._key(cell), "result": result.to_json()})
+        self._store(cell, result)
         return result
 
     def _run(self, cell: Cell) -> Result:
@@ -276,6 +293,7 @@ class Comparison:
             evaluation=self.yardstick.judge(images),
             schedule=schedule,
             knobs={"names": list(names), **_spread(images.knobs)},
+            computed=computed_on(self.device.type, _name(self.generator.dtype)),
         )
 
     def _train(self, cell: Cell, run: Path) -> tuple[list[dict[str, Any]], bool]:
@@ -320,35 +338,31 @@ class Comparison:
     def _file(self, cell: Cell) -> Path:
         return self.out / "cells" / f"{cell.name}.json"
 
+    def _store(self, cell: Cell, result: Result) -> None:
+        write_json(self._file(cell), {"key": self._key(cell), "result": result.to_json()})
+
     def _key(self, cell: Cell) -> str:
-        """Hash of everything that a result depends on."""
-        config = self.config
-        facts: dict[str, Any] = {
-            "cell": cell.name,
-            "generator": self.generator.fingerprint,
-            "protocol": self.extractor.protocol,
-            "data": self.real.fingerprint,
-            "images": config.images,
-            "first_seed": config.first_seed,
-        }
-        if cell.learned:
-            run = config.run_of(cell).model_dump(mode="json")
-            # The readings do not change the policy, but the result shows them.
-            ignored = set(IGNORED_ON_RESUME) - {"evaluate_every"}
-            facts["run"] = {key: value for key, value in run.items() if key not in ignored}
-        elif cell.policy == SEARCH:
-            facts["search"] = [config.candidates, config.base.iterations * config.base.batch]
-        else:
-            facts["schedule"] = self._schedule(cell.policy)
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        schedule = None if cell.learned or cell.policy == SEARCH else self._schedule(cell.policy)
+        return _key(
+            self.config,
+            cell,
+            generator=self.generator.fingerprint,
+            protocol=self.extractor.protocol,
+            data=self.real.fingerprint,
+            schedule=schedule,
+        )
 
     def _stored(self, cell: Cell) -> Result | None:
-        """The result of a cell that was finished with these settings. A damaged file counts as not finished."""
+        """The result of a cell that was finished with these settings, here or in a report that may be reused. A damaged file
+        counts as not finished."""
+        key = self._key(cell)
         try:
             stored = json.loads(self._file(cell).read_text())
-            return Result.from_json(stored["result"]) if stored["key"] == self._key(cell) else None
+            if stored["key"] == key:
+                return Result.from_json(stored["result"])
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            pass
+        return self._reusable.get(key)
 
     def _facts(self, results: Sequence[Result]) -> dict[str, Any]:
         base = self.config.base
@@ -357,7 +371,7 @@ class Comparison:
             "generator": self.generator.name,
             "generator_fingerprint": self.generator.fingerprint,
             "device": self.device.type,
-            "dtype": str(self.generator.dtype).removeprefix("torch."),
+            "dtype": _name(self.generator.dtype),
             "seeds": list(dict.fromkeys(self.config.seeds)),
             "first_seed": self.config.first_seed,
             "budget": base.iterations * base.batch,
@@ -366,6 +380,68 @@ class Comparison:
             "alarms": [{"cell": r.cell.name, **alarm} for r in results for alarm in r.alarms],
             "config": self.config.model_dump(mode="json"),
         }
+
+
+def _key(config: CompareConfig, cell: Cell, *, generator: str, protocol: str, data: str, schedule: str | None) -> str:
+    """Hash of everything that a result depends on but the machine.
+
+    Args:
+        generator, data: fingerprints. schedule: of a hand-made row, else None.
+    """
+    facts: dict[str, Any] = {
+        "cell": cell.name,
+        "generator": generator,
+        "protocol": protocol,
+        "data": data,
+        "images": config.images,
+        "first_seed": config.first_seed,
+    }
+    if cell.learned:
+        run = config.run_of(cell).model_dump(mode="json")
+        # The readings do not change the policy, but the result shows them.
+        ignored = set(IGNORED_ON_RESUME) - {"evaluate_every"}
+        facts["run"] = {key: value for key, value in run.items() if key not in ignored}
+    elif cell.policy == SEARCH:
+        facts["search"] = [config.candidates, config.base.iterations * config.base.batch]
+    else:
+        facts["schedule"] = schedule
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_report(path: Path) -> dict[str, Result]:
+    """The finished cells of a ``compare.json`` by their keys.
+
+    Raises:
+        DataError: it is not there, or is none.
+    """
+    file = path / "compare.json" if path.is_dir() else path
+    try:
+        stored = json.loads(file.read_text())
+        facts = stored["facts"]
+        config = configure(**facts["config"])
+        out = {}
+        for value in stored["cells"]:
+            made = computed_on(facts["device"], facts["dtype"])
+            result = Result.from_json({"training": [], "computed": made, **value})
+            if result.evaluation is None:
+                continue
+            key = _key(
+                config,
+                result.cell,
+                generator=facts["generator_fingerprint"],
+                protocol=facts["protocol"],
+                data=facts["data"],
+                schedule=None if result.cell.policy == SEARCH else result.schedule,
+            )
+            out[key] = result
+        return out
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except (ValueError, KeyError, TypeError, ConfigError, PluginError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    raise DataError(
+        f"cannot reuse {file}: {reason}. Give the --report (or --out) folder of an adanat compare that wrote its table."
+    ) from None
 
 
 def write_report(
@@ -393,6 +469,10 @@ def write_report(
     write_file(folder / "compare.csv", to_csv(table))
     write_file(folder / "compare.md", markdown(table, pictures=[p.name for p in pictures], command=command))
     return [folder / "compare.md", folder / "compare.json", folder / "compare.csv", *pictures]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _training_row(row: dict[str, Any]) -> dict[str, Any]:

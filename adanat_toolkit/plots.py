@@ -33,7 +33,9 @@ def draw_all(results: Sequence[Result], table: Table, folder: Path, *, sheets: P
     for steps in sorted({r.cell.steps for r in done}):
         chosen = _one_seed([r for r in done if r.cell.steps == steps])
         if any(r.cell.learned for r in chosen) or len(chosen) > 2:
-            out += [_same_seeds(chosen, folder / f"same-seeds-T{steps}.png", sheets)]
+            drawn = [r for r in chosen if _sheet(r, sheets).is_file()]  # a cell of another comparison may have none
+            if drawn:
+                out += [_same_seeds(drawn, folder / f"same-seeds-T{steps}.png", sheets)]
             out += [_save(knobs_over_steps(chosen), folder / f"knobs-T{steps}.png")]
     if len({r.cell.steps for r in done}) > 1:
         out.append(_save(quality_against_steps(table), folder / "quality-against-steps.png"))
@@ -119,8 +121,12 @@ def _same_seeds(results: Sequence[Result], file: Path, sheets: Path) -> Path:
     titles = [
         f"{_label(r)}, {r.evaluation.figures['frechet']:.2f}" for r in results[:SEVERAL] if r.evaluation is not None
     ]
-    write_png(file, side_by_side([read_png(sheets / f"{r.cell.name}.png") for r in results[:SEVERAL]], titles))
+    write_png(file, side_by_side([read_png(_sheet(r, sheets)) for r in results[:SEVERAL]], titles))
     return file
+
+
+def _sheet(result: Result, sheets: Path) -> Path:
+    return sheets / f"{result.cell.name}.png"
 
 
 def _one_seed(results: Sequence[Result]) -> list[Result]:

@@ -65,7 +65,8 @@ def test_the_grid_has_every_combination_once():
     names = [cell.name for cell in cells]
     assert len(set(names)) == len(names) and all(re.fullmatch(r"[\w.-]+", name) for name in names)
     rows = {cell.row for cell in cells}
-    hand_made = {(policy, None, t) for policy in ("published", "hand-made", "fixed:linear") for t in (2, 4, 8)}
+    hand_made = {(policy, None, t) for policy in ("hand-made", "fixed:linear") for t in (2, 4, 8)}
+    hand_made |= {("published", None, t) for t in (2, 4)}  # the longer curve is of what is held against what is learned
     learned = {(p, r, t) for p in ("shared", "adaptive") for r in config.rewards for t in (2, 4)}
     assert rows == hand_made | {("search", None, 2), ("search", None, 4)} | learned
     assert len(cells) == 2 * len(rows)
@@ -156,6 +157,42 @@ def test_a_comparison_from_start_to_pictures_and_again(tmp_path, tiny_plugins, m
     assert again.plan()["finished"] == again.plan()["cells"] == 8
     finished = [r for r in results if r.cell.reward != "prompts-only"]
     assert plain(again.run()) == plain(finished)
+
+
+def test_cells_of_another_report_are_taken_over_where_the_settings_are_the_same(tmp_path, tiny_plugins):
+    first = Comparison(configuration(seeds=(0,)), tmp_path / "first")
+    before = first.run()
+    write_report(before, first.table(before), tmp_path / "report", sheets=tmp_path / "first" / "cells")
+    report = tmp_path / "report" / "compare.json"
+    report.write_text(
+        report.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"').replace("cpu, float32", "cpu, bfloat16")
+    )
+
+    second = Comparison(configuration(seeds=(1, 0)), tmp_path / "second", reuse=[report.parent])
+    assert [second.plan()[key] for key in ("finished", "cells")] == [3, 6]
+    results = second.run()
+    taken = [r for r in results if r.cell.seed == 0]
+    assert plain([replace(r, training=[], computed="cpu, bfloat16") for r in before]) == plain(taken)
+    assert {r.computed for r in results if r.cell.seed == 1} == {"cpu, float32"}
+    assert {r.computed for r in taken} == {"cpu, bfloat16"}
+    table = second.table(results)
+    assert all(row.computed == ["cpu, float32", "cpu, bfloat16"] for row in table.rows)
+    assert "cpu, bfloat16 |" in markdown(table) and "computed unlike each other" in markdown(table)
+    assert next(csv.DictReader(io.StringIO(to_csv(table))))["computed"] == "cpu, float32; cpu, bfloat16"
+    # The pictures need no sheet of what was taken over, and this folder now stands for itself.
+    files = write_report(results, table, tmp_path / "both", sheets=tmp_path / "second" / "cells")
+    assert {"same-seeds-T2.png", "knobs-T2.png"} <= {file.name for file in files}
+    assert Comparison(configuration(seeds=(1, 0)), tmp_path / "second").plan()["finished"] == 6
+
+    for other in ({"images": 80}, {"first_seed": 7}):
+        assert (
+            Comparison(configuration(seeds=(0,), **other), tmp_path / "third", reuse=[report]).plan()["finished"] == 0
+        )
+    longer = Comparison(configuration({"trajectories": 112}, seeds=(0,)), tmp_path / "third", reuse=[report])
+    assert longer.plan()["finished"] == 1  # the hand-made schedule needs no training
+    for wrong in (tmp_path / "nothing", tmp_path / "first" / "cells" / "hand-made-T2-s0.json"):
+        with pytest.raises(DataError, match=r"cannot reuse .*: .* Give the --report"):
+            Comparison(configuration(), tmp_path / "third", reuse=[wrong])
 
 
 def plain(results: list[Result]) -> Any:

@@ -178,6 +178,15 @@ def test_shared_groups_are_dealt_like_cards(generator: Generator, emoji: MemoryI
     torch.testing.assert_close(reward.terms()["frechet"], -scores)
 
 
+def test_groups_default_to_a_quarter_of_the_batch(generator: Generator, emoji: MemoryImages) -> None:
+    """One group would give all samples the same score, which teaches nothing."""
+    reward = make("fid", generator, emoji)
+    features = reward.extractor.precomputed(emoji)
+    for count, groups in ((2, 1), (16, 4), (64, 4), (256, 4), (640, 10)):
+        scores = reward.score_embedded(features[:count], nothing(count))
+        assert len(scores.unique()) == groups
+
+
 def test_influence_without_history(generator: Generator, emoji: MemoryImages) -> None:
     reward = make("fid:influence", generator, emoji, history=0)
     assert type(reward) is FidReward

@@ -71,13 +71,21 @@ def compare(
     report: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where table and pictures go; default: --out.")
     ] = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Report of another comparison; its cells of the same settings are taken over (repeatable).",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the grid and what it will need, and stop.")] = False,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
     """Train and score a grid of policies, rewards, steps and seeds beside hand-made schedules, and write the table.
 
-    Finished cells are skipped and an interrupted one goes on. compare.md, compare.json, compare.csv and the pictures are
+    Finished cells are skipped and an interrupted one goes on; --reuse takes over those of another report, made at another
+    time or on another machine. compare.md, compare.json, compare.csv and the pictures are
     written to --report.
     """
     from adanat_toolkit.compare import Comparison, configure, write_report
@@ -111,7 +119,7 @@ def compare(
         features=features,
     )
     with image_progress(quiet=quiet) as show:
-        comparison = Comparison(settings, out, progress=show)
+        comparison = Comparison(settings, out, reuse=reuse or (), progress=show)
         if not dry_run:
             results = comparison.run()
     if dry_run:

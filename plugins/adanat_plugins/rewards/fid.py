@@ -28,6 +28,8 @@ from adanat_toolkit.registry import create_features
 from .frechet_influence import FrechetInfluence, Moments
 
 FEATURE_BATCH = 128
+LARGEST_GROUP, GROUPS = 64, 4
+"""Default size of a group of ``shared``: so many samples, but at least so many groups a batch."""
 HISTORY_PER_FEATURE = 4
 """Default length of the history in samples a feature (docs/fid-influence.md has the measurements behind it)."""
 
@@ -43,7 +45,8 @@ class FidOptions(PluginOptions):
     reference: str | None = None
     """Statistics of the real images: a file of ``adanat stats`` or a published ``.npz``. Default: computed."""
     group: int | None = Field(None, ge=2)
-    """``shared``: samples that share one distance; default 64."""
+    """``shared``: samples that share one distance. Default: a quarter of the batch, but at most 64: a batch of one group
+    would teach nothing."""
     history: int | None = Field(None, ge=0)
     """``influence``: samples of earlier iterations that the batch is blended with; 0 for none. Default: 4 a feature."""
     shrinkage: float | None = Field(None, ge=1e-6, le=1)
@@ -89,7 +92,7 @@ class FidReward(RewardModel):
         self.algebra = torch.device("cpu") if device.type == "mps" else device  # float64
         reference = self._reference(options.reference, real, generator)
         self.mean, self.covariance = (t.to(self.algebra) for t in (reference.mean, reference.covariance))
-        self.group = options.group or 64
+        self.group = options.group
         self.history = HISTORY_PER_FEATURE * len(self.mean) if options.history is None else options.history
         self.past: Moments | None = None
         if options.variant == "influence":
@@ -141,7 +144,8 @@ class FidReward(RewardModel):
         return {"frechet": self._distances.float()}
 
     def _group_distances(self, features: Tensor) -> Tensor:
-        number = -(-len(features) // self.group)
+        size = self.group or min(LARGEST_GROUP, max(2, len(features) // GROUPS))
+        number = -(-len(features) // size)
         member = torch.arange(len(features), device=features.device) % number
         distances = torch.stack(
             [frechet_distance_of_few(features[member == g], self.mean, self.covariance) for g in range(number)]
