@@ -36,7 +36,7 @@ from .runs import RunFolder, prepare_folder, write_file, write_json
 from .sampling import seed_range
 from .schedule_search import search_schedule
 from .selection import choose_features, choose_scorer, require_real_images
-from .tables import HAND_MADE, Cell, Result, Table, build_table, computed_on, markdown, to_csv
+from .tables import HAND_MADE, Cell, Result, Table, build_table, markdown, to_csv
 from .training import create_trainer
 
 Progress = Callable[[str, int, int], None]
@@ -161,7 +161,7 @@ class Comparison:
 
     Args:
         reuse: reports of other comparisons (folders with a ``compare.json``, or such files). Their cells with the same
-            settings are taken over; whatever machine they were made on, the table says.
+            settings are taken over; where they were made on another kind of device, the table says so.
 
     Raises:
         ConfigError, PluginError: of ``CompareConfig.check``. WeightsError, DataError: generator, yardstick, real images or
@@ -293,7 +293,7 @@ class Comparison:
             evaluation=self.yardstick.judge(images),
             schedule=schedule,
             knobs={"names": list(names), **_spread(images.knobs)},
-            computed=computed_on(self.device.type, _name(self.generator.dtype)),
+            device=self.device.type,
         )
 
     def _train(self, cell: Cell, run: Path) -> tuple[list[dict[str, Any]], bool]:
@@ -349,6 +349,7 @@ class Comparison:
             generator=self.generator.fingerprint,
             protocol=self.extractor.protocol,
             data=self.real.fingerprint,
+            dtype=_name(self.generator.dtype),
             schedule=schedule,
         )
 
@@ -382,17 +383,21 @@ class Comparison:
         }
 
 
-def _key(config: CompareConfig, cell: Cell, *, generator: str, protocol: str, data: str, schedule: str | None) -> str:
-    """Hash of everything that a result depends on but the machine.
+def _key(
+    config: CompareConfig, cell: Cell, *, generator: str, protocol: str, data: str, dtype: str, schedule: str | None
+) -> str:
+    """Hash of everything that a result depends on but the device.
 
     Args:
-        generator, data: fingerprints. schedule: of a hand-made row, else None.
+        generator, data: fingerprints. dtype: that was computed in: a generator is a few percent better or worse in another
+            (docs/evaluation.md). schedule: of a hand-made row, else None.
     """
     facts: dict[str, Any] = {
         "cell": cell.name,
         "generator": generator,
         "protocol": protocol,
         "data": data,
+        "dtype": dtype,
         "images": config.images,
         "first_seed": config.first_seed,
     }
@@ -421,8 +426,7 @@ def _read_report(path: Path) -> dict[str, Result]:
         config = configure(**facts["config"])
         out = {}
         for value in stored["cells"]:
-            made = computed_on(facts["device"], facts["dtype"])
-            result = Result.from_json({"training": [], "computed": made, **value})
+            result = Result.from_json({"training": [], "device": facts["device"], **value})
             if result.evaluation is None:
                 continue
             key = _key(
@@ -431,6 +435,7 @@ def _read_report(path: Path) -> dict[str, Result]:
                 generator=facts["generator_fingerprint"],
                 protocol=facts["protocol"],
                 data=facts["data"],
+                dtype=facts["dtype"],
                 schedule=None if result.cell.policy == SEARCH else result.schedule,
             )
             out[key] = result

@@ -60,7 +60,7 @@ class Result:
         knobs: ``names``, and per step and knob ``mean``, ``low`` and ``high`` (10 and 90 %) over the images.
         training: per iteration ``trajectories``, ``reward`` and, where read, ``frechet`` of the held-out yardstick.
         partial: whether it was optimised on the very features that judge it: a search, or a reward that reads them.
-        error: why it failed; there is no evaluation then. computed: device and compute type.
+        error: why it failed; there is no evaluation then. device: what computed it.
     """
 
     cell: Cell
@@ -73,7 +73,7 @@ class Result:
     search: dict[str, Any] | None = None
     partial: bool = False
     error: str | None = None
-    computed: str = ""
+    device: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,7 +102,7 @@ class Row:
         figures: by name. ratio: Frechet distance over that of ``hand-made`` at the same T, seed by seed.
         alarms: how many of the seeds raised each. failed: messages of the seeds that failed, by seed.
         budget: images generated for learning or searching, a seed. partial: see :class:`Result`.
-        computed: on which devices and in which compute types, where the rows of the table are not all alike; else empty.
+        devices: what computed the seeds, where it was not the same for all of the table; else empty.
     """
 
     policy: str
@@ -116,7 +116,7 @@ class Row:
     budget: int
     schedules: list[str]
     partial: bool
-    computed: list[str]
+    devices: list[str]
 
     @property
     def label(self) -> str:
@@ -171,8 +171,8 @@ def build_table(results: Sequence[Result], facts: dict[str, Any]) -> Table:
     for result in results:
         groups.setdefault(result.cell.row, []).append(result)
     rows = [_row(group, reference) for group in groups.values()]
-    if len({each for row in rows for each in row.computed}) < 2:
-        rows = [replace(row, computed=[]) for row in rows]
+    if len({device for row in rows for device in row.devices}) < 2:
+        rows = [replace(row, devices=[]) for row in rows]
     rows.sort(key=lambda row: (row.steps, row.reward is not None))  # stable: the grid's order within
     first = evaluations[0]
     about = {
@@ -214,7 +214,7 @@ def _row(group: Sequence[Result], reference: dict[tuple[int, int], float]) -> Ro
         max(r.images for r in group),
         [r.schedule for r in group if r.schedule is not None],
         any(r.partial for r in group),
-        list(dict.fromkeys(r.computed for r in group if r.computed)),
+        list(dict.fromkeys(r.device for r in group if r.device)),
     )
 
 
@@ -263,7 +263,7 @@ def cells_of(row: Row, names: Sequence[str], *, intervals: bool = True) -> list[
     notes = ["partial"] if row.partial else []
     notes += [f"{name} ({count}/{len(row.seeds) + len(row.failed)})" for name, count in row.alarms.items()]
     notes += [f"FAILED (seed {seed})" for seed in row.failed]
-    notes += row.computed
+    notes += row.devices
     return [
         row.policy,
         row.reward or "",
@@ -306,11 +306,6 @@ def saved_text(saved: Saved) -> str:
     )
 
 
-def computed_on(device: str, dtype: str) -> str:
-    """What a row says where it was computed unlike others."""
-    return f"{device}, {dtype}"
-
-
 def failures(table: Table) -> list[str]:
     """What failed and why, a line a row of the table and reason."""
     out = []
@@ -326,14 +321,11 @@ def caption(table: Table) -> list[str]:
     """What a reader must know beside the numbers, a line each."""
     facts = table.facts
     several = any(len(row.seeds) > 1 for row in table.rows)
-    mixed = any(row.computed for row in table.rows)
-    computed = (
-        "rows computed unlike each other (see their notes)" if mixed else computed_on(facts["device"], facts["dtype"])
-    )
+    device = "devices in the notes" if any(row.devices for row in table.rows) else facts["device"]
     over = "Student's 95 % interval over seeds" if several else "95 % bootstrap interval over images"
     return [
         f"{facts['generator']} (weights {facts['generator_fingerprint']}), {facts['images']:,} images a seed, seeds "
-        f"{', '.join(map(str, facts['seeds']))}, adanat-toolkit {facts['toolkit']}, {computed}.",
+        f"{', '.join(map(str, facts['seeds']))}, adanat-toolkit {facts['toolkit']}, {device}, {facts['dtype']}.",
         f"Features {facts['protocol']}, real images {facts['data']} ({facts['real_images']}).",
         f"Mean over seeds, in brackets {over}. Frechet and kernel distance: lower is better.",
         f"ratio: Frechet distance over that of `{HAND_MADE}` at the same T, seed by seed; below 1 is better.",
@@ -375,7 +367,7 @@ def markdown(table: Table, *, pictures: Sequence[str] = (), command: str | None 
 def to_csv(table: Table) -> str:
     """One line a row; mean, low and high of every figure in columns of their own, and protocol and N in each line."""
     names = columns(table)
-    heads = ["policy", "reward", "steps", "seeds", "images", "protocol", "data", "budget", "computed"]
+    heads = ["policy", "reward", "steps", "seeds", "images", "protocol", "data", "budget", "devices"]
     for name in [*names, "ratio"]:
         heads += [name, f"{name}_low", f"{name}_high"]
     out = io.StringIO()
@@ -390,7 +382,7 @@ def to_csv(table: Table) -> str:
             table.facts["images"],
         ]
         line += [table.facts["protocol"], table.facts["data"], row.budget]
-        line.append("; ".join(row.computed or [computed_on(table.facts["device"], table.facts["dtype"])]))
+        line.append(" ".join(row.devices or [table.facts["device"]]))
         for figure in [*(row.figures.get(name) for name in names), row.ratio]:
             low, high = (figure.interval if figure is not None else None) or ("", "")
             line += ["" if figure is None else figure.mean, low, high]

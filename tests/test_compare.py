@@ -164,21 +164,19 @@ def test_cells_of_another_report_are_taken_over_where_the_settings_are_the_same(
     before = first.run()
     write_report(before, first.table(before), tmp_path / "report", sheets=tmp_path / "first" / "cells")
     report = tmp_path / "report" / "compare.json"
-    report.write_text(
-        report.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"').replace("cpu, float32", "cpu, bfloat16")
-    )
+    report.write_text(report.read_text().replace('"device": "cpu"', '"device": "cuda"'))
 
     second = Comparison(configuration(seeds=(1, 0)), tmp_path / "second", reuse=[report.parent])
     assert [second.plan()[key] for key in ("finished", "cells")] == [3, 6]
     results = second.run()
     taken = [r for r in results if r.cell.seed == 0]
-    assert plain([replace(r, training=[], computed="cpu, bfloat16") for r in before]) == plain(taken)
-    assert {r.computed for r in results if r.cell.seed == 1} == {"cpu, float32"}
-    assert {r.computed for r in taken} == {"cpu, bfloat16"}
+    assert plain([replace(r, training=[], device="cuda") for r in before]) == plain(taken)
+    assert {r.device for r in results if r.cell.seed == 1} == {"cpu"}
     table = second.table(results)
-    assert all(row.computed == ["cpu, float32", "cpu, bfloat16"] for row in table.rows)
-    assert "cpu, bfloat16 |" in markdown(table) and "computed unlike each other" in markdown(table)
-    assert next(csv.DictReader(io.StringIO(to_csv(table))))["computed"] == "cpu, float32; cpu, bfloat16"
+    assert all(row.devices == ["cpu", "cuda"] for row in table.rows)
+    assert "cpu, cuda |" in markdown(table) and "devices in the notes, float32" in markdown(table)
+    assert next(csv.DictReader(io.StringIO(to_csv(table))))["devices"] == "cpu cuda"
+    assert first.table(before).rows[0].devices == []
     # The pictures need no sheet of what was taken over, and this folder now stands for itself.
     files = write_report(results, table, tmp_path / "both", sheets=tmp_path / "second" / "cells")
     assert {"same-seeds-T2.png", "knobs-T2.png"} <= {file.name for file in files}
@@ -188,6 +186,9 @@ def test_cells_of_another_report_are_taken_over_where_the_settings_are_the_same(
         assert (
             Comparison(configuration(seeds=(0,), **other), tmp_path / "third", reuse=[report]).plan()["finished"] == 0
         )
+    rounded = tmp_path / "rounded.json"
+    rounded.write_text(report.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"'))
+    assert Comparison(configuration(seeds=(0,)), tmp_path / "third", reuse=[rounded]).plan()["finished"] == 0
     longer = Comparison(configuration({"trajectories": 112}, seeds=(0,)), tmp_path / "third", reuse=[report])
     assert longer.plan()["finished"] == 1  # the hand-made schedule needs no training
     for wrong in (tmp_path / "nothing", tmp_path / "first" / "cells" / "hand-made-T2-s0.json"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kernel_mmd, kid_features_to_metric
@@ -26,7 +27,9 @@ from adanat_toolkit.metrics import (
     bootstrap_interval,
     clip_scores,
     evaluate_features,
+    evaluation,
     extract_features,
+    frechet,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -35,6 +38,7 @@ from adanat_toolkit.metrics import (
     prdc,
     reference_of,
     require_comparable,
+    scores,
     statistics_of,
     within_class_diversity,
 )
@@ -112,7 +116,9 @@ def test_frechet_parity_with_torchmetrics() -> None:
     assert frechet_distance(FeatureStatistics.of(fake), FeatureStatistics.of(real)) == pytest.approx(theirs, rel=1e-4)
 
 
-def test_statistics_stream_merge_save_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [100, 16_384])
+def test_statistics_stream_merge_save_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(frechet, "CHUNK", chunk)
     features = like_features(3, 503, 16) + 1000
     whole = FeatureStatistics.of(features, "p", "d")
     stream = FeatureStatistics.empty(16, "p", "d", {"network": "x"})
@@ -282,7 +288,9 @@ def test_clip_scores() -> None:
         clip_scores(image, text[:2])
 
 
-def test_diversity_against_all_pairs() -> None:
+@pytest.mark.parametrize("columns", [2, 256])
+def test_diversity_against_all_pairs(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setattr(scores, "COLUMNS", columns)
     fake, real = rand(0, 30, 5) * 0.5, rand(1, 60, 5)
     fake_labels, real_labels = torch.arange(30) % 3, torch.arange(60) % 4
 
@@ -399,3 +407,32 @@ def test_memory_of_many_samples_stays_bounded(monkeypatch: pytest.MonkeyPatch) -
     x = rand(0, 10_000, 2)
     neighbourhoods(x[:2000], x)
     assert max(sizes) == prdc.ROWS * prdc.COLUMNS and 8 * max(sizes) <= 64 * 2**20
+
+
+class Float64(TorchDispatchMode):
+    """The size of the largest float64 tensor that any operation returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(each, Tensor) and each.dtype == torch.float64:
+                self.largest = max(self.largest, each.numel())
+        return out
+
+
+def test_no_figure_needs_all_features_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of 50,000 samples of InceptionV3 in float64, with the copies that an expression makes, are beyond 4 GB."""
+    count, dim = 4000, 64
+    chances = torch.softmax(rand(0, count, 40), 1)
+    fake, real = Features(rand(1, count, dim), chances, "p"), rand(2, count, dim)
+    labels = torch.arange(count) % 7
+    for module, name in ((frechet, "CHUNK"), (evaluation, "CHUNK"), (prdc, "ROWS"), (prdc, "COLUMNS")):
+        monkeypatch.setattr(module, name, 256)
+    monkeypatch.setattr(scores, "COLUMNS", 4)
+    with Float64() as seen:
+        reference = Reference(FeatureStatistics.of(real, "p"), real, labels)
+        found = evaluate_features(fake, reference, labels=labels, subset_size=100, subsets=2, bootstrap=2)
+    assert {"frechet", "kid", "precision", "inception_score", "diversity"} <= set(found.figures)
+    assert seen.largest <= 256 * 256 < count * 40

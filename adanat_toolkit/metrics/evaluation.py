@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .extract import Features, Reference
-from .frechet import FeatureStatistics, frechet_distance
+from .frechet import CHUNK, FeatureStatistics, frechet_distance
 from .intervals import Interval, bootstrap_interval
 from .kid import SUBSET_SIZE, SUBSETS, kernel_distance
 from .prdc import neighbourhoods
@@ -142,8 +142,8 @@ def evaluate_features(
                 intervals[name] = interval(_mean_of(each), size)
     if fake.probabilities is not None:
         # Shuffled once for all: images often come sorted by class, and the score is taken of consecutive parts.
-        chances = _subset(fake.probabilities, count, seed, shuffle=True).double()
-        terms = negative_entropy(chances)
+        chances = _subset(fake.probabilities, count, seed, shuffle=True)
+        terms = torch.cat([negative_entropy(part.double()) for part in chances.split(CHUNK)])
         splits = settings["inception_splits"] = min(10, count)
 
         def score(index: Tensor) -> float:

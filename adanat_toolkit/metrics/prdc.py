@@ -51,7 +51,7 @@ def neighbourhoods(fake: Tensor, real: Tensor, *, k: int = 3, k_density: int = 5
     if min(len(fake), len(real)) <= max(k, k_density):
         raise DataError(f"{k_density} nearest neighbours need more samples than {len(fake)} fake and {len(real)} real.")
     # Only differences matter; centring keeps the squares small, so that nothing cancels in |x|^2 + |y|^2 - 2 x.y.
-    centre = real.double().mean(0)
+    centre = real.mean(0, dtype=torch.float64)
     real_near = nearest_distances(real, max(k, k_density), centre)
     radius_precision, radius_density = real_near[:, k - 1], real_near[:, k_density - 1]
     radius_recall = nearest_distances(fake, k, centre)[:, k - 1]
@@ -72,7 +72,7 @@ def neighbourhoods(fake: Tensor, real: Tensor, *, k: int = 3, k_density: int = 5
 
 def nearest_distances(features: Tensor, k: int, centre: Tensor | None = None) -> Tensor:
     """(N, k) float64 squared distances to the 1st..k-th nearest other samples of (N, D) ``features``."""
-    centre = features.double().mean(0) if centre is None else centre
+    centre = features.mean(0, dtype=torch.float64) if centre is None else centre
     out = torch.empty(len(features), k, dtype=torch.float64, device=features.device)
     for rows in _chunks(len(features), ROWS):
         best = torch.full((rows.stop - rows.start, k), torch.inf, dtype=torch.float64, device=features.device)

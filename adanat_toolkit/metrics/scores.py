@@ -32,14 +32,16 @@ def negative_entropy(p: Tensor) -> Tensor:
 
 
 def split_scores(p: Tensor, terms: Tensor, splits: int) -> Tensor:
-    """(splits,) Inception Scores of consecutive parts of (N, C) float64 ``p``; ``terms`` (N,) is its negative entropy.
+    """(splits,) float64 Inception Scores of consecutive parts of (N, C) ``p``; ``terms`` (N,) float64 is its negative entropy.
 
     The mean KL of a part to its own marginal q is the mean of p log p less the sum of q log q.
     """
     splits = min(splits, len(p))
     bounds = [i * len(p) // splits for i in range(splits + 1)]
     parts = [slice(*pair) for pair in itertools.pairwise(bounds)]
-    return torch.stack([(terms[part].mean() - negative_entropy(p[part].mean(0))).exp() for part in parts])
+    return torch.stack(
+        [(terms[part].mean() - negative_entropy(p[part].mean(0, dtype=torch.float64))).exp() for part in parts]
+    )
 
 
 def clip_scores(image_features: Tensor, text_features: Tensor, *, scale: float = 100.0) -> Tensor:
@@ -82,6 +84,9 @@ def within_class_diversity(
     return relative_spread(pair_spread(fake, fake_labels, classes), pair_spread(real, real_labels, classes))
 
 
+COLUMNS = 256
+"""Features that are in float64 at once: 0.1 GB for 50,000 samples (benchmarks/metrics_memory.md)."""
+
 Spread = tuple[Tensor, Tensor]
 """(classes,) float64 counts, and mean squared distances between two different samples of a class."""
 
@@ -103,13 +108,12 @@ def relative_spread(fake: Spread, real: Spread) -> float:
 
 def pair_spread(features: Tensor, labels: Tensor, classes: int) -> Spread:
     """Spread within class of (N, D) features with (N,) int64 labels below ``classes``."""
-    labels = labels.to(features.device)
-    values = features.double()
+    labels, device = labels.to(features.device), features.device
     count = torch.bincount(labels, minlength=classes).double()
-    sums = torch.zeros(classes, values.shape[1], dtype=torch.float64, device=values.device).index_add_(
-        0, labels, values
-    )
-    centred = values - (sums / count.clamp(min=1)[:, None])[labels]
-    scatter = torch.zeros(classes, dtype=torch.float64, device=values.device)
-    scatter.index_add_(0, labels, centred.square().sum(1))
+    scatter = torch.zeros(classes, dtype=torch.float64, device=device)
+    for columns in features.split(COLUMNS, dim=1):
+        values = columns.double()
+        sums = torch.zeros(classes, values.shape[1], dtype=torch.float64, device=device).index_add_(0, labels, values)
+        values = values - (sums / count.clamp(min=1)[:, None])[labels]
+        scatter.index_add_(0, labels, values.square_().sum(1))
     return count, 2 * scatter / (count - 1).clamp(min=1)
