@@ -10,9 +10,11 @@ are paired seed by seed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +27,14 @@ from torch import Tensor
 from . import alarms
 from .compute import resolve_device, resolve_dtype
 from .config import RunConfig, merge, validate
-from .errors import ConfigError, DataError, PluginError, WeightsError, nearest
+from .errors import ConfigError, DataError, InUseError, PluginError, WeightsError, nearest
 from .judging import Images, Yardstick
 from .pictures import grid, write_png
 from .policy_files import load_policy
 from .published_samplers import PUBLISHED_SAMPLERS
 from .registry import create_features, create_generator, explain, load, toolkit_version
 from .run_state import IGNORED_ON_RESUME
-from .runs import RunFolder, prepare_folder, write_file, write_json
+from .runs import RunFolder, held, prepare_folder, write_file, write_json
 from .sampling import seed_range
 from .schedule_search import search_schedule
 from .selection import choose_features, choose_scorer, require_real_images
@@ -49,6 +51,7 @@ SAMPLER_OF = {"muse": "amused"}
 SHOWN = 16
 """Images of each cell in the picture of the same seeds."""
 LARGEST_SEED = 10**6
+POLL_SECONDS = 2.0
 
 
 class CompareConfig(BaseModel):
@@ -225,20 +228,45 @@ class Comparison:
         """Every cell's result, in the order of the grid; those that are not finished are.
 
         A cell that cannot be run (a reward that does not fit the generator) says why, and is tried again the next time.
+        Several processes with the same folder share the grid: each leaves alone the cells that another one is at, and waits
+        for them in the end.
 
         Raises:
             OutputError: the folder cannot be written. CheckpointError: a run folder is damaged or of other settings.
         """
         prepare_folder(self.out)
-        out = []
-        for cell in self.cells:
-            stored = self._stored(cell)
+        found: dict[Cell, Result] = {}
+        open_cells = self.cells
+        while open_cells:
+            for cell in open_cells:
+                with contextlib.suppress(InUseError):
+                    found[cell] = self._take(cell)
+            waiting = [cell for cell in open_cells if cell not in found]
+            if len(waiting) == len(open_cells):
+                self.progress("cells of other processes", len(self.cells) - len(waiting), len(self.cells))
+                time.sleep(POLL_SECONDS)
+            open_cells = waiting
+        return [found[cell] for cell in self.cells]
+
+    def _take(self, cell: Cell) -> Result:
+        """The cell's result, made now where there is none.
+
+        Raises:
+            InUseError: another process is making it.
+        """
+        stored = self._stored(cell)
+        if stored is not None and self._file(cell).is_file():
+            return stored
+        prepare_folder(self._file(cell).parent)
+        lock = self._file(cell).with_suffix(".lock")
+        with held(lock):
+            stored = self._stored(cell)  # another process may have finished it meanwhile
             if stored is None:
                 stored = self._finish(cell)
             elif not self._file(cell).is_file():
                 self._store(cell, stored)  # from another comparison: this one can then do without it
-            out.append(stored)
-        return out
+            lock.unlink(missing_ok=True)
+        return stored
 
     def table(self, results: Sequence[Result]) -> Table:
         """The table of these results.

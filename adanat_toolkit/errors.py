@@ -34,6 +34,10 @@ class OutputError(AdaNATError):
     """The output folder cannot be written."""
 
 
+class InUseError(OutputError):
+    """Another process is writing what this one is asked to write."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'a' or 'b'?"`` for the closest known names, or the full stop that ends the sentence without."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

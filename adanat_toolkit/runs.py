@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .errors import CheckpointError, OutputError
+from .errors import CheckpointError, InUseError, OutputError
 
 FORMAT = 1
 
@@ -43,6 +43,41 @@ def prepare_folder(path: Path) -> Path:
             f"cannot write to {path}: {error.strerror or error}. Choose another --out, or free space / change permissions."
         ) from None
     return path
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep other processes that hold the same folder or file (made where it is not there) out of the block.
+
+    The system lets go of it when the process ends, however it ends. Where the system or the file system has no such locks
+    (Windows, some network disks), nobody is kept out.
+
+    Raises:
+        InUseError: another process holds it. OutputError: the file cannot be made.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}. Choose another --out, or change permissions."
+        ) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUseError(
+                f"another process is writing to {path}. Wait until it has ended, stop it, or choose another --out."
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_file(path: Path, data: bytes | str) -> None:

@@ -29,7 +29,7 @@ from .ppo import Batch, explained_variance, ppo_update, targets
 from .registry import create_generator, create_reward, load, parse_options
 from .rollout import Rollout, collect
 from .run_state import load_module, load_optimiser, open_run, optimiser_state, save_run
-from .runs import RunFolder
+from .runs import RunFolder, held, prepare_folder
 from .schedules import parse_schedule
 from .tracking import Trackers
 from .watching import Watch, context_diversity
@@ -174,14 +174,20 @@ class Trainer:
             The last row of metrics with the run's folder; only the main process reads and writes the folder.
 
         Raises:
-            OutputError: ``out`` cannot be written. CheckpointError: what is there is damaged or belongs to another run.
+            OutputError: ``out`` cannot be written, or another process is training in it (``InUseError``).
+            CheckpointError: what is there is damaged or belongs to another run.
         """
-        folder = RunFolder(out)
+        if not distributed.is_main():
+            return self._run(RunFolder(out), on_iteration)
+        with held(prepare_folder(out)):
+            return self._run(RunFolder(out), on_iteration)
+
+    def _run(self, folder: RunFolder, on_iteration: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
         open_run(self, folder)
         self.watch.rows = folder.metrics()
         row: dict[str, Any] = {}
         names = self.config.tracker if distributed.is_main() and self.iteration < self.config.iterations else ()
-        with Trackers(names, out, self.config.model_dump(mode="json")) as trackers:
+        with Trackers(names, folder.path, self.config.model_dump(mode="json")) as trackers:
             while self.iteration < self.config.iterations:
                 row = self.watch.look(self.step())
                 if distributed.is_main():
@@ -197,7 +203,7 @@ class Trainer:
                     distributed.barrier()
         if not row and distributed.is_main():  # already complete
             row = (folder.metrics() or [{}])[-1]
-        return {**row, "run": str(out)}
+        return {**row, "run": str(folder.path)}
 
     def _saves(self) -> bool:
         """Whether a checkpoint belongs after the iterations that are done."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import random
 import re
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +21,7 @@ from adanat_toolkit.config import validate
 from adanat_toolkit.errors import CheckpointError, ConfigError, DataError, PluginError
 from adanat_toolkit.judging import Yardstick
 from adanat_toolkit.metrics import Evaluation, mean_interval
+from adanat_toolkit.runs import held
 from adanat_toolkit.schedule_search import SEARCH_SEED, SearchSpace, search_schedule
 from adanat_toolkit.schedules import parse_schedule
 from adanat_toolkit.tables import Cell, Result, build_table, markdown, saved_text, to_csv
@@ -194,6 +197,32 @@ def test_cells_of_another_report_are_taken_over_where_the_settings_are_the_same(
     for wrong in (tmp_path / "nothing", tmp_path / "first" / "cells" / "hand-made-T2-s0.json"):
         with pytest.raises(DataError, match=r"cannot reuse .*: .* Give the --report"):
             Comparison(configuration(), tmp_path / "third", reuse=[wrong])
+
+
+def test_processes_share_a_grid(tmp_path, tiny_plugins, monkeypatch):
+    """What another process is at is left to it; its result is taken once it is there."""
+    settings: dict[str, Any] = {"seeds": (0, 1), "candidates": 0}
+    whole = Comparison(configuration(**settings), tmp_path / "whole").run()
+    monkeypatch.setattr("adanat_toolkit.compare.POLL_SECONDS", 0.01)
+    name, cells = "shared-contrast-T2-s0", tmp_path / "shared" / "cells"
+    cells.mkdir(parents=True)
+    trained: list[str] = []
+    with contextlib.ExitStack() as other:
+        other.enter_context(held(cells / f"{name}.lock"))
+
+        def watch(what: str, done: int, total: int) -> None:
+            if what.endswith("training"):
+                trained.append(what.partition(":")[0])
+            if what == "cells of other processes":
+                assert (done, total) == (3, 4)
+                shutil.copy(tmp_path / "whole" / "cells" / f"{name}.json", cells)
+                (cells / f"{name}.lock").unlink()
+                other.close()
+
+        results = Comparison(configuration(**settings), tmp_path / "shared", progress=watch).run()
+    assert set(trained) == {"shared-contrast-T2-s1"}
+    assert plain(results) == plain(whole)
+    assert not list(cells.glob("*.lock"))
 
 
 def plain(results: list[Result]) -> Any:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,8 @@ import torch
 from torch import Tensor
 
 from adanat_toolkit import runs
-from adanat_toolkit.errors import CheckpointError, OutputError
-from adanat_toolkit.runs import RunFolder, load_tensors, prepare_folder, save_tensors, write_file, write_json
+from adanat_toolkit.errors import CheckpointError, InUseError, OutputError
+from adanat_toolkit.runs import RunFolder, held, load_tensors, prepare_folder, save_tensors, write_file, write_json
 
 TENSORS: dict[str, Tensor] = {
     "a": torch.arange(6.0).view(2, 3),
@@ -36,6 +39,24 @@ def test_tensors_round_trip(tmp_path: Path) -> None:
         assert tensors[key].dtype == value.dtype and torch.equal(tensors[key], value)
     assert facts["iteration"] == 3 and facts["nested"] == {"k": [1, 2]}
     assert set(snapshot(tmp_path)) == {"x/000003/state.safetensors", "x/000003/state.json"}
+
+
+@pytest.mark.parametrize("name", ["folder", "file"])
+def test_what_another_process_holds(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / name
+    program = "import sys, time, pathlib; from adanat_toolkit.runs import held\n"
+    program += f"with held(pathlib.Path({str(path)!r})): print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(InUseError, match=f"another process is writing to {path}"), held(path):
+            raise AssertionError("both are in")
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    with held(path):
+        pass
+    with held(path):  # the first one let go of it
+        pass
 
 
 def test_tensors_that_share_memory(tmp_path: Path) -> None:

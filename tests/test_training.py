@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from adanat_toolkit.config import merge, validate
-from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, OutputError
+from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, InUseError, OutputError
 from adanat_toolkit.policy_files import load_policy
 from adanat_toolkit.registry import create_generator
-from adanat_toolkit.runs import RunFolder, load_tensors
+from adanat_toolkit.runs import RunFolder, held, load_tensors
 from adanat_toolkit.sampling import sample, seed_range
 from adanat_toolkit.training import Trainer, load_optimiser, optimiser_state
 
@@ -284,6 +284,13 @@ def test_checkpoints_of_another_run_are_refused(interrupted: tuple[dict[str, Any
     shutil.rmtree(card.parent)
     shutil.copytree(tmp_path / "other" / "checkpoints" / "000002", card.parent)
     refused(settings, out, r"does not fit: .* tensors differ.*another configuration")
+
+
+def test_a_folder_that_is_being_trained_in_is_left_alone(interrupted: tuple[dict[str, Any], Path]) -> None:
+    settings, out = interrupted
+    with held(out):
+        refused(settings, out, "another process is writing to .*choose another --out", InUseError)
+    train(settings, out)
 
 
 def test_removing_the_newest_checkpoint_falls_back(interrupted: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
