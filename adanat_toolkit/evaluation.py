@@ -117,6 +117,7 @@ def evaluate_policies(
     steps: int | None = None,
     baseline: str | None = None,
     batch: int | None = None,
+    offline: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
     """Figures of every policy and of the hand-made schedule.
@@ -131,6 +132,7 @@ def evaluate_policies(
         policies: specs of ``load_policy``. steps: T of the fixed ones among them.
         count: images of each. seed: the first one; the others follow.
         baseline: schedule text, default the generator's best known one; it takes as many steps as each policy does.
+        offline: forbids to download the network of the CLIP scores.
 
     Raises:
         ConfigError: too few images, or a policy that does not fit. CheckpointError, DataError.
@@ -151,7 +153,7 @@ def evaluate_policies(
         generator,
         extractor,
         real,
-        scorer=choose_scorer(generator, extractor),
+        scorer=choose_scorer(generator, extractor, offline=offline),
         progress=lambda done, total: report("real images", done, total),
     )
 

@@ -91,6 +91,7 @@ def evaluate(
                 steps=steps,
                 baseline=baseline,
                 batch=batch,
+                offline=offline,
                 progress=show,
             )
         if not here.main:
