@@ -55,7 +55,7 @@ class SearchSpace:
         guidance = dice.uniform(*self.guidance_start), dice.uniform(*self.guidance_end)
         mask = dice.uniform(*self.mask_temperature_start)
         token = dice.uniform(*self.token_temperature)
-        parts = [curve]
+        parts = [curve] if "mask_ratio" in names else []
         if "guidance" in names:
             parts.append(f"guidance={guidance[0]:.2f}:{guidance[1]:.2f}")
         if "mask_temperature" in names:

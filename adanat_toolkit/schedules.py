@@ -2,7 +2,8 @@
 
 A schedule gives every knob one physical value a step. On the command line it is a short text,
 ``cosine,guidance=0:3,mask_temperature=4.5:0,token_temperature=1``: first the curve of the masking ratio, then any knob
-either constant (``1``), linear from the first to the last step (``0:3``), or one value a step (``0/1/2/3``).
+either constant (``1``), linear from the first to the last step (``0:3``), or one value a step (``0/1/2/3``). A generator
+without the knob ``mask_ratio`` needs no curve.
 """
 
 from __future__ import annotations
@@ -76,11 +77,14 @@ def parse_schedule(text: str, space: ActionSpace, steps: int) -> Tensor:
     if steps < 1:
         raise ConfigError(f"steps is {steps}; a schedule needs at least 1 step.")
     head, *rest = [part.strip() for part in text.split(",") if part.strip()] or [""]
-    if "=" in head:
-        raise ConfigError(f"schedule {text!r} must begin with a ratio curve ({', '.join(RATIO_CURVES)} or adanat).")
+    without_curve = "=" in head
+    if without_curve:
+        if "mask_ratio" in space.names:
+            raise ConfigError(f"schedule {text!r} must begin with a ratio curve ({', '.join(RATIO_CURVES)} or adanat).")
+        rest = [head, *rest]
     if head == "adanat":
         table = adanat_heuristic(space.knobs, steps)
-    elif head in RATIO_CURVES:
+    elif without_curve or head in RATIO_CURVES:
         rows = [[k.neutral for k in space.knobs] for _ in range(steps)]
         table = torch.tensor(rows, dtype=torch.float64)
         if "mask_ratio" in space.names:

@@ -85,6 +85,7 @@ def test_spaces_with_fewer_knobs() -> None:
         ("cosin", 4, "did you mean 'cosine'"),
         ("", 4, "Known: cosine"),
         ("guidance=1", 4, "must begin with a ratio curve"),
+        ("cosin,guidance=1", 4, "did you mean 'cosine'"),
         ("cosine,guidence=1", 4, "did you mean 'guidance'"),
         ("cosine,guidance=1/2", 4, "lists 2 values for 4 steps"),
         ("cosine,guidance=x", 4, "cannot read 'guidance=x'"),
@@ -100,3 +101,17 @@ def test_spaces_with_fewer_knobs() -> None:
 def test_bad_texts(text: str, steps: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_schedule(text, SPACE, steps)
+
+
+def test_without_a_ratio_there_need_be_no_curve() -> None:
+    space = ActionSpace(tuple(knob for knob in SPACE.knobs if knob.name != "mask_ratio"))
+    table = parse_schedule("guidance=0:3,token_temperature=2", space, 4)
+    assert torch.equal(table, parse_schedule("cosine,guidance=0:3,token_temperature=2", space, 4))
+    assert table[:, space.names.index("guidance")].tolist() == [0, 1, 2, 3]
+    for text, message in (
+        ("cosin,guidance=1", "did you mean 'cosine'"),
+        ("", "Known: cosine"),
+        ("gidance=1", "guidance"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_schedule(text, space, 4)

@@ -30,7 +30,7 @@ def main() -> None:
     found = []
     axes = (text.split(",") for text in (options.guidance, options.eta, options.step_size))
     for guidance, eta, size in itertools.product(*axes):
-        schedule = f"cosine,guidance={guidance},eta={eta},step_size={size}"
+        schedule = f"guidance={guidance},eta={eta},step_size={size}"
         policy, space, _ = load_policy(f"fixed:{schedule}", generator, options.steps)
         images = yardstick.make(policy, space, seed_range(options.seed, options.num))
         figures = evaluate_features(images.features, yardstick.reference).figures

@@ -64,7 +64,7 @@ class DiffusionEmoji(Generator):
     Options = Options
     name = "diffusion-emoji:emoji64"
     action_space = ActionSpace((GUIDANCE, ETA, STEP_SIZE))
-    default_schedule = "cosine,guidance=1,eta=0.4,step_size=1"
+    default_schedule = "guidance=1,eta=0.4,step_size=1"
     """The first word matters only to a mask_ratio. Even spacing; guidance and eta are the best of a small search (README)."""
     context_kind = "class"
 
