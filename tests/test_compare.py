@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from adanat_toolkit.compare import LARGEST_SEED, Comparison, configure, write_report
+from adanat_toolkit.compare import Comparison, write_report
+from adanat_toolkit.compare_grid import LARGEST_SEED, configure
 from adanat_toolkit.config import validate
 from adanat_toolkit.errors import CheckpointError, ConfigError, DataError, PluginError
 from adanat_toolkit.judging import Yardstick
@@ -203,7 +204,7 @@ def test_processes_share_a_grid(tmp_path, tiny_plugins, monkeypatch):
     """What another process is at is left to it; its result is taken once it is there."""
     settings: dict[str, Any] = {"seeds": (0, 1), "candidates": 0}
     whole = Comparison(configuration(**settings), tmp_path / "whole").run()
-    monkeypatch.setattr("adanat_toolkit.compare.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("adanat_toolkit.compare_cells.POLL_SECONDS", 0.01)
     name, cells = "shared-contrast-T2-s0", tmp_path / "shared" / "cells"
     cells.mkdir(parents=True)
     trained: list[str] = []

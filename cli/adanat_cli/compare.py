@@ -88,7 +88,8 @@ def compare(
     time or on another machine. compare.md, compare.json, compare.csv and the pictures are
     written to --report.
     """
-    from adanat_toolkit.compare import Comparison, configure, write_report
+    from adanat_toolkit.compare import Comparison, write_report
+    from adanat_toolkit.compare_grid import configure
     from adanat_toolkit.config import resolve
 
     from .progress import image_progress

@@ -20,13 +20,12 @@ from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
 from adanat_toolkit.compute import in_chunks, minimum_batch
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import Context, PluginOptions
-from adanat_toolkit.noise import Noise
 from adanat_toolkit.registry import parse_options
 
 from ..fingerprints import fingerprint_state
 from ..tokenizers.vqmodel import VQModelTokenizer
 from ..weights import asset, build, place, read_state, resolve
-from .tokenized import TokenizedGenerator
+from .text_conditional import TextConditional
 
 SCHEDULE = "cosine,guidance=9,mask_temperature=2:0"
 """The published pipeline's choice (guidance scale 10, temperature 2 falling to 0), under the toolkit's own step."""
@@ -76,7 +75,7 @@ class AmusedTextEncoder(nn.Module):
         return states[index], pooled[index]
 
 
-class Amused(TokenizedGenerator):
+class Amused(TextConditional):
     """aMUSEd with its text encoder and tokenizer.
 
     The features that a policy sees are the output of the norm before the vocabulary head (``mlm_layer.layer_norm``),
@@ -89,7 +88,6 @@ class Amused(TokenizedGenerator):
     """
 
     Options: ClassVar[type[PluginOptions]] = AmusedOptions
-    context_kind = "text"
     network: Any  # a diffusers model
 
     def __init__(
@@ -121,7 +119,6 @@ class Amused(TokenizedGenerator):
         # Width first, as published.
         self._micro = torch.tensor([[width, height, *CROP, AESTHETIC_SCORE]], device=device)
         self._features: Tensor | None = None
-        self._null: Context | None = None
 
     @classmethod
     def variants(cls) -> tuple[str, ...]:
@@ -148,28 +145,6 @@ class Amused(TokenizedGenerator):
         network, tokenizer, mask_id = _load_networks(folder, device, dtype)
         encoder = AmusedTextEncoder(*_load_text(folder), device, dtype)
         return cls(f"amused:{name}", network, encoder, tokenizer, mask_id, device=device, dtype=dtype)
-
-    def parts(self) -> dict[str, Any]:
-        return {"generator": self.network, "text encoder": self.encoder, "tokenizer": self.tokenizer}
-
-    def sample_contexts(self, noise: Noise) -> Context:
-        """Captions of the generator's data.
-
-        Raises:
-            ConfigError: no captions ship with it.
-        """
-        raise ConfigError(f"no captions ship with {self.name}; give --prompt, --prompts FILE, or --data with captions.")
-
-    def encode_prompts(self, prompts: Sequence[str]) -> Context:
-        """Contexts of prompts: states (B, L, C), pooled (B, P) before normalisation."""
-        states, pooled = self.encoder(prompts)
-        return Context(len(prompts), states=states, pooled=pooled, prompts=tuple(prompts))
-
-    def null_context(self, size: int) -> Context:
-        """The empty prompt, ``size`` times."""
-        if self._null is None:
-            self._null = self.encode_prompts([""])
-        return self._null.select(torch.zeros(size, dtype=torch.int64, device=self.device))
 
     def _keep_features(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self._features = output

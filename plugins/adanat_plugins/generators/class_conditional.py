@@ -1,4 +1,4 @@
-"""What the class-conditional generators with third-party weights share."""
+"""What the class-conditional generators share, and where the files of third-party weights are."""
 
 from __future__ import annotations
 

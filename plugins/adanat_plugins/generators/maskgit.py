@@ -17,29 +17,27 @@ from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
 from adanat_toolkit.compute import in_chunks, minimum_batch
 from adanat_toolkit.errors import ConfigError, nearest
 from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions, TokenGenerator
-from adanat_toolkit.noise import CONTEXT, Noise
+from adanat_toolkit.noise import Noise
 from adanat_toolkit.registry import parse_options
 
 from ..emoji64 import FOLDER
 from ..fingerprints import fingerprint_state
 from ..tokenizers.vqmodel import VQModelTokenizer
 from ..weights import asset, build, place, read_state, resolve
-from .tokenized import TokenizedGenerator
+from .class_conditional import ClassConditional
 from .uvit import TokenEmbedding, UViT
 
 HAND_MADE = "cosine,guidance=0:3,mask_temperature=4.5:0"
 """The best hand-made schedule of the embedded generator (benchmarks/quality.md)."""
 
 
-class UViTClassGenerator(TokenizedGenerator):
+class UViTClassGenerator(ClassConditional):
     """A class-conditional U-ViT with its tokenizer.
 
     Args:
         network: in float32, its class table's last row is the null class of guidance.
         tokenizer: has ``decode(codes, grid)`` and ``encode(images)``.
     """
-
-    context_kind = "class"
 
     def __init__(
         self,
@@ -77,12 +75,6 @@ class UViTClassGenerator(TokenizedGenerator):
     @classmethod
     def variants(cls) -> tuple[str, ...]:
         return MaskGIT.variants()
-
-    def sample_contexts(self, noise: Noise) -> Context:
-        """Classes drawn uniformly (the data's label frequencies are not known for these weights)."""
-        assert self.num_classes is not None
-        drawn = (noise.uniform(CONTEXT, 0, (1,))[:, 0] * self.num_classes).long()
-        return Context(len(noise), classes=drawn.to(self.device))
 
     def null_context(self, size: int) -> Context:
         return Context(size, classes=torch.full((size,), self.null_class, dtype=torch.int64, device=self.device))

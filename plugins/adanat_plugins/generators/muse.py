@@ -8,7 +8,6 @@ tower after its final layer norm; the null context of guidance is the empty prom
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,8 +28,8 @@ from ..weights import asset, place, resolve
 from .adanat import SCHEDULE, AdaNATOptions, load_uvit, load_vqgan, square_grid
 from .class_conditional import published_files
 from .maskgit import HAND_MADE, embedded_tokenizer
+from .text_conditional import TextConditional
 from .text_encoder import BIGG, TextConfig, TextEncoder
-from .tokenized import TokenizedGenerator
 from .uvit import UViT
 
 
@@ -39,7 +38,7 @@ class MuseOptions(AdaNATOptions):
     """Weights file of the CLIP whose text tower is used, a folder that holds it, or a hub id; None: the default."""
 
 
-class Muse(TokenizedGenerator):
+class Muse(TextConditional):
     """A text-conditional U-ViT with its text encoder and tokenizer.
 
     Args:
@@ -48,7 +47,6 @@ class Muse(TokenizedGenerator):
     """
 
     Options: ClassVar[type[PluginOptions]] = MuseOptions
-    context_kind = "text"
 
     def __init__(
         self,
@@ -73,7 +71,6 @@ class Muse(TokenizedGenerator):
         self.feature_dim = network.norm.weight.shape[0]
         self.default_schedule = default_schedule
         self.device, self.dtype = device, dtype
-        self._null: Context | None = None
 
     @classmethod
     def variants(cls) -> tuple[str, ...]:
@@ -100,28 +97,6 @@ class Muse(TokenizedGenerator):
         encoder = TextEncoder.load(text_file, BIGG, device=device, dtype=dtype)
         tokenizer = load_vqgan(files[1], network, device, dtype)
         return cls(full, network, encoder, tokenizer, device=device, dtype=dtype, default_schedule=SCHEDULE)
-
-    def parts(self) -> dict[str, Any]:
-        return {"generator": self.network, "text encoder": self.encoder, "tokenizer": self.tokenizer}
-
-    def sample_contexts(self, noise: Noise) -> Context:
-        """Captions of the generator's data.
-
-        Raises:
-            ConfigError: no captions ship with it.
-        """
-        raise ConfigError(f"no captions ship with {self.name}; give --prompt, --prompts FILE, or --data with captions.")
-
-    def encode_prompts(self, prompts: Sequence[str]) -> Context:
-        """Contexts of prompts: states (B, L, C), pooled (B, P) before normalisation."""
-        states, pooled = self.encoder(prompts)
-        return Context(len(prompts), states=states, pooled=pooled, prompts=tuple(prompts))
-
-    def null_context(self, size: int) -> Context:
-        """The empty prompt, ``size`` times."""
-        if self._null is None:
-            self._null = self.encode_prompts([""])
-        return self._null.select(torch.zeros(size, dtype=torch.int64, device=self.device))
 
     @torch.no_grad()
     def predict(self, tokens: Tensor, context: Context) -> tuple[Tensor, Tensor]:
