@@ -32,7 +32,7 @@ from .registry import create_features, create_generator, toolkit_version
 from .runs import RunFolder, prepare_folder, write_file, write_json
 from .sampling import seed_range
 from .schedule_search import search_schedule
-from .selection import choose_features, choose_scorer, require_real_images
+from .selection import choose_features, choose_scorer, own_captions, require_real_images
 from .tables import HAND_MADE, Cell, Result, Table, build_table, markdown, to_csv
 from .training import create_trainer
 
@@ -88,6 +88,7 @@ class Comparison:
                 self.extractor,
                 self.real,
                 scorer=choose_scorer(self.generator, self.extractor, offline=self.config.base.offline),
+                captions=own_captions(self.generator, self.config.base.data.path, self.real),
                 progress=lambda i, n: self.progress("real images", i, n),
             )
         return self._yardstick

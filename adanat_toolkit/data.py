@@ -25,7 +25,7 @@ from torch import Tensor
 from .errors import DataError
 from .image_files import EXTENSIONS, PREPROCESSING, ImageFiles, Progress, decode_many
 from .interfaces import Context, ContextKind, Generator, ImageSource
-from .noise import DATA, Noise, sample_seeds
+from .noise import CONTEXT, DATA, Noise, sample_seeds
 
 Encode = Callable[[Sequence[str]], Context]
 MEMORY_LIMIT = 2**30
@@ -189,6 +189,22 @@ def images_for(
         encode=generator.encode_prompts if generator.context_kind == "text" else None,
         progress=progress,
     )
+
+
+def draw_contexts(generator: Generator, noise: Noise, captions: ImageSource | None = None) -> Context:
+    """One context a sample, which depends on the sample's seed alone.
+
+    Args:
+        captions: images of the user's own for a text-conditional generator (see ``selection.own_captions``): every image's
+            caption is equally likely. None: the generator's own distribution.
+
+    Raises:
+        ConfigError: a text-conditional generator that ships no captions, and none are given.
+    """
+    if captions is None:
+        return generator.sample_contexts(noise)
+    index = (noise.uniform(CONTEXT, 0, (1,))[:, 0].double() * len(captions)).long()
+    return captions.contexts(index).to(generator.device)
 
 
 def open_images(

@@ -117,6 +117,7 @@ def evaluate_policies(
     steps: int | None = None,
     baseline: str | None = None,
     batch: int | None = None,
+    captions: ImageSource | None = None,
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -132,6 +133,7 @@ def evaluate_policies(
         policies: specs of ``load_policy``. steps: T of the fixed ones among them.
         count: images of each. seed: the first one; the others follow.
         baseline: schedule text, default the generator's best known one; it takes as many steps as each policy does.
+        captions: see ``data.draw_contexts``.
         offline: forbids to download the network of the CLIP scores.
 
     Raises:
@@ -154,6 +156,7 @@ def evaluate_policies(
         extractor,
         real,
         scorer=choose_scorer(generator, extractor, offline=offline),
+        captions=captions,
         progress=lambda done, total: report("real images", done, total),
     )
 

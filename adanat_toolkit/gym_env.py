@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .compute import CPU_CHUNK, resolve_device, resolve_dtype
 from .config import DataConfig
-from .data import images_for
+from .data import draw_contexts, images_for
 from .errors import ConfigError, DataError, PluginError
 from .interfaces import Context, Generator, ImageSource, LearnedReward, RewardModel
 from .noise import DATA, REWARD, Noise, derive, mix
@@ -68,7 +68,8 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         steps: T. schedule: hand-made schedule (None: the generator's best known). knobs: those that the actions set
             (None: all). residual: add raw actions to the schedule's raw values.
         features: False leaves ``features`` out of the observations and spares their transfer to the host.
-        data: folder or zip with real images, or an image source; None: the generator's own.
+        data: folder or zip with real images, or an image source; None: the generator's own. A text-conditional generator
+            draws its prompts from the captions there.
         micro_batch: images that go through the generator at once; None: 32 on a CPU, all of them elsewhere.
         autoreset_mode: gymnasium's: ``SameStep``, ``NextStep`` or ``Disabled``.
         render_mode: None or ``rgb_array``.
@@ -290,6 +291,12 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         """Real images, opened when something asks for them."""
         return images_for(self.generator, self._data) if isinstance(self._data, str | None) else self._data
 
+    @cached_property
+    def captions(self) -> ImageSource | None:
+        """Images whose captions the episodes' prompts are drawn from: those given as ``data``; None: the generator's own."""
+        given = self._data is not None and self.generator.context_kind == "text"
+        return self.real if given else None
+
     # --- episodes -----------------------------------------------------------------------------------------------------
 
     def _contexts(self, options: dict[str, Any]) -> Context:
@@ -303,7 +310,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             raise ConfigError(f"reset options {sorted(options)} are unknown; give classes or prompts, and reset_mask.")
         given = classes if classes is not None else prompts
         if given is None:
-            return self.generator.sample_contexts(self._noise)
+            return draw_contexts(self.generator, self._noise, self.captions)
         if len(given) != self.num_envs:
             raise ConfigError(f"{len(given)} contexts given for num_envs = {self.num_envs}; give one an environment.")
         if classes is not None:
@@ -439,7 +446,7 @@ def _context_space(generator: Generator) -> spaces.Space[Any]:
         assert generator.num_classes is not None
         return spaces.Discrete(generator.num_classes)
     if generator.context_kind == "text":
-        probe = generator.sample_contexts(Noise(torch.zeros(1, dtype=torch.int64, device=generator.device)))
+        probe = generator.encode_prompts([""])
         return spaces.Box(-np.inf, np.inf, (_embedding(probe).shape[1],), np.float32)
     return spaces.Discrete(1)
 

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from . import distributed
 from .actions import ActionSpace
-from .interfaces import FeatureExtractor, Generator, ImageSource, Policy
+from .data import draw_contexts
+from .interfaces import Context, FeatureExtractor, Generator, ImageSource, Policy
 from .metrics import Evaluation, Features, Reference, evaluate_features, extract_features
 from .metrics.extract import BATCH
 from .metrics.shared import shared_reference
+from .noise import Noise
 from .pictures import to_bytes
 from .sampling import sample
 
@@ -71,11 +73,16 @@ class Yardstick:
         real: ImageSource | Reference,
         *,
         scorer: PromptScorer | None = None,
+        captions: ImageSource | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """``scorer`` gives the CLIP scores of generators with prompts (``selection.choose_scorer``); without it there are
-        none. ``progress`` counts the real images, where their features must be computed; a Reference has them already."""
-        self.generator, self.extractor, self.scorer = generator, extractor, scorer
+        """
+        Args:
+            real: images, whose features are computed now (``progress`` counts them), or a Reference, which has them.
+            scorer: gives the CLIP scores of generators with prompts (``selection.choose_scorer``); None: there are none.
+            captions: see ``data.draw_contexts``.
+        """
+        self.generator, self.extractor, self.scorer, self.captions = generator, extractor, scorer, captions
         self._reference = real if isinstance(real, Reference) else shared_reference(extractor, real, progress=progress)
 
     @property
@@ -112,7 +119,11 @@ class Yardstick:
         clip: list[Tensor] = []
         shown = torch.empty(0, 3, *generator.image_size, dtype=torch.uint8)
         done = 0
-        for samples in sample(generator, policy, space, seeds, batch=batch) if total else ():
+
+        def contexts(noise: Noise) -> Context:
+            return draw_contexts(generator, noise, self.captions)
+
+        for samples in sample(generator, policy, space, seeds, contexts, batch=batch) if total else ():
             pixels = to_bytes(samples.images)
             shown = torch.cat([shown, pixels[: keep - len(shown)]]) if len(shown) < keep else shown
             knobs.append(samples.knobs.cpu())

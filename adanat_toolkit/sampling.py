@@ -41,7 +41,7 @@ def sample(
     policy: Policy,
     space: ActionSpace,
     seeds: Tensor,
-    context: Context | None = None,
+    context: Context | Callable[[Noise], Context] | None = None,
     *,
     batch: int | None = None,
     sigma: float = 0.0,
@@ -51,15 +51,20 @@ def sample(
     """Images in batches, in the order of ``seeds``.
 
     Args:
-        seeds: (n,) int64, one an image. context: n contexts; None draws each from the data's distribution by its seed.
+        seeds: (n,) int64, one an image. context: n contexts; or a function that draws them by their seeds, a batch at a
+            time; None: the generator's ``sample_contexts``.
         batch: samples at once; it does not change the images, and is halved where memory runs out.
         sigma: exploration noise in raw coordinates (0: the policy's mean).
         on_batch: called with the number of images done.
         start_from: n starts, for masked editing (see ``editing.edit``).
     """
     noise = Noise(seeds.to(generator.device))
-    chosen = generator.sample_contexts(noise) if context is None else context
-    size = batch or _fitting_batch(generator, policy, space, chosen, noise, start_from)
+    draw = generator.sample_contexts if context is None else context
+
+    def contexts(rows: slice) -> Context:
+        return draw.select(rows) if isinstance(draw, Context) else draw(noise.select(rows))
+
+    size = batch or _fitting_batch(generator, policy, space, contexts, noise, start_from)
     at_once = MicroBatch(size, what="images", remedy="use --dtype bfloat16, or a device with more memory")
     for start in range(0, len(seeds), size):
         rows = slice(start, start + size)
@@ -67,7 +72,7 @@ def sample(
             generator,
             policy,
             space,
-            chosen.select(rows),
+            contexts(rows),
             noise.select(rows),
             sigma=sigma,
             keep_features=False,
@@ -82,7 +87,12 @@ def sample(
 
 
 def _fitting_batch(
-    generator: Generator, policy: Policy, space: ActionSpace, context: Context, noise: Noise, start_from: Start | None
+    generator: Generator,
+    policy: Policy,
+    space: ActionSpace,
+    contexts: Callable[[slice], Context],
+    noise: Noise,
+    start_from: Start | None,
 ) -> int:
     """:func:`default_batch`, or less where the memory that a few images need says so."""
 
@@ -93,7 +103,7 @@ def _fitting_batch(
             generator,
             policy,
             space,
-            context.select(rows),
+            contexts(rows),
             noise.select(rows),
             keep_features=False,
             keep_images=count,

@@ -228,6 +228,18 @@ def require_real_images(generator: Generator, path: str | None, *, progress: Pro
     return real
 
 
+def own_captions(generator: Generator, path: str | None, real: ImageSource | Reference | None) -> ImageSource | None:
+    """The images whose captions a text-conditional generator draws its contexts from: those that the user gave, so that it
+    makes what it is judged against. None: its own captions.
+
+    Args:
+        path: what the user gave as ``--data``. real: what was opened there, or the generator's own images.
+    """
+    if path is None or generator.context_kind != "text" or isinstance(real, Reference):
+        return None
+    return real
+
+
 def real_side(generator: Generator, path: str | None, extractor: FeatureExtractor) -> ImageSource | Reference:
     """What generated images are held against: real images, or their statistics alone.
 

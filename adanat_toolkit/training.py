@@ -19,7 +19,7 @@ from torch import Tensor
 from . import distributed
 from .compute import CPU_CHUNK, resolve_device, resolve_dtype
 from .config import DataConfig, RunConfig
-from .data import augment, images_for
+from .data import augment, draw_contexts, images_for
 from .errors import CheckpointError, ConfigError
 from .interfaces import Context, ImageSource, LearnedReward
 from .memory import MicroBatch, measured_size, whole
@@ -31,6 +31,7 @@ from .rollout import Rollout, collect
 from .run_state import load_module, load_optimiser, open_run, optimiser_state, save_run
 from .runs import RunFolder, held, prepare_folder
 from .schedules import parse_schedule
+from .selection import own_captions
 from .tracking import Trackers
 from .watching import Watch, context_diversity
 
@@ -84,6 +85,7 @@ class Trainer:
         self.parameters = [*self.policy.parameters(), *self.critic.parameters()]
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.ppo.learning_rate)
         self.real = images_for(generator, config.data.path)
+        self.captions = own_captions(generator, config.data.path, self.real)
         self.reward = create_reward(
             config.reward.name,
             config.reward.options,
@@ -159,7 +161,7 @@ class Trainer:
 
         def probe(count: int) -> None:
             noise = Noise(torch.arange(count, device=self.device))
-            self._collect(self.generator.sample_contexts(noise), noise, noise, 1.0, MicroBatch(count))
+            self._collect(draw_contexts(self.generator, noise, self.captions), noise, noise, 1.0, MicroBatch(count))
 
         size = measured_size(probe, self.device, most=self._local_batch(), stored=self._stored_features())
         if size is not None:
@@ -250,7 +252,7 @@ class Trainer:
         noise = Noise(shared.repeat_interleave(config.ppo.group))
         explore = Noise(sample_seeds(derive(config.seed, ACTION), self.iteration, start, stop - start, self.device))
         self._measure()
-        context = self.generator.sample_contexts(noise)
+        context = draw_contexts(self.generator, noise, self.captions)
         return self._collect(context, noise, explore, sigma, self.micro_batch), start
 
     def _collect(

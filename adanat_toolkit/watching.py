@@ -49,7 +49,7 @@ class Watch:
             )
         name = choose_features(generator, config.evaluate_features)
         extractor = create_features(name, device=trainer.device, offline=config.offline)
-        self.held_out = HeldOut(generator, extractor, trainer.real, config.evaluate_images)
+        self.held_out = HeldOut(generator, extractor, trainer.real, config.evaluate_images, captions=trainer.captions)
 
     def look(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with a reading of the yardstick, where one is due (the first iteration, every ``evaluate_every``-th, the
@@ -77,12 +77,21 @@ class HeldOut:
             the readings of a run can be compared with each other, and with nothing else.
     """
 
-    def __init__(self, generator: Generator, extractor: FeatureExtractor, real: ImageSource, count: int) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        extractor: FeatureExtractor,
+        real: ImageSource,
+        count: int,
+        *,
+        captions: ImageSource | None = None,
+    ) -> None:
         self.generator, self.extractor, self.real, self.count = generator, extractor, real, count
+        self.captions = captions
 
     @cached_property
     def yardstick(self) -> Yardstick:
-        return Yardstick(self.generator, self.extractor, self.real)
+        return Yardstick(self.generator, self.extractor, self.real, captions=self.captions)
 
     def read(self, policy: Policy, space: ActionSpace) -> dict[str, float]:
         """``yardstick/FIGURE`` of the policy's means, and ``seconds_yardstick``; empty but in the main process."""

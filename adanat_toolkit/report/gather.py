@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data import images_for
 from ..errors import AdaNATError, CheckpointError, ConfigError, DataError, PluginError, WeightsError
 from ..evaluation import MINIMUM, evaluate_policies
 from ..interfaces import Generator
 from ..policy_files import load_policy
 from ..registry import create_features
 from ..sampling import seed_range
-from ..selection import choose_features, open_generator, real_side
+from ..selection import choose_features, open_generator, own_captions, real_side
 from .probing import Probe, Ranking, Step, probe, rank, trace
 from .reading import Run
 from .yardstick import Block, blocks
@@ -212,11 +213,13 @@ def _judge(
             # A report that nobody asked for figures fetches no feature network for them.
             offline = settings.offline or settings.images is None
             extractor = create_features(name, device=generator.device, offline=offline)
+            real = real_side(generator, data, extractor)
             comparison = evaluate_policies(
                 generator,
                 [str(run.path) for run in members],
                 extractor,
-                real_side(generator, data, extractor),
+                real,
+                captions=own_captions(generator, data, real),
                 count=settings.images or IMAGES,
                 seed=settings.seed,
                 batch=settings.batch,
@@ -243,19 +246,22 @@ def _look(generator: Generator, runs: Sequence[Run], settings: Settings, progres
         policy, space, _ = load_policy(str(run.path), generator)
         steps = space.steps
         by_hand, hand_space, _ = load_policy("fixed", generator, steps)
+        captions = None
+        if generator.context_kind == "text" and run.config.data.path is not None:
+            captions = images_for(generator, run.config.data.path)
         if steps not in groups:
-            images = probe(generator, by_hand, hand_space, seeds[:SHOWN], batch=settings.batch)
+            images = probe(generator, by_hand, hand_space, seeds[:SHOWN], captions=captions, batch=settings.batch)
             groups[steps] = Group(generator.name, steps, generator.default_schedule, images)
 
         def done(count: int, name: str = run.name) -> None:
             progress(f"{name}: pictures", count, PROBED)
 
-        found = probe(generator, policy, space, seeds, batch=settings.batch, progress=done)
+        found = probe(generator, policy, space, seeds, captions=captions, batch=settings.batch, progress=done)
         ranking = rank(found.knobs, space)
         chosen = _chosen(ranking)
         picked = [found.seeds[i] for i in chosen.values()]
-        ours = trace(generator, policy, space, picked)
-        theirs = trace(generator, by_hand, hand_space, picked)
+        ours = trace(generator, policy, space, picked, captions)
+        theirs = trace(generator, by_hand, hand_space, picked, captions)
         traced = [
             Traced(why, found.seeds[i], found.labels[i], ranking.values[i] if ranking.values else None, *both)
             for (why, i), both in zip(chosen.items(), zip(ours, theirs, strict=True), strict=True)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..actions import ActionSpace
-from ..interfaces import Context, Generator, Policy, TokenGenerator, TokenState
+from ..data import draw_contexts
+from ..interfaces import Context, Generator, ImageSource, Policy, TokenGenerator, TokenState
 from ..noise import Noise
 from ..pictures import to_bytes
 from ..sampling import sample
@@ -88,16 +89,21 @@ def probe(
     space: ActionSpace,
     seeds: Tensor,
     *,
+    captions: ImageSource | None = None,
     batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Probe:
     """One image a seed, with its context drawn by the seed.
 
     Args:
-        seeds: (n,) int64. progress: called with the number of images done.
+        seeds: (n,) int64. captions: see ``data.draw_contexts``. progress: called with the number of images done.
     """
     images, knobs, labels = [], [], []
-    for part in sample(generator, policy, space, seeds, batch=batch, on_batch=progress):
+
+    def contexts(noise: Noise) -> Context:
+        return draw_contexts(generator, noise, captions)
+
+    for part in sample(generator, policy, space, seeds, contexts, batch=batch, on_batch=progress):
         images.append(to_bytes(part.images))
         knobs.append(part.knobs.float().cpu())
         labels += [describe(generator, part.context, i) for i in range(len(part.seeds))]
@@ -142,10 +148,16 @@ def rank(knobs: Tensor, space: ActionSpace) -> Ranking:
 
 
 @torch.no_grad()
-def trace(generator: Generator, policy: Policy, space: ActionSpace, seeds: Sequence[int]) -> list[list[Step]]:
+def trace(
+    generator: Generator,
+    policy: Policy,
+    space: ActionSpace,
+    seeds: Sequence[int],
+    captions: ImageSource | None = None,
+) -> list[list[Step]]:
     """Every step of a few samples, as ``sample`` takes them: for each seed a list of T steps."""
     noise = Noise(torch.tensor(list(seeds), dtype=torch.int64, device=generator.device))
-    context = generator.sample_contexts(noise)
+    context = draw_contexts(generator, noise, captions)
     state = generator.reset(context, noise, space.steps)
     out: list[list[Step]] = [[] for _ in seeds]
     for t in range(space.steps):

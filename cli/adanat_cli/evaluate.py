@@ -57,7 +57,7 @@ def evaluate(
     from adanat_toolkit.hub import local_policy
     from adanat_toolkit.registry import create_features
     from adanat_toolkit.runs import prepare_folder
-    from adanat_toolkit.selection import choose_features, open_generator, real_side
+    from adanat_toolkit.selection import choose_features, open_generator, own_captions, real_side
 
     from .progress import image_progress
     from .ranks import ranks
@@ -80,12 +80,14 @@ def evaluate(
         extractor = create_features(choose_features(model, features), device=model.device, offline=offline)
         if out is not None and here.main:
             prepare_folder(out)
+        real = real_side(model, data, extractor)
         with image_progress(quiet=quiet) as show:
             comparison = evaluate_policies(
                 model,
                 chosen,
                 extractor,
-                real_side(model, data, extractor),
+                real,
+                captions=own_captions(model, data, real),
                 count=num,
                 seed=seed,
                 steps=steps,
