@@ -16,6 +16,8 @@ Row = Mapping[str, Any]
 
 WINDOW = 5
 """Rows that are averaged before they are compared: single iterations are noisy."""
+LOOK_BACK = 250
+"""Rows in which the last updates of a discriminator are looked for: with lazy updates few rows have any."""
 YARDSTICK_WORSE = 1.05
 """The held-out distance counts as fallen behind from this multiple of its best reading on."""
 YARDSTICK_READINGS = 2
@@ -65,11 +67,16 @@ def reward_against_yardstick(rows: Sequence[Row]) -> str | None:
     if best >= len(values) - YARDSTICK_READINGS or min(recent) <= YARDSTICK_WORSE * values[best]:
         return None
     at = readings[best]
-    rise = _risen(rows[max(0, at + 1 - WINDOW) : at + 1], rows[max(at + 1, len(rows) - WINDOW) :])
-    if rise is None:
+    before = rows[max(0, at + 1 - WINDOW) : max(at + 1, WINDOW)]  # a single row has no noise to be told from
+    after = rows[max(at + 1, len(rows) - WINDOW) :]
+    names = _terms(rows[-1]) or ["reward/mean"]
+    rises = {name: rise for name in names if (rise := _improved(before, after, name)) is not None}
+    if not rises:
         return None
+    name, rise = next(iter(rises.items()))
+    what = "the reward" if name == "reward/mean" else name
     return (
-        f"the reward rose from {rise[0]:.4g} to {rise[1]:.4g} while the held-out Frechet distance went from "
+        f"{what} went from {rise[0]:.4g} to {rise[1]:.4g}, which is better, while the held-out Frechet distance went from "
         f"{values[best]:.4g} (iteration {rows[at]['iteration']}) to {values[-1]:.4g}: the policy exploits the reward. "
         "Train shorter, keep enough checkpoints to go back to (keep_checkpoints), or mix the reward with another "
         "(--reward A:1,B:0.3)."
@@ -98,7 +105,7 @@ def discriminator_saturated(rows: Sequence[Row]) -> str | None:
     for prefix in _prefixes(rows, "accuracy_real"):
         pairs = [
             (float(row[f"{prefix}accuracy_real"]), float(row[f"{prefix}accuracy_fake"]))
-            for row in rows[-10 * WINDOW :]
+            for row in rows[-LOOK_BACK:]
             if f"{prefix}accuracy_real" in row
         ][-WINDOW:]
         if len(pairs) == WINDOW and min(fmean(p[side] for p in pairs) for side in (0, 1)) > SATURATED:
@@ -139,16 +146,12 @@ def reward_flat(rows: Sequence[Row]) -> str | None:
             "that the reward fits the generator (prompts, image size), or use another one."
         )
     updated = [row for row in rows if "ppo/approx_kl" in row]
-    if len(updated) < FLAT_AFTER or any(key.startswith("reward_model/") for key in updated[-1]):
+    # With lazy updates not every row has figures of the reward's update.
+    if len(updated) < FLAT_AFTER or any(key.startswith("reward_model/") for row in rows[-LOOK_BACK:] for key in row):
         return None
-    # A mixture is standardised within the batch, and influences sum to nothing: then the terms tell what is learned.
-    terms = [key for key in updated[-1] if key.startswith("reward/") and key.endswith("/mean") and key != "reward/mean"]
-    for name in ("reward/mean", *terms):
-        before, after = updated[:WINDOW], updated[-WINDOW:]
-        if name.endswith("frechet/mean"):  # the one term that improves downwards
-            before, after = after, before
-        if _risen(before, after, name):
-            return None
+    terms = _terms(updated[-1])
+    if any(_improved(updated[:WINDOW], updated[-WINDOW:], name) for name in ("reward/mean", *terms)):
+        return None
     name = terms[0] if terms else "reward/mean"
     first, last = fmean(r[name] for r in updated[:WINDOW]), fmean(r[name] for r in updated[-WINDOW:])
     return (
@@ -200,6 +203,20 @@ def _stretch(name: str, rows: Sequence[Row]) -> Alarm | None:
     return Alarm(name, int(rows[first - 1]["iteration"]), message)
 
 
+def _terms(row: Row) -> list[str]:
+    """Names of the means of a reward's terms. A mixture is standardised within the batch, and influences sum to nothing: then
+    the terms tell what is learned."""
+    return [key for key in row if key.startswith("reward/") and key.endswith("/mean") and key != "reward/mean"]
+
+
+def _improved(before: Sequence[Row], after: Sequence[Row], name: str) -> tuple[float, float] | None:
+    """Means before and after, where the figure has become better beyond its noise; None where it has not."""
+    if not name.endswith("frechet/mean"):
+        return _risen(before, after, name)
+    fallen = _risen(after, before, name)  # the one term that improves downwards
+    return None if fallen is None else fallen[::-1]
+
+
 def _risen(before: Sequence[Row], after: Sequence[Row], name: str = "reward/mean") -> tuple[float, float] | None:
     """Means of a figure before and after, where it has risen beyond its noise; None where it has not."""
     first, last = ([float(row[name]) for row in rows if name in row] for rows in (before, after))
@@ -212,7 +229,7 @@ def _risen(before: Sequence[Row], after: Sequence[Row], name: str = "reward/mean
 
 def _prefixes(rows: Sequence[Row], figure: str) -> list[str]:
     """``reward_model/`` or, in a mixture, ``reward_model/TERM/``: where a figure of a learned reward stands."""
-    recent = rows[-10 * WINDOW :]
+    recent = rows[-LOOK_BACK:]
     return sorted(
         {k.removesuffix(figure) for row in recent for k in row if k.startswith("reward_model/") and k.endswith(figure)}
     )

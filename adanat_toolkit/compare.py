@@ -25,6 +25,7 @@ from .compare_grid import PUBLISHED, SEARCH, CompareConfig, cell_key
 from .compute import resolve_device, resolve_dtype
 from .errors import ConfigError, DataError, PluginError, WeightsError
 from .judging import Images, Yardstick
+from .memory import MemoryShortage
 from .pictures import grid, write_png
 from .policy_files import load_policy
 from .published_samplers import PUBLISHED_SAMPLERS
@@ -38,7 +39,7 @@ from .training import create_trainer
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (images, or trajectories of a training)."""
-Interrupted = (ConfigError, PluginError, DataError, WeightsError)
+Interrupted = (ConfigError, PluginError, DataError, WeightsError, MemoryShortage)
 """Errors that a cell fails with while the others go on; damaged files and full disks stop everything."""
 SAMPLER_OF = {"muse": "amused"}
 """Published sampler of a family that is not called as it: Muse's authors published no code, aMUSEd is its reproduction."""
@@ -77,6 +78,9 @@ class Comparison:
         known = self._published() is not None
         self.cells = [cell for cell in config.cells() if known or cell.policy != PUBLISHED]
         """The grid, without ``published`` where the generator's family has no published sampler."""
+        for cell in self.cells:
+            if not cell.learned and cell.policy != SEARCH:
+                load_policy(f"fixed:{self._schedule(cell.policy)}", self.generator, cell.steps)
         self._yardstick: Yardstick | None = None
 
     @property
@@ -94,22 +98,23 @@ class Comparison:
         return self._yardstick
 
     def plan(self) -> dict[str, Any]:
-        """What the comparison will need, for ``--dry-run``."""
-        cells = self.cells
-        learned = [cell for cell in cells if cell.learned]
-        searches = [cell for cell in cells if cell.policy == SEARCH]
+        """What the comparison will still need, for ``--dry-run``; images are those of the cells that are not finished."""
+        missing = [cell for cell in self.cells if self.files.load(cell) is None]
+        learned = [cell for cell in missing if cell.learned]
+        searches = [cell for cell in missing if cell.policy == SEARCH]
         base = self.config.base
         readings = 0
         if base.evaluate_every:
-            readings = 2 + (base.iterations - 1) // base.evaluate_every
+            every = range(base.evaluate_every, base.iterations + 1, base.evaluate_every)
+            readings = len({1, *every, base.iterations})
         return {
-            "cells": len(cells),
+            "cells": len(self.cells),
+            "finished": len(self.cells) - len(missing),
             "learned": len(learned),
             "searches": len(searches),
-            "finished": sum(self.files.load(cell) is not None for cell in cells),
-            "images_for_learning": (len(learned) + len(searches)) * base.trajectories,
+            "images_for_learning": (len(learned) + len(searches)) * base.iterations * base.batch,
             "images_for_held_out_readings": len(learned) * readings * base.evaluate_images,
-            "images_for_the_table": len(cells) * self.config.images,
+            "images_for_the_table": len(missing) * self.config.images,
         }
 
     def run(self) -> list[Result]:
@@ -148,13 +153,14 @@ class Comparison:
         result = Result(cell, None)
         if cell.learned:
             run = self.out / "runs" / cell.name
-            rows, partial = self._train(cell, run)
+            rows, partial, told = self._train(cell, run)
             result = replace(
                 result,
                 images=config.run_of(cell).iterations * config.base.batch,
                 alarms=[alarm.to_json() for alarm in alarms.raised(rows)],
                 training=[_training_row(row) for row in rows],
                 partial=partial,
+                told=told,
             )
             spec = str(run)
         elif cell.policy == SEARCH:
@@ -181,15 +187,16 @@ class Comparison:
             device=self.device.type,
         )
 
-    def _train(self, cell: Cell, run: Path) -> tuple[list[dict[str, Any]], bool]:
-        """Rows of the finished training, and whether its reward reads the features of the yardstick."""
+    def _train(self, cell: Cell, run: Path) -> tuple[list[dict[str, Any]], bool, list[str]]:
+        """Rows of the finished training, whether its reward reads the features of the yardstick, and further figures whose
+        network it reads."""
         config = self.config.run_of(cell)
         trainer = create_trainer(config)
         total = config.iterations * config.batch
         trainer.run(run, on_iteration=lambda row: self.progress(f"{cell.name}: training", row["trajectories"], total))
-        terms = getattr(trainer.reward, "rewards", {"": trainer.reward})
-        protocols = [getattr(getattr(term, "extractor", None), "protocol", None) for term in terms.values()]
-        return RunFolder(run).metrics(), self.extractor.protocol in protocols
+        reads, scorer = trainer.reward.reads, self.yardstick.scorer
+        told = ["clip_score"] if scorer is not None and scorer.protocol in reads else []
+        return RunFolder(run).metrics(), self.extractor.protocol in reads, told
 
     def _images(self, cell: Cell, spec: str) -> Images:
         policy, space, _ = load_policy(spec, self.generator, cell.steps)
@@ -227,6 +234,7 @@ class Comparison:
             protocol=self.extractor.protocol,
             data=self.real.fingerprint,
             dtype=_name(self.generator.dtype),
+            base_schedule=self.generator.default_schedule,
             schedule=schedule,
         )
 
@@ -238,6 +246,7 @@ class Comparison:
             "generator_fingerprint": self.generator.fingerprint,
             "device": self.device.type,
             "dtype": _name(self.generator.dtype),
+            "default_schedule": self.generator.default_schedule,
             "seeds": list(dict.fromkeys(self.config.seeds)),
             "first_seed": self.config.first_seed,
             "budget": base.iterations * base.batch,

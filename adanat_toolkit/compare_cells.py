@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from .compare_grid import SEARCH, cell_key, configure
 from .errors import ConfigError, DataError, InUseError, PluginError
 from .runs import held, prepare_folder, write_json
-from .tables import Cell, Result
+from .tables import HAND_MADE, Cell, Result
 
 POLL_SECONDS = 2.0
 
@@ -20,7 +21,8 @@ class CellFiles:
     """``cells/NAME.json`` with the result and the key of what it depends on, and ``NAME.png`` with its first images.
 
     Args:
-        key: of a cell, see ``compare_grid.cell_key``. reuse: reports whose results of the same key count as finished.
+        key: of a cell, see ``compare_grid.cell_key``. reuse: reports whose results of the same key count as finished; from
+            the ``--out`` folder of a comparison the pictures are taken over too.
 
     Raises:
         DataError: a report that is not there, or is none.
@@ -28,7 +30,11 @@ class CellFiles:
 
     def __init__(self, folder: Path, key: Callable[[Cell], str], *, reuse: Sequence[Path] = ()) -> None:
         self.folder, self.key = folder, key
-        self._reusable = {key: result for path in reuse for key, result in read_report(path).items()}
+        self._reusable = {
+            key: (result, path / "cells" / f"{result.cell.name}.png")
+            for path in reuse
+            for key, result in read_report(path).items()
+        }
 
     def file(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}.json"
@@ -37,14 +43,17 @@ class CellFiles:
         return self.folder / f"{cell.name}.png"
 
     def load(self, cell: Cell) -> Result | None:
-        """The result of a cell that was finished with these settings, here or in a report that may be reused. A damaged file
-        counts as not finished."""
-        key = self.key(cell)
+        """The result of a cell that was finished with these settings, here or in a report that may be reused."""
+        own = self._own(cell)
+        return own if own is not None else self._reusable.get(self.key(cell), (None, None))[0]
+
+    def _own(self, cell: Cell) -> Result | None:
+        """The result that is kept here. A damaged file counts as not finished."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             stored = json.loads(self.file(cell).read_text())
-            if stored["key"] == key:
+            if stored["key"] == self.key(cell):
                 return Result.from_json(stored["result"])
-        return self._reusable.get(key)
+        return None
 
     def save(self, cell: Cell, result: Result) -> None:
         write_json(self.file(cell), {"key": self.key(cell), "result": result.to_json()})
@@ -79,17 +88,26 @@ class CellFiles:
         Raises:
             InUseError: another process is making it.
         """
-        result = self.load(cell)
-        if result is not None and self.file(cell).is_file():
+        result = self._own(cell)
+        if result is not None:
             return result
         lock = self.folder / f"{cell.name}.lock"
         with held(lock):
-            result = self.load(cell)  # another process may have finished it meanwhile
-            made = result is None
-            result = make(cell) if result is None else result
-            if result.error is None and (made or not self.file(cell).is_file()):
-                self.save(cell, result)  # also what is of another report: this folder can then do without it
+            result = self._own(cell)  # another process may have finished it meanwhile
+            if result is None:
+                result = self._take_over(cell) or make(cell)
+                if result.error is None:
+                    self.save(cell, result)
             lock.unlink(missing_ok=True)
+        return result
+
+    def _take_over(self, cell: Cell) -> Result | None:
+        """The result of another report, with its picture; a picture of other settings does not stay beside it."""
+        result, sheet = self._reusable.get(self.key(cell), (None, None))
+        if result is not None and sheet is not None:
+            self.sheet(cell).unlink(missing_ok=True)
+            if sheet.is_file():
+                shutil.copyfile(sheet, self.sheet(cell))
         return result
 
 
@@ -105,6 +123,9 @@ def read_report(path: Path) -> dict[str, Result]:
         facts = stored["facts"]
         config = configure(**facts["config"])
         out = {}
+        # Reports before this fact was stored have it in their hand-made rows.
+        by_hand = [c["schedule"] for c in stored["cells"] if c["cell"]["policy"] == HAND_MADE and c["schedule"]]
+        base = facts.get("default_schedule", by_hand[0] if by_hand else None)
         for value in stored["cells"]:
             result = Result.from_json({"training": [], "device": facts["device"], **value})
             if result.evaluation is None:
@@ -116,6 +137,7 @@ def read_report(path: Path) -> dict[str, Result]:
                 protocol=facts["protocol"],
                 data=facts["data"],
                 dtype=facts["dtype"],
+                base_schedule=base,
                 schedule=None if result.cell.policy == SEARCH else result.schedule,
             )
             out[key] = result

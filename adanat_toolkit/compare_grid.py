@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .config import RunConfig, merge, validate
 from .errors import ConfigError, nearest
-from .registry import explain, load
+from .registry import explain, load, parse_options
 from .run_state import IGNORED_ON_RESUME
+from .schedule_search import check_search
 from .tables import HAND_MADE, Cell
 
 PUBLISHED, SEARCH = "published", "search"
@@ -47,13 +48,14 @@ class CompareConfig(BaseModel):
         """The grid: baselines, then the search, then what is learned; within each by T, then seed."""
         steps, seeds = sorted(set(self.steps)), list(dict.fromkeys(self.seeds))
         by_hand = sorted({*steps, *self.hand_made_steps})
-        fixed = [policy for policy in self.policies if policy.partition(":")[0] == "fixed"]
-        learned = [policy for policy in self.policies if policy not in fixed]
+        policies, rewards = dict.fromkeys(self.policies), dict.fromkeys(self.rewards)
+        fixed = [policy for policy in policies if policy.partition(":")[0] == "fixed"]
+        learned = [policy for policy in policies if policy not in fixed]
         searched = sorted(set(self.search_steps if self.search_steps is not None else steps)) if self.candidates else []
         out = [Cell(PUBLISHED, None, t, s) for t in steps for s in seeds]
         out += [Cell(policy, None, t, s) for policy in (HAND_MADE, *fixed) for t in by_hand for s in seeds]
         out += [Cell(SEARCH, None, t, s) for t in searched for s in seeds]
-        return out + [Cell(p, r, t, s) for r in self.rewards for p in learned for t in steps for s in seeds]
+        return out + [Cell(p, r, t, s) for r in rewards for p in learned for t in steps for s in seeds]
 
     def run_of(self, cell: Cell) -> RunConfig:
         """Configuration of a learned cell. Options of a policy or reward go to those of the grid that have them."""
@@ -74,7 +76,8 @@ class CompareConfig(BaseModel):
         """Everything that can be refused before any work.
 
         Raises:
-            ConfigError: a T or seed out of range, a policy that cannot be trained, an option that nothing in the grid has.
+            ConfigError: a T or seed out of range, a policy that cannot be trained, an option that nothing in the grid has or
+                whose value does not fit, too small a budget for the search.
             PluginError: an unknown policy or reward.
         """
         wrong = [s for s in self.seeds if not 0 <= s < LARGEST_SEED]
@@ -93,6 +96,9 @@ class CompareConfig(BaseModel):
             classes["policy"].append(found)
         if classes["policy"] and not self.rewards:
             raise ConfigError("learned policies need a reward; give at least one, or only fixed:SCHEDULE policies.")
+        cells = self.cells()
+        if any(cell.policy == SEARCH for cell in cells):
+            check_search(self.base.iterations * self.base.batch, self.candidates)
         for kind, options in (("policy", self.base.policy.options), ("reward", self.base.reward.options)):
             known = {name for each in classes[kind] for name in each.Options.model_fields}
             for key in options:
@@ -101,6 +107,29 @@ class CompareConfig(BaseModel):
                         f"{kind}.options.{key} is an option of no {kind} in the grid{nearest(key, known)} Known: "
                         f"{', '.join(sorted(known)) or 'none'}."
                     )
+        for cell in cells:
+            if cell.learned:
+                self.resolved_run(cell)
+
+    def resolved_run(self, cell: Cell) -> dict[str, Any]:
+        """What the training of a learned cell depends on, with the defaults of the plug-ins' options written out.
+
+        Left out is what the fingerprints of generator and data and the compute type stand for.
+
+        Raises:
+            ConfigError: an option does not fit.
+        """
+        run = self.run_of(cell)
+        # The readings do not change the policy, but the result shows them.
+        ignored = (set(IGNORED_ON_RESUME) - {"evaluate_every"}) | {"dtype"}
+        out = {key: value for key, value in run.model_dump(mode="json").items() if key not in ignored}
+        del out["data"]["path"], out["generator"]
+        classes = {"policy": load("policy", cell.policy), "reward": _reward_class(cell.reward or "")}
+        for kind, found in classes.items():
+            if all(not field.is_required() for field in found.Options.model_fields.values()):
+                parsed = parse_options(f"{kind} {out[kind]['name']!r}", found.Options, out[kind]["options"])
+                out[kind]["options"] = parsed.model_dump(mode="json")
+        return out
 
 
 def configure(**values: Any) -> CompareConfig:
@@ -124,17 +153,30 @@ def _reward_class(spec: str) -> Any:
 
 
 def cell_key(
-    config: CompareConfig, cell: Cell, *, generator: str, protocol: str, data: str, dtype: str, schedule: str | None
+    config: CompareConfig,
+    cell: Cell,
+    *,
+    generator: str,
+    protocol: str,
+    data: str,
+    dtype: str,
+    base_schedule: str | None,
+    schedule: str | None,
 ) -> str:
     """Hash of everything that a result depends on but the device.
 
     Args:
         generator, data: fingerprints. dtype: that was computed in: a generator is a few percent better or worse in another
-            (docs/evaluation.md). schedule: of a hand-made row, else None.
+            (docs/evaluation.md). base_schedule: the generator's best known one, which policies and the search start from.
+            schedule: of a hand-made row, else None.
     """
+    spec = config.base.generator
     facts: dict[str, Any] = {
         "cell": cell.name,
         "generator": generator,
+        # The fingerprint is that of the main network; a tokenizer, a text encoder or a number of heads are options.
+        "name": spec.name.partition(":")[0],
+        "options": {key: value for key, value in spec.options.items() if key != "weights"},
         "protocol": protocol,
         "data": data,
         "dtype": dtype,
@@ -142,12 +184,11 @@ def cell_key(
         "first_seed": config.first_seed,
     }
     if cell.learned:
-        run = config.run_of(cell).model_dump(mode="json")
-        # The readings do not change the policy, but the result shows them.
-        ignored = set(IGNORED_ON_RESUME) - {"evaluate_every"}
-        facts["run"] = {key: value for key, value in run.items() if key not in ignored}
+        facts["run"] = config.resolved_run(cell)
+        facts["base"] = base_schedule
     elif cell.policy == SEARCH:
         facts["search"] = [config.candidates, config.base.iterations * config.base.batch]
+        facts["base"] = base_schedule
     else:
         facts["schedule"] = schedule
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

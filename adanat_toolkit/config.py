@@ -1,6 +1,7 @@
 """The run's configuration: typed, frozen, unknown keys rejected; presets; how flags, files and ``--set`` are merged.
 
-Later sources win: defaults < preset < ``--config FILE.yaml`` < flags < ``--set a.b=c``.
+Later sources win: defaults < preset < ``--config FILE.yaml`` < flags < ``--set a.b=c``. Options belong to the plug-in that they
+were given with: a later source that names another one drops them.
 """
 
 from __future__ import annotations
@@ -138,11 +139,23 @@ def resolve(
         raise ConfigError(f"unknown preset {preset!r}{nearest(preset, PRESETS)} Presets: {', '.join(PRESETS)}.")
     values = merge({}, PRESETS[preset])
     if file is not None:
-        values = merge(values, read_yaml(file))
-    values = merge(values, flags or {})
+        values = _merge_source(values, read_yaml(file))
+    values = _merge_source(values, flags or {})
     for text in overrides:
-        values = merge(values, parse_override(text))
+        values = _merge_source(values, parse_override(text))
     return validate(values)
+
+
+def _merge_source(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`merge`; where the later source names another plug-in, the earlier one's options do not stay with it."""
+    kept = dict(values)
+    for part in ("generator", "reward", "policy"):
+        old, new = kept.get(part), over.get(part)
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and "options" in old and "name" in new:
+            named = old.get("name", RunConfig.model_fields[part].default.name)
+            if new["name"] != named:
+                kept[part] = {key: value for key, value in old.items() if key != "options"}
+    return merge(kept, over)
 
 
 def validate(values: Mapping[str, Any]) -> RunConfig:

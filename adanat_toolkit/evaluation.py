@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,15 @@ class Judged:
 
     Attributes:
         policy: as the user wrote it. steps: T. card: of the policy. evaluation: figures and intervals.
-        features: (N, D) of its images, in the order of the seeds. shown: the first images, (n, 3, H, W) uint8.
+        features: (N, D) of its images, in the order of the seeds; None where they are too wide for the interval of a ratio,
+            which is what they are kept for. shown: the first images, (n, 3, H, W) uint8.
     """
 
     policy: str
     steps: int
     card: dict[str, Any]
     evaluation: Evaluation
-    features: Features = field(repr=False)
+    features: Features | None = field(repr=False)
     shown: Tensor = field(repr=False)
 
 
@@ -160,17 +161,18 @@ def evaluate_policies(
         progress=lambda done, total: report("real images", done, total),
     )
 
-    made: dict[tuple[str, int], tuple[Images, dict[str, Any]]] = {}
+    judged: dict[tuple[str, int], Judged] = {}
     wanted = [(hand_made, length) for length in lengths]
     wanted += [(hand_made if _is_baseline(spec, baseline, hand_made) else spec, space.steps) for spec, (_, space, _) in loaded]
     for key in dict.fromkeys(wanted):
-        made[key] = _make(*key, yardstick, count=count, seed=seed, batch=batch, progress=report)
+        images, card = _make(*key, yardstick, count=count, seed=seed, batch=batch, progress=report)
+        if distributed.is_main():  # at once: one set of features is all that is held, however many policies there are
+            kept = None
+            if images.features.values.shape[1] <= RESAMPLED_DIMENSIONS:
+                kept = replace(images.features, probabilities=None)
+            judged[key] = Judged(*key, card, yardstick.judge(images, seed=seed), kept, images.shown)
     if not distributed.is_main():
         return Comparison([], [], {})
-    judged = {
-        key: Judged(*key, card, yardstick.judge(images, seed=seed), images.features, images.shown)
-        for key, (images, card) in made.items()
-    }
     baselines = {length: judged[hand_made, length] for length in lengths}
     rows = []
     for key in wanted[len(lengths) :]:
@@ -238,15 +240,14 @@ def _make(
 def _compare(judged: Judged, baseline: Judged, reference: Reference, seed: int) -> Compared:
     ratio = judged.evaluation.figures["frechet"] / baseline.evaluation.figures["frechet"]
     interval = None
-    ours, theirs = judged.features, baseline.features
-    if ours.values.shape[1] <= RESAMPLED_DIMENSIONS:
+    kept = [features for features in (judged.features, baseline.features) if features is not None]
+    if len(kept) == 2:
 
         def resampled(index: Tensor) -> float:
-            distances = [
-                frechet_distance(FeatureStatistics.of(f.values[index], f.protocol), reference.statistics)
-                for f in (ours, theirs)
-            ]
-            return distances[0] / distances[1]
+            ours, theirs = (
+                frechet_distance(FeatureStatistics.of(f.values[index], f.protocol), reference.statistics) for f in kept
+            )
+            return ours / theirs
 
-        interval = bootstrap_interval(resampled, len(ours), resamples=RESAMPLES, seed=seed)
+        interval = bootstrap_interval(resampled, len(kept[0]), resamples=RESAMPLES, seed=seed)
     return Compared(judged, baseline, ratio, interval)

@@ -271,7 +271,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             raise ConfigError("this environment's reward does not learn, so there is nothing to update.")
         if self.finished is None:
             raise ConfigError("no episode has finished yet; update the reward after one.")
-        if self.real is None:
+        if self.real is None and "real_images" in self.reward.needs:
             raise DataError(f"{self.generator.name} ships no real images to train the reward with; give data=FOLDER.")
         from .training import update_reward
 

@@ -488,6 +488,11 @@ class RewardModel(ABC):
         """Named parts of the last scores, each (B,), for the log of a mixed reward."""
         return {}
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """Feature protocols whose network the score depends on: figures under these flatter a policy that it has trained."""
+        return frozenset()
+
     def parameters_count(self) -> dict[str, int]:
         """Parameter counts by part, for ``--dry-run``."""
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +32,10 @@ def draw_all(results: Sequence[Result], table: Table, folder: Path, *, sheets: P
     done = [r for r in results if r.evaluation is not None]
     out = []
     for steps in sorted({r.cell.steps for r in done}):
-        chosen = _one_seed([r for r in done if r.cell.steps == steps])
+        of_steps = [r for r in done if r.cell.steps == steps]
+        chosen = _one_seed(of_steps)
         if any(r.cell.learned for r in chosen) or len(chosen) > 2:
-            drawn = [r for r in chosen if _sheet(r, sheets).is_file()]  # a cell of another comparison may have none
+            drawn = _one_seed([r for r in of_steps if _sheet(r, sheets).is_file()])  # what is taken over may have none
             if drawn:
                 out += [_same_seeds(drawn, folder / f"same-seeds-T{steps}.png", sheets)]
             out += [_save(knobs_over_steps(chosen), folder / f"knobs-T{steps}.png")]
@@ -130,11 +132,9 @@ def _sheet(result: Result, sheets: Path) -> Path:
 
 
 def _one_seed(results: Sequence[Result]) -> list[Result]:
-    """The first seed of each row."""
-    first: dict[tuple[str, str | None, int], Result] = {}
-    for result in results:
-        first.setdefault(result.cell.row, result)
-    return list(first.values())
+    """The results of one seed: the first of those that most rows have."""
+    count = Counter(result.cell.seed for result in results)
+    return [result for result in results if result.cell.seed == max(count, key=lambda seed: count[seed])]
 
 
 def _label(result: Result) -> str:

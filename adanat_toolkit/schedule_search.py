@@ -81,6 +81,21 @@ class SearchResult:
         return asdict(self)
 
 
+def check_search(budget: int, candidates: int) -> None:
+    """Refuse a search that would rank its candidates by too few images.
+
+    Raises:
+        ConfigError: the budget gives too few images a candidate.
+    """
+    share = budget // ROUNDS
+    if candidates < 2 or share // candidates < MINIMUM:
+        raise ConfigError(
+            f"a search over {candidates} schedules with {budget} images gives {share // max(candidates, 1)} images to each in "
+            f"the first of {ROUNDS} rounds; it needs at least 2 schedules and {MINIMUM} images each. Use between 2 and "
+            f"{share // MINIMUM} candidates, or more trajectories."
+        )
+
+
 def search_schedule(
     yardstick: Yardstick,
     steps: int,
@@ -105,13 +120,8 @@ def search_schedule(
     Raises:
         ConfigError: the budget gives too few images a candidate.
     """
+    check_search(budget, candidates)
     share = budget // ROUNDS
-    if candidates < 2 or share // candidates < MINIMUM:
-        raise ConfigError(
-            f"a search over {candidates} schedules with {budget} images gives {share // max(candidates, 1)} images to each in "
-            f"the first of {ROUNDS} rounds; it needs at least 2 schedules and {MINIMUM} images each. Use between 2 and "
-            f"{share // MINIMUM} candidates, or more trajectories."
-        )
     generator, chosen = yardstick.generator, space or SearchSpace()
     dice = random.Random(seed)
     texts = [generator.default_schedule, *(chosen.draw(generator, dice) for _ in range(candidates - 1))]

@@ -60,7 +60,8 @@ class Result:
         knobs: ``names``, and per step and knob ``mean``, ``low`` and ``high`` (10 and 90 %) over the images.
         training: per iteration ``trajectories``, ``reward`` and, where read, ``frechet`` of the held-out yardstick.
         partial: whether it was optimised on the very features that judge it: a search, or a reward that reads them.
-        error: why it failed; there is no evaluation then. device: what computed it.
+        told: further figures whose network the reward reads. error: why it failed; there is no evaluation then.
+        device: what computed it.
     """
 
     cell: Cell
@@ -72,6 +73,7 @@ class Result:
     training: list[dict[str, Any]] = field(default_factory=list)
     search: dict[str, Any] | None = None
     partial: bool = False
+    told: list[str] = field(default_factory=list)
     error: str | None = None
     device: str = ""
 
@@ -101,7 +103,7 @@ class Row:
     Attributes:
         figures: by name. ratio: Frechet distance over that of ``hand-made`` at the same T, seed by seed.
         alarms: how many of the seeds raised each. failed: messages of the seeds that failed, by seed.
-        budget: images generated for learning or searching, a seed. partial: see :class:`Result`.
+        budget: images generated for learning or searching, a seed. partial, told: see :class:`Result`.
         devices: what computed the seeds, where it was not the same for all of the table; else empty.
     """
 
@@ -116,6 +118,7 @@ class Row:
     budget: int
     schedules: list[str]
     partial: bool
+    told: list[str]
     devices: list[str]
 
     @property
@@ -170,9 +173,12 @@ def build_table(results: Sequence[Result], facts: dict[str, Any]) -> Table:
     groups: dict[tuple[str, str | None, int], list[Result]] = {}
     for result in results:
         groups.setdefault(result.cell.row, []).append(result)
-    rows = [_row(group, reference) for group in groups.values()]
-    if len({device for row in rows for device in row.devices}) < 2:
+    several = len({r.cell.seed for r in results}) > 1
+    rows = [_row(group, reference, several) for group in groups.values()]
+    devices = {device for row in rows for device in row.devices}
+    if len(devices) < 2:
         rows = [replace(row, devices=[]) for row in rows]
+        facts = {**facts, "device": next(iter(devices), facts["device"])}
     rows.sort(key=lambda row: (row.steps, row.reward is not None))  # stable: the grid's order within
     first = evaluations[0]
     about = {
@@ -185,14 +191,16 @@ def build_table(results: Sequence[Result], facts: dict[str, Any]) -> Table:
     return Table(rows, _steps_saved(rows), {**facts, **about})
 
 
-def _row(group: Sequence[Result], reference: dict[tuple[int, int], float]) -> Row:
+def _row(group: Sequence[Result], reference: dict[tuple[int, int], float], several: bool) -> Row:
+    """``several``: whether the table has several seeds, so that intervals are over them; else over the images."""
     done = [(r, r.evaluation) for r in group if r.evaluation is not None]
     cell = group[0].cell
     names = [name for name in FIGURES if done and all(name in e.figures for _, e in done)]
     figures = {}
     for name in names:
         values = [e.figures[name] for _, e in done]
-        figures[name] = Figure(fmean(values), _interval(values, done[0][1].intervals.get(name)), values)
+        single = None if several else done[0][1].intervals.get(name)
+        figures[name] = Figure(fmean(values), _interval(values, single), values)
     ratios = [
         e.figures["frechet"] / reference[r.cell.steps, r.cell.seed]
         for r, e in done
@@ -214,6 +222,7 @@ def _row(group: Sequence[Result], reference: dict[tuple[int, int], float]) -> Ro
         max(r.images for r in group),
         [r.schedule for r in group if r.schedule is not None],
         any(r.partial for r in group),
+        list(dict.fromkeys(name for r in group for name in r.told)),
         list(dict.fromkeys(r.device for r in group if r.device)),
     )
 
@@ -261,6 +270,7 @@ def cells_of(row: Row, names: Sequence[str], *, intervals: bool = True) -> list[
     """The texts of a row: what it is, then the figures (with their intervals or without), the ratio, notes and alarms."""
     shown = [_show(row.figures.get(name), intervals) for name in names]
     notes = ["partial"] if row.partial else []
+    notes += [f"{name} partial" for name in row.told]
     notes += [f"{name} ({count}/{len(row.seeds) + len(row.failed)})" for name, count in row.alarms.items()]
     notes += [f"FAILED (seed {seed})" for seed in row.failed]
     notes += row.devices
@@ -320,7 +330,7 @@ def failures(table: Table) -> list[str]:
 def caption(table: Table) -> list[str]:
     """What a reader must know beside the numbers, a line each."""
     facts = table.facts
-    several = any(len(row.seeds) > 1 for row in table.rows)
+    several = len({seed for row in table.rows for seed in [*row.seeds, *row.failed]}) > 1
     device = "devices in the notes" if any(row.devices for row in table.rows) else facts["device"]
     over = "Student's 95 % interval over seeds" if several else "95 % bootstrap interval over images"
     return [
@@ -329,7 +339,8 @@ def caption(table: Table) -> list[str]:
         f"Features {facts['protocol']}, real images {facts['data']} ({facts['real_images']}).",
         f"Mean over seeds, in brackets {over}. Frechet and kernel distance: lower is better.",
         f"ratio: Frechet distance over that of `{HAND_MADE}` at the same T, seed by seed; below 1 is better.",
-        "partial: optimised on the very features that judge it here, so that its figures flatter it.",
+        "partial: optimised on the very features that judge it here, so that its figures flatter it; FIGURE partial: that "
+        "figure's alone.",
         f"Budget of learned policies and of the search: {facts['budget']:,} generated images a seed.",
     ]
 

@@ -332,7 +332,7 @@ class Trainer:
             self.average[key].lerp_(value, 1 - decay)
 
     def _update_reward(self, rollout: Rollout) -> dict[str, float]:
-        assert isinstance(self.reward, LearnedReward) and self.real is not None
+        assert isinstance(self.reward, LearnedReward)
         return update_reward(
             self.reward,
             self.real,
@@ -408,7 +408,7 @@ def create_trainer(config: RunConfig) -> Trainer:
 
 def update_reward(
     reward: LearnedReward,
-    real: ImageSource,
+    real: ImageSource | None,
     rollout: Rollout,
     *,
     data: DataConfig,
@@ -419,12 +419,18 @@ def update_reward(
     """Train a reward on the images of a rollout (``rollout.embedded``) and on as many real ones as it asks for.
 
     Args:
+        real: None for a reward that reads none (``needs``): it is given no real images then.
         seed: decides which real images are drawn and how they are augmented. micro_batch: real images embedded at once.
 
     Returns:
         The reward's figures.
     """
     assert rollout.embedded is not None
+    if "real_images" not in reward.needs:
+        none = slice(0, 0)
+        nothing, about = rollout.embedded[none], rollout.context.select(none)
+        return reward.update(nothing, about, rollout.embedded, rollout.context, seed=seed)
+    assert real is not None  # ``create_reward`` has seen to it
     start, stop = distributed.local_slice(reward.real_per_update)
     seeds = sample_seeds(seed, 0, start, stop - start)
     index = (Noise(seeds).uniform(DATA, 1, (1,))[:, 0].double() * len(real)).long()

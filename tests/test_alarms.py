@@ -172,6 +172,29 @@ def test_reward_against_yardstick_needs_both():
     assert alarms.reward_against_yardstick(falling) is None
 
 
+def test_a_mixture_and_a_distance_are_held_against_the_yardstick_by_their_terms():
+    columns = {
+        "reward/mean": lambda i: 1e-9 * (-1) ** i,
+        "yardstick/frechet": lambda i: 5 + 0.1 * i if i % 5 == 0 else None,
+    }
+    exploited = {"reward/clip-score/mean": lambda i: 20 + 0.1 * i, "reward/aesthetic/mean": 5.0}
+    found = alarms.reward_against_yardstick(rows(60, **columns, **exploited))
+    assert found is not None and "reward/clip-score/mean went from" in found
+    for frechet, raised in ((lambda i: 10 - 0.05 * i, True), (lambda i: 10 + 0.05 * i, False)):
+        own = rows(60, **columns, **{"reward/frechet/mean": frechet})
+        assert (alarms.reward_against_yardstick(own) is not None) == raised
+    still = {"reward/clip-score/mean": 20.0, "reward/aesthetic/mean": 5.0}
+    assert alarms.reward_against_yardstick(rows(60, **columns, **still)) is None
+
+
+def test_a_single_noisy_row_is_no_reward_to_have_risen_from():
+    def reward(i: int) -> float:
+        return 0.4 if i == 1 else 0.5 + 0.05 * (-1) ** i
+
+    noisy = rows(40, reward__mean=reward, yardstick__frechet=lambda i: 5 + 0.1 * i if i % 5 in (0, 1) else None)
+    assert alarms.reward_against_yardstick(noisy) is None
+
+
 def test_an_alarm_goes_out_again_and_is_remembered():
     found = rows(
         60, reward__mean=lambda i: 0.01 * i, yardstick__frechet=lambda i: 9.0 if 20 < i <= 40 else 5.0 - 0.001 * i
@@ -190,12 +213,13 @@ def test_diversity_collapse(name):
 
 
 @pytest.mark.parametrize("prefix", ["reward_model/", "reward_model/adversarial/"])
-@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize("every", [1, 4, 20])
 def test_discriminator_saturated(prefix, every):
     def figures(real: float, fake: float) -> list[dict[str, Any]]:
         columns = {"accuracy_real": real, "accuracy_fake": fake}
         return rows(
-            40, **{prefix + name: (lambda i, v=value: v if i % every == 0 else None) for name, value in columns.items()}
+            40 if every < 8 else 120,
+            **{prefix + name: (lambda i, v=value: v if i % every == 0 else None) for name, value in columns.items()},
         )
 
     assert names(alarms.check(figures(0.995, 1.0))) == ["discriminator-saturated"]
@@ -218,6 +242,8 @@ def test_a_frozen_reward_that_does_not_rise_is_flat_but_a_learned_one_may_stand_
     assert alarms.check(rows(alarms.FLAT_AFTER - 1)) == []
     assert alarms.check(rows(60, reward__mean=lambda i: min(i, 10) / 10)) == []  # risen, then at its best
     assert alarms.check(rows(60, **{"reward_model/loss": 0.6})) == []
+    lazy = rows(60, **{"reward_model/loss": lambda i: 0.6 if i % 4 == 1 else None})
+    assert alarms.check(lazy) == []
 
 
 def test_a_mixture_is_judged_by_its_terms():

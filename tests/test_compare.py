@@ -21,7 +21,9 @@ from adanat_toolkit.compare_grid import LARGEST_SEED, configure
 from adanat_toolkit.config import validate
 from adanat_toolkit.errors import CheckpointError, ConfigError, DataError, PluginError
 from adanat_toolkit.judging import Yardstick
+from adanat_toolkit.memory import MemoryShortage
 from adanat_toolkit.metrics import Evaluation, mean_interval
+from adanat_toolkit.plots import _one_seed
 from adanat_toolkit.runs import held
 from adanat_toolkit.schedule_search import SEARCH_SEED, SearchSpace, search_schedule
 from adanat_toolkit.schedules import parse_schedule
@@ -87,6 +89,9 @@ def test_settings_that_cannot_work_are_refused_before_any_work(tmp_path, tiny_pl
         ({"base": {"policy": {"options": {"sise": "small"}}}}, ConfigError, "option of no policy in the grid"),
         ({"base": {"reward": {"options": {"updates": 1}}}}, ConfigError, "option of no reward in the grid"),
         ({"features": "emoji65"}, PluginError, "did you mean 'emoji64'"),
+        ({"policies": ("fixed:lineer",)}, ConfigError, "did you mean 'linear'"),
+        ({"candidates": 32}, ConfigError, "at least 2 schedules and 16 images each"),
+        ({"rewards": ("adversarial",), "base": {"reward": {"options": {"updates": 0}}}}, ConfigError, "updates"),
     ):
         with pytest.raises(error, match=message):
             Comparison(configuration(**settings), tmp_path / "out")
@@ -152,9 +157,6 @@ def test_a_comparison_from_start_to_pictures_and_again(tmp_path, tiny_plugins, m
     stored = json.loads((tmp_path / "report" / "compare.json").read_text())
     assert stored["rows"][2]["figures"]["frechet"]["values"] == own and stored["facts"]["budget"] == 96
 
-    def never(*_: Any, **__: Any) -> None:
-        raise AssertionError("a finished cell was run again")
-
     again = Comparison(replaced(config, rewards=("contrast",)), tmp_path / "out")
     monkeypatch.setattr(Trainer, "step", never)
     monkeypatch.setattr(Yardstick, "make", never)
@@ -181,6 +183,9 @@ def test_cells_of_another_report_are_taken_over_where_the_settings_are_the_same(
     assert "cpu, cuda |" in markdown(table) and "devices in the notes, float32" in markdown(table)
     assert next(csv.DictReader(io.StringIO(to_csv(table))))["devices"] == "cpu cuda"
     assert first.table(before).rows[0].devices == []
+    # All of it from elsewhere: the table says where, not where it was written.
+    only = first.table(taken)
+    assert only.facts["device"] == "cuda" and ", cuda, float32" in markdown(only)
     # The pictures need no sheet of what was taken over, and this folder now stands for itself.
     files = write_report(results, table, tmp_path / "both", sheets=tmp_path / "second" / "cells")
     assert {"same-seeds-T2.png", "knobs-T2.png"} <= {file.name for file in files}
@@ -198,6 +203,90 @@ def test_cells_of_another_report_are_taken_over_where_the_settings_are_the_same(
     for wrong in (tmp_path / "nothing", tmp_path / "first" / "cells" / "hand-made-T2-s0.json"):
         with pytest.raises(DataError, match=r"cannot reuse .*: .* Give the --report"):
             Comparison(configuration(), tmp_path / "third", reuse=[wrong])
+
+
+def test_what_was_taken_over_replaces_what_is_stale(tmp_path, tiny_plugins, monkeypatch):
+    """A cell of other settings in the same folder leaves neither its result nor its picture beside the new one."""
+    settings: dict[str, Any] = {"seeds": (0,), "candidates": 0}
+    stale = Comparison(configuration(**settings, first_seed=500), tmp_path / "out")
+    stale.run()
+    other = Comparison(configuration(**settings), tmp_path / "other")
+    results = other.run()
+    write_report(results, other.table(results), tmp_path / "report", sheets=tmp_path / "other" / "cells")
+    monkeypatch.setattr(Yardstick, "make", never)
+    sheets = tmp_path / "out" / "cells"
+    old = (sheets / "hand-made-T2-s0.png").read_bytes()
+    # From a report alone there is no picture; from the folder of the comparison there is.
+    taken = Comparison(configuration(**settings), tmp_path / "out", reuse=[tmp_path / "report"])
+    assert plain([replace(r, training=[]) for r in taken.run()]) == plain([replace(r, training=[]) for r in results])
+    assert not (sheets / "hand-made-T2-s0.png").exists()
+    assert Comparison(configuration(**settings), tmp_path / "out").plan()["finished"] == 2
+    shutil.copy(tmp_path / "report" / "compare.json", tmp_path / "other" / "compare.json")
+    Comparison(configuration(**settings), tmp_path / "third", reuse=[tmp_path / "other"]).run()
+    copied = (tmp_path / "third" / "cells" / "hand-made-T2-s0.png").read_bytes()
+    assert copied == (tmp_path / "other" / "cells" / "hand-made-T2-s0.png").read_bytes() != old
+
+
+def test_what_a_result_depends_on(tmp_path, tiny_plugins, monkeypatch):
+    settings: dict[str, Any] = {"seeds": (0,), "rewards": ("fid",)}
+
+    def keys(base: dict[str, Any] | None = None) -> dict[str, str]:
+        comparison = Comparison(
+            configuration({"reward": {"options": {"features": "pixels"}}, **(base or {})}, **settings), tmp_path
+        )
+        return {cell.policy: comparison.files.key(cell) for cell in comparison.cells}
+
+    first = keys()
+    # A default that is written out, the spelling of the data's place and of the compute type change nothing.
+    assert keys({"reward": {"options": {"features": "pixels", "variant": "shared"}}, "dtype": "float32"}) == first
+    grouped = keys({"reward": {"options": {"features": "pixels", "group": 8}}})
+    assert grouped["shared"] != first["shared"] and grouped["hand-made"] == first["hand-made"]
+    monkeypatch.setattr(TinyWithData, "create", classmethod(lambda cls, *_, **__: cls()))
+    tokenizer = keys({"generator": {"name": "tiny", "options": {"tokenizer": "other"}}})
+    assert all(tokenizer[policy] != key for policy, key in first.items())
+    init = TinyWithData.__init__
+
+    def colder(self: Any) -> None:
+        init(self)
+        self.default_schedule = "cosine,mask_temperature=0.5:0"
+
+    monkeypatch.setattr(TinyWithData, "__init__", colder)
+    assert all(key != first[policy] for policy, key in keys().items())
+
+
+def test_a_grid_is_the_same_however_often_a_part_is_named():
+    once, twice = (
+        configuration(policies=("shared", "fixed:linear")),
+        configuration(policies=("shared", "fixed:linear", "shared", "fixed:linear"), rewards=("contrast", "contrast")),
+    )
+    assert once.cells() == twice.cells()
+
+
+def test_a_cell_that_runs_out_of_memory_does_not_stop_the_others(tmp_path, tiny_plugins, monkeypatch):
+    step = Trainer.step
+
+    def short(self: Trainer) -> Any:
+        if self.config.seed == 0:
+            raise MemoryShortage("not enough memory")
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "step", short)
+    comparison = Comparison(configuration(candidates=0), tmp_path / "out")
+    results = comparison.run()
+    assert [r.error for r in results if r.cell.learned] == ["not enough memory", None]
+    (learned,) = (row for row in comparison.table(results).rows if row.policy == "shared")
+    # One of two seeds is left: no interval over seeds, and the one over images is another thing.
+    assert learned.figures["frechet"].interval is None and learned.failed == {0: "not enough memory"}
+
+
+def test_the_plan_is_of_what_is_left(tmp_path, tiny_plugins):
+    config = configuration({"evaluate_every": 1}, candidates=0)
+    first = Comparison(config, tmp_path / "out").plan()
+    assert first["images_for_held_out_readings"] == 2 * 6 * 32 and first["images_for_the_table"] == 4 * 64
+    Comparison(replaced(config, seeds=(0,)), tmp_path / "out").run()
+    left = Comparison(config, tmp_path / "out").plan()
+    assert (left["cells"], left["finished"], left["learned"]) == (4, 2, 1)
+    assert left["images_for_learning"] == 96 and left["images_for_the_table"] == 2 * 64
 
 
 def test_processes_share_a_grid(tmp_path, tiny_plugins, monkeypatch):
@@ -224,6 +313,10 @@ def test_processes_share_a_grid(tmp_path, tiny_plugins, monkeypatch):
     assert set(trained) == {"shared-contrast-T2-s1"}
     assert plain(results) == plain(whole)
     assert not list(cells.glob("*.lock"))
+
+
+def never(*_: Any, **__: Any) -> None:
+    raise AssertionError("a finished cell was run again")
 
 
 def plain(results: list[Result]) -> Any:
@@ -393,6 +486,12 @@ def test_a_table_of_failures_alone_says_why():
 def test_one_seed_shows_the_bootstrap_interval():
     (row,) = build_table([result("hand-made", 4, 5.0)], FACTS).rows
     assert row.figures["frechet"].interval == (4.0, 6.0) and row.ratio is not None and row.ratio.interval is None
+
+
+def test_pictures_are_of_one_seed():
+    results = [result("hand-made", 4, 5.0, seed=s) for s in (0, 1, 2)]
+    results += [result("adaptive", 4, 4.0, seed=s, reward="r") for s in (1, 2)]  # seed 0 failed
+    assert [(r.cell.policy, r.cell.seed) for r in _one_seed(results)] == [("hand-made", 1), ("adaptive", 1)]
 
 
 def test_steps_saved_is_read_off_the_best_hand_made_curve():

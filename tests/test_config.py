@@ -123,6 +123,19 @@ def test_missing_files(tmp_path: Path) -> None:
         resolve(preset="papr")
 
 
+def test_options_stay_with_the_plugin_they_were_given_with(tmp_path: Path) -> None:
+    assert resolve(preset="paper").reward.options == {"architecture": "paper"}
+    other = resolve(preset="paper", flags={"reward": {"name": "imagereward", "options": {"batch": 4}}})
+    assert other.reward.options == {"batch": 4} and other.reward.name == "imagereward"
+    assert resolve(preset="paper", overrides=["policy.name=shared"]).policy.options == {}
+    same = resolve(preset="paper", flags={"reward": {"name": "adversarial"}}, overrides=["reward.options.updates=3"])
+    assert same.reward.options == {"architecture": "paper", "updates": 3}
+    file = tmp_path / "run.yaml"
+    file.write_text("reward: {name: fid, options: {group: 8}}")
+    assert resolve(file=file).reward.options == {"group": 8}
+    assert resolve(file=file, flags={"reward": {"name": "fid:influence"}}).reward.options == {}
+
+
 def test_groups_must_divide_the_batch() -> None:
     with pytest.raises(ConfigError, match=r"batch = 10 must be a multiple of ppo\.group = 4"):
         validate({"batch": 10, "ppo": {"group": 4}})

@@ -12,11 +12,17 @@ from torch import Tensor
 
 from adanat_plugins.rewards.fid import FidHistoryReward, FidReward, frechet_distance_of_few
 from adanat_plugins.rewards.frechet_influence import FrechetInfluence, Moments
+from adanat_toolkit.config import validate
 from adanat_toolkit.data import MemoryImages
 from adanat_toolkit.errors import CheckpointError, ConfigError, DataError
 from adanat_toolkit.interfaces import Context, Generator
 from adanat_toolkit.metrics.frechet import FeatureStatistics, frechet_distance
 from adanat_toolkit.registry import create_generator, create_reward
+from adanat_toolkit.training import Trainer
+
+from .tiny_plugins import Pixels, TinyImages, TinyWithData, tiny_plugins
+
+__all__ = ["tiny_plugins"]
 
 CPU = torch.device("cpu")
 D = 12
@@ -185,6 +191,33 @@ def test_groups_default_to_a_quarter_of_the_batch(generator: Generator, emoji: M
     for count, groups in ((2, 1), (16, 4), (64, 4), (256, 4), (640, 10)):
         scores = reward.score_embedded(features[:count], nothing(count))
         assert len(scores.unique()) == groups
+
+
+def test_influence_learns_without_real_images(
+    tmp_path: Path, tiny_plugins: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published statistics are enough: the history is one of generated images."""
+    data = TinyImages()
+    FeatureStatistics.of(Pixels()(data.images(torch.arange(300))), Pixels().protocol).save(
+        tmp_path / "real.safetensors"
+    )
+    monkeypatch.setattr(TinyWithData, "real_images", lambda self: None)
+    options = {"features": "pixels", "reference": str(tmp_path / "real.safetensors")}
+    for reward in (
+        {"name": "fid:influence", "options": options},
+        {"name": "fid:influence:1,brightness:0.5", "options": {"options": {"fid:influence": options}}},
+    ):
+        settings = {
+            "generator": {"name": "tiny"},
+            "policy": {"name": "shared"},
+            "steps": 2,
+            "batch": 16,
+            "trajectories": 32,
+        }
+        trainer = Trainer(validate({**settings, "reward": reward, "device": "cpu"}))
+        assert trainer.real is None
+        rows = [trainer.step(), trainer.step()]
+        assert any(key.endswith("history") for key in rows[-1] if key.startswith("reward_model/"))
 
 
 def test_influence_without_history(generator: Generator, emoji: MemoryImages) -> None:

@@ -372,6 +372,23 @@ def test_evaluate_from_images_to_figures() -> None:
     assert again == result
 
 
+def test_diversity_settings_are_those_of_the_real_images_alone() -> None:
+    """Sets that happen to have other classes are held against the same images, and go into one table."""
+    real, real_labels = rand(0, 60, 5), torch.arange(60) % 4
+    reference = Reference(FeatureStatistics.of(real, "p"), real, real_labels)
+    fake = Features(rand(1, 40, 5), None, "p")
+    found = [
+        evaluate_features(fake, reference, labels=labels, bootstrap=0)
+        for labels in (torch.arange(40) % 3, torch.arange(40) % 7, torch.full((40,), 9), torch.arange(40))
+    ]
+    require_comparable(*found)
+    assert [("diversity" in each.figures) for each in found] == [True, True, False, False]
+    # Classes without real images are left out.
+    shared = (torch.arange(40) % 7) < 4
+    expected = within_class_diversity(fake.values[shared], real, (torch.arange(40) % 7)[shared], real_labels)
+    assert found[1].figures["diversity"] == pytest.approx(expected, rel=1e-12)
+
+
 def test_evaluate_against_published_statistics() -> None:
     real = Reference(gaussian(torch.zeros(4), torch.eye(4)))
     chances = rand(1, 50, 6).softmax(1)

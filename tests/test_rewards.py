@@ -21,7 +21,7 @@ from adanat_plugins.rewards.mix import LearnedMixReward, MixReward, Term, parse_
 from adanat_toolkit.data import MemoryImages
 from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, WeightsError
 from adanat_toolkit.interfaces import Context, Generator, RewardModel
-from adanat_toolkit.registry import create_generator, create_reward
+from adanat_toolkit.registry import create_features, create_generator, create_reward
 
 from .golden.checks_imagereward import check
 from .golden.harness import Fixture, Report
@@ -268,9 +268,28 @@ def test_clip_errors_name_the_remedy(generator: Generator, tmp_path: Path) -> No
         make("clip-score", generator, model="ViT-B-32")
     with pytest.raises(WeightsError, match="no file and no tag"):
         make("clip-score", generator, model="ViT-B-32", weights=str(tmp_path / "absent.pt"))
+    with pytest.raises(ConfigError, match=r"another activation .* give model=ViT-B-32-quickgelu"):
+        make("clip-score", generator, model="ViT-B-32", weights="openai")
     (tmp_path / "open_clip_config.json").write_text("{}")
     with pytest.raises(WeightsError, match="could not be loaded"):
         make("clip-score", generator, model=str(tmp_path))
+    for model in ("auto", "emoji64", str(tmp_path)):
+        with pytest.raises(ConfigError, match=r"weights = 'openai' .* would not be used"):
+            make("clip-score", generator, model=model, weights="openai")
+
+
+def test_rewards_say_which_protocols_they_read(generator: Generator, emoji: MemoryImages) -> None:
+    """What they have trained is then marked where one of these judges it."""
+    embedded = create_features("clip-emoji64", device=CPU).protocol
+    own = create_features("emoji64", device=CPU).protocol
+
+    def reads(spec: str, **options: Any) -> frozenset[str]:
+        return create_reward(spec, options, generator=generator, real=emoji, device=CPU, seed=0).reads
+
+    assert reads("clip-score") == {embedded} and reads("adversarial") == {embedded} and reads("fid") == {own}
+    assert reads("fid:influence", features="clip-emoji64") == {embedded}
+    assert reads("adversarial", backbone="none") == frozenset()
+    assert reads("clip-score:1,fid:0.5") == {embedded, own}
 
 
 # --- aesthetic --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -99,7 +100,8 @@ def evaluate_features(
 
     Args:
         labels: (N,) int64 class ids of the fakes, for the diversity within class; without them, or without the reals'
-            labels, it is the diversity of the whole set (``settings["diversity_classes"]`` is 1).
+            labels, it is the diversity of the whole set (``settings["diversity_classes"]`` is 1). Classes without real images
+            do not count; where no class has two images on both sides, there is no such figure.
         clip: (N,) per-sample CLIP scores (see :func:`clip_scores`).
         neighbours: precision, recall, density and coverage use min(N, M, neighbours) random fakes and reals: as many of
             each, because their values depend on both counts.
@@ -160,16 +162,19 @@ def evaluate_features(
         ids, real_ids = torch.zeros(count, dtype=torch.int64), torch.zeros(len(real.features), dtype=torch.int64)
         if labels is not None and real.labels is not None:
             ids, real_ids = labels.cpu(), real.labels
-        classes = int(max(ids.max(), real_ids.max())) + 1
+        # A number of the real images alone, so that it is the same for all sets that are held against them.
+        classes = int(real_ids.max()) + 1
         settings["diversity_classes"] = classes
-        real_spread = pair_spread(real.features, real_ids, classes)
+        ids = ids.clamp(max=classes)  # one more class for those that no real image has
+        real_spread = pair_spread(real.features, real_ids, classes + 1)
 
         def diversity(index: Tensor) -> float:
-            return relative_spread(pair_spread(fake.values[index], ids[index], classes), real_spread)
+            return relative_spread(pair_spread(fake.values[index], ids[index], classes + 1), real_spread)
 
-        figures["diversity"] = diversity(torch.arange(count))
-        if bootstrap:
-            intervals["diversity"] = interval(diversity, count)
+        with contextlib.suppress(DataError):
+            figures["diversity"] = diversity(torch.arange(count))
+            if bootstrap:
+                intervals["diversity"] = interval(diversity, count)
     return Evaluation(fake.protocol, count, real.statistics.count, real.statistics.data, figures, intervals, settings)
 
 

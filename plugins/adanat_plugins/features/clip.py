@@ -12,7 +12,6 @@ from adanat_toolkit.interfaces import FeatureExtractor, PluginOptions
 from adanat_toolkit.metrics.scores import clip_scores
 from adanat_toolkit.registry import parse_options
 
-from ..fingerprints import fingerprint_state
 from ..rewards.clip_models import EMBEDDED, ClipModel, ClipOptions, load_clip
 from .third_party import FeatureAsset, locate
 
@@ -54,12 +53,11 @@ class ClipFeatures(FeatureExtractor):
     def __init__(self, model: ClipModel) -> None:
         self.model = model
         self.feature_dim = model.dim
-        digest = fingerprint_state(model.network.state_dict())
-        self.protocol = f"clip-{model.name}-{digest[:8]}"
+        self.protocol = model.protocol
         embedded = model.name == EMBEDDED
         self.card = {
             "network": f"open_clip {model.name}, projected image embedding before normalisation, {model.dim} features",
-            "weights": f"fingerprint {digest}",
+            "weights": f"fingerprint {model.digest}",
             "resize": "the model's own (open_clip's preprocessing), antialiased",
             "rounding": "to 8 bit, before and after the resize",
             "range": "the model's own mean and standard deviation",

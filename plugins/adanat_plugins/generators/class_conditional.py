@@ -25,7 +25,7 @@ class ClassConditional(TokenizedGenerator):
     """A generator of classes 0..num_classes - 1, drawn uniformly: published weights do not tell label frequencies."""
 
     context_kind: ContextKind = "class"
-    Options: ClassVar[type[PublishedOptions]] = PublishedOptions
+    Options: ClassVar[type[PluginOptions]] = PublishedOptions
     num_classes: int
 
     def sample_contexts(self, noise: Noise) -> Context:

@@ -18,6 +18,7 @@ from .adversarial_losses import discriminator_loss, gradient_penalty
 from .adversarial_options import NO_BACKBONE, AdversarialOptions
 from .augment import augment
 from .backbones import Backbone, create_backbone, published_backbone, random_crop
+from .clip_models import embedded_protocol
 from .discriminator import Discriminator, Head, LatentDiscriminator, PixelDiscriminator
 from .paper_discriminator import PaperDiscriminator, load_heads, read_published
 from .replay import ReplayBuffer
@@ -47,6 +48,7 @@ class AdversarialReward(LearnedReward):
         self._encode = generator.encode_latents
         published = None if options.published is None else read_published(options.published)
         self.backbone = _make_backbone(options, generator, published)
+        self._reads_embedded = published is None and _backbone_name(options, generator) == "emoji64-clip"
         if self.backbone is not None:
             self.backbone.freeze(device, generator.dtype)
         self.keeps_features = self.backbone is not None and not options.augment
@@ -95,6 +97,11 @@ class AdversarialReward(LearnedReward):
         index = torch.linspace(0, len(real) - 1, min(len(real), STATISTICS)).long()
         latents = self._encode(real.images(index).to(self.device))
         return latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The protocol of the embedded CLIP, where its image tower is the backbone."""
+        return frozenset({embedded_protocol()}) if self._reads_embedded else frozenset()
 
     def _due(self) -> bool:
         return self.iterations % self.options.every == 0
@@ -282,19 +289,27 @@ class AdversarialReward(LearnedReward):
         self.centre = state["centre"].to(self.device).clone()
 
 
+def _backbone_name(options: AdversarialOptions, generator: Generator) -> str:
+    if options.backbone != "auto":
+        return options.backbone
+    return "emoji64-clip" if "emoji64" in generator.name and options.architecture == "small" else "dino"
+
+
 def _make_backbone(
     options: AdversarialOptions, generator: Generator, published: dict[str, Tensor] | None
 ) -> Backbone | None:
     """The backbone that the options name, or that of the published discriminator; None for pixels and latents."""
     if published is not None:
         return published_backbone(published, options.pool)
-    name = options.backbone
-    if name == "auto":
-        name = "emoji64-clip" if "emoji64" in generator.name and options.architecture == "small" else "dino"
+    name = _backbone_name(options, generator)
     if name in NO_BACKBONE:
         return None
     return create_backbone(
-        name, model=options.backbone_model, weights=options.backbone_weights, size=options.backbone_size, pool=options.pool
+        name,
+        model=options.backbone_model,
+        weights=options.backbone_weights,
+        size=options.backbone_size,
+        pool=options.pool,
     )
 
 
@@ -316,7 +331,7 @@ def context_sizes(generator: Generator) -> tuple[int | None, int | None]:
 
 def _every(stride: int, phase: int, first: int, count: int, device: torch.device) -> Tensor:
     """Which of ``count`` samples, numbered from ``first`` on, have a number that leaves ``phase`` modulo ``stride``."""
-    return torch.arange((phase - first) % stride, count, stride, device=device)
+    return torch.arange(min((phase - first) % stride, count), count, stride, device=device)
 
 
 def _count(module: nn.Module) -> int:

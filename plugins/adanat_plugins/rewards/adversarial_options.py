@@ -100,8 +100,19 @@ class AdversarialOptions(PluginOptions):
                 raise ValueError(f"architecture paper needs a backbone; use architecture small with {self.backbone}")
         elif self.published is not None:
             raise ValueError("published applies to architecture paper; add architecture=paper")
-        if self.published is not None and self.model_fields_set & {"backbone", "backbone_model", "backbone_weights"}:
-            raise ValueError("published holds the backbone too; leave backbone, backbone_model and backbone_weights out")
+        about = {"backbone_model", "backbone_weights", "backbone_size"} & self.model_fields_set
+        if self.published is not None and (about or "backbone" in self.model_fields_set):
+            raise ValueError("published holds the backbone too; leave backbone and all backbone_... out")
+        if self.backbone in NO_BACKBONE and about:
+            raise ValueError(
+                f"{', '.join(sorted(about))} would not be used with backbone {self.backbone}; leave it out"
+            )
+        if self.backbone == "none" and self.crop:
+            raise ValueError("crop applies to what a backbone reads; leave it out with backbone none")
+        if "replay_share" in self.model_fields_set and not self.replay:
+            raise ValueError("replay_share needs replay, the number of images that are kept")
+        if "r1_every" in self.model_fields_set and not self.r1:
+            raise ValueError("r1_every needs r1, the weight of the penalty")
         if self.backbone in NO_BACKBONE and self.pool > 1:
             raise ValueError(f"pool applies to a backbone's features; leave it out with backbone {self.backbone}")
         if self.backbone == "latents" and (self.augment or self.crop):

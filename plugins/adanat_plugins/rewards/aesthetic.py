@@ -35,8 +35,8 @@ class AestheticReward(FrozenReward):
     """The head's output on the image's CLIP features, in the head's own units (the published ones: about 1 to 10).
 
     It reads no prompt and no class, so it goes with every generator. Published heads (LAION's
-    ``sac+logos+ava1-l14-linearMSE.pth`` and ``sa_0_4_vit_l_14_linear.pth``) want ``model=ViT-L-14`` with the ``openai``
-    weights.
+    ``sac+logos+ava1-l14-linearMSE.pth`` and ``sa_0_4_vit_l_14_linear.pth``) want
+    ``model=ViT-L-14-quickgelu`` with the ``openai`` weights.
     """
 
     Options = AestheticOptions
@@ -55,6 +55,10 @@ class AestheticReward(FrozenReward):
     def score(self, images: Tensor, context: Context) -> Tensor:
         features = self.clip.images(images) if self.normalise else self.clip.raw_images(images)
         return self.head(features)[:, 0]
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.clip.protocol})
 
     def parameters_count(self) -> dict[str, int]:
         head = sum(p.numel() for p in self.head.parameters())

@@ -6,7 +6,6 @@ compute dtype and without gradients to its weights. Its own resize and normalisa
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from adanat_toolkit.compute import in_chunks, minimum_batch
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 
-from ..weights import Asset, load_into, read_state, resolve
+from ..weights import Asset, is_offline, load_into, read_state, resolve
 
 BACKBONES = ("emoji64-clip", "dino", "dinov2", "clip", "none")
 """``none``: no backbone, the discriminator reads pixels."""
@@ -99,7 +98,8 @@ class TimmViT(Backbone):
             self.model = timm.create_model(name, pretrained=False, num_classes=0, **extra)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise ConfigError(f"backbone_model {name!r}: {error}. Use a vision transformer of timm.") from None
-        if not all(hasattr(self.model, part) for part in ("blocks", "patch_embed", "cls_token", "_pos_embed")):
+        parts = ("blocks", "patch_embed", "cls_token", "_pos_embed")
+        if any(getattr(self.model, part, None) is None for part in parts):
             raise ConfigError(f"backbone_model {name!r} is no plain vision transformer with a class token.")
         self.size = self.model.patch_embed.img_size[0]
         self.side = self.model.patch_embed.grid_size[0]
@@ -208,13 +208,14 @@ def create_backbone(
             raise ConfigError("backbone emoji64-clip is embedded: leave backbone_model, _weights and _size out.")
         return emoji64_clip(pool)
     model = model or _DEFAULT_MODELS[name]
-    path = resolve(weights, _asset(name, model), offline=_offline())
+    path = resolve(weights, _asset(name, model), offline=is_offline())
     if name == "clip":
         if size is not None:
             raise ConfigError(f"backbone_size = {size} applies to timm's backbones; leave it out with backbone clip.")
         from .clip_tower import open_clip_tower
 
-        return open_clip_tower(model, read_state(path), pool=pool, source=str(path))
+        hub = weights or _OPEN_CLIP_HUB.get(model, "")
+        return open_clip_tower(model, read_state(path), pool=pool, source=str(path), hub=hub.partition("@")[0])
     # timm's DINOv2 is configured for 518 px; 224 is the size of the other backbones and six times cheaper.
     backbone = TimmViT(model, size=size or 224, pool=pool)
     load_timm(backbone, read_state(path), source=str(path))
@@ -243,12 +244,9 @@ def load_timm(backbone: TimmViT, state: dict[str, Tensor], *, source: str) -> No
         state = {key.split(inside)[1]: value for key, value in state.items() if inside in key}
     state = {key: value for key, value in state.items() if not key.startswith(("head.", "mask_token"))}
     model, name = backbone.model, "pos_embed"
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens  # tokens that have positions of their own
     if name in state and state[name].ndim == 3 and state[name].shape[1] != model.pos_embed.shape[1]:
         state[name] = resample_abs_pos_embed(
-            state[name].float(), new_size=list(model.patch_embed.grid_size), num_prefix_tokens=model.num_prefix_tokens
+            state[name].float(), new_size=list(model.patch_embed.grid_size), num_prefix_tokens=prefix
         )
     load_into(model, state, source=source)
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import PluginOptions
 
 from ..emoji64 import FOLDER as EMOJI64
+from ..fingerprints import fingerprint_state
 from .frozen import forward_batch, prepare_images
 
 EMBEDDED = "emoji64"
@@ -28,10 +30,12 @@ class ClipOptions(PluginOptions):
     """Which CLIP."""
 
     model: str = "auto"
-    """``emoji64`` (embedded), an open_clip model name such as ``ViT-L-14``, or a folder with ``open_clip_config.json``
-    and weights. ``auto`` is the embedded one for the embedded generators."""
+    """``emoji64`` (embedded), an open_clip model name such as ``ViT-L-14-quickgelu`` (OpenAI's weights want the names with
+    ``-quickgelu``), or a folder with ``open_clip_config.json`` and weights. ``auto`` is the embedded one for the embedded
+    generators."""
     weights: str | None = Field(None, min_length=1)
-    """Weights of a named model: a local file, or one of open_clip's tags (``openai``), which it downloads."""
+    """Weights of a named model: a local file (images are normalised as OpenAI's CLIP wants them; give a folder where a model
+    wants another recipe), or one of open_clip's tags (``openai``), which it downloads."""
 
 
 class ClipModel:
@@ -60,6 +64,16 @@ class ClipModel:
         self._tokenize, self._mode, self._squash = tokenize, mode, squash
         self._size, self._mean, self._std = size, mean, std
         self._texts: dict[str, Tensor] = {}
+
+    @cached_property
+    def protocol(self) -> str:
+        """Name of the feature protocol ``clip`` with this network (see ``features.clip``)."""
+        return f"clip-{self.name}-{self.digest[:8]}"
+
+    @cached_property
+    def digest(self) -> str:
+        """Fingerprint of the weights."""
+        return fingerprint_state(self.network.state_dict())
 
     @torch.no_grad()
     def raw_images(self, images: Tensor) -> Tensor:
@@ -102,16 +116,27 @@ def load_clip(owner: str, options: ClipOptions, generator_name: str, device: tor
         WeightsError: weights are missing, damaged, or of another model.
     """
     model = options.model
+    if options.weights is not None and (model == EMBEDDED or (model == "auto" and "emoji64" in generator_name)):
+        raise ConfigError(
+            f"weights = {options.weights!r} of reward {owner!r} would not be used: the CLIP is the embedded one. Leave weights "
+            "out, or name the model that they belong to (model=ViT-B-32-quickgelu)."
+        )
     if model == "auto":
         if "emoji64" not in generator_name:
             raise ConfigError(
                 f"reward {owner!r} has no default CLIP for {generator_name}; name an open_clip model and its weights: "
-                "model=ViT-L-14 and weights=FILE (or weights=openai to download)."
+                "model=ViT-L-14-quickgelu and weights=FILE (or weights=openai to download)."
             )
         model = EMBEDDED
     if model == EMBEDDED:
         return _embedded(device)
     return _open_clip(owner, model, options.weights, device)
+
+
+@cache
+def embedded_protocol() -> str:
+    """:attr:`ClipModel.protocol` of the embedded CLIP."""
+    return _embedded(torch.device("cpu")).protocol
 
 
 def _embedded(device: torch.device) -> ClipModel:
@@ -139,11 +164,23 @@ def _embedded(device: torch.device) -> ClipModel:
     )
 
 
+def _activation_differs(model: str, tag: str) -> bool:
+    """Whether weights want QuickGELU and the model of open_clip has GELU, on which open_clip itself only warns."""
+    import open_clip
+
+    wanted = bool((open_clip.get_pretrained_cfg(model, tag) or {}).get("quick_gelu", False))
+    return wanted and not bool((open_clip.get_model_config(model) or {}).get("quick_gelu", False))
+
+
 def _open_clip(owner: str, model: str, weights: str | None, device: torch.device) -> ClipModel:
     import open_clip
 
     folder = Path(model).expanduser()
     if folder.is_dir():
+        if weights is not None:
+            raise ConfigError(
+                f"weights = {weights!r} of reward {owner!r} would not be used: {folder} holds the weights too. Leave them out."
+            )
         name, pretrained = f"local-dir:{folder}", None
     else:
         name, pretrained = model, weights
@@ -163,6 +200,11 @@ def _open_clip(owner: str, model: str, weights: str | None, device: torch.device
             )
         if weights not in tags:
             pretrained = str(Path(weights).expanduser())
+        elif _activation_differs(model, weights):
+            raise ConfigError(
+                f"weights {weights!r} of CLIP {model} were trained with another activation (QuickGELU) than this model has, so "
+                f"that its features would be wrong; give model={model}-quickgelu."
+            )
     try:
         network = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(name)

@@ -57,6 +57,10 @@ class ClipScoreReward(FrozenReward):
     def score(self, images: Tensor, context: Context) -> Tensor:
         return SCALE * (self.clip.images(images) * self.text_embeddings(context)).sum(1)
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.clip.protocol})
+
     def parameters_count(self) -> dict[str, int]:
         return {f"CLIP {self.clip.name} (frozen)": self.clip.parameters_count()}
 

@@ -115,7 +115,8 @@ def _renamed(
 ) -> dict[str, Tensor]:
     """The tower's tensors in our names, float32, with the normalisation of images folded into the patch embedding."""
     blocks = {re.sub(r"^transformer\.resblocks\.\d+\.", "", key) for key in visual if "resblocks." in key}
-    if "conv1.weight" not in visual or blocks != _LAYERS.keys():
+    outer = {"conv1.weight", "class_embedding", "positional_embedding", "ln_pre.weight", "ln_pre.bias"}
+    if not outer <= visual.keys() or blocks != _LAYERS.keys():
         raise WeightsError(
             f"{source} holds no plain CLIP image tower in open_clip's names; use weights of an open_clip ViT without "
             "extra layers (layer scale, attention pooling, timm or ResNet towers are not supported)."
@@ -140,8 +141,11 @@ def emoji64_clip(pool: int = 1) -> ClipTower:
     return ClipTower(state, config["vision_cfg"], (1, 3, 5), pool=pool, source="the embedded CLIP")
 
 
-def open_clip_tower(model: str, state: Mapping[str, Tensor], *, pool: int, source: str) -> ClipTower:
+def open_clip_tower(model: str, state: Mapping[str, Tensor], *, pool: int, source: str, hub: str = "") -> ClipTower:
     """Four blocks, evenly spaced up to the last, of an open_clip model's image tower.
+
+    Args:
+        hub: id of the weights, where it is known: a few releases want images normalised unlike OpenAI's.
 
     Raises:
         WeightsError: open_clip does not know the model, its tower is no plain ViT, or the weights are another model's.
@@ -153,9 +157,14 @@ def open_clip_tower(model: str, state: Mapping[str, Tensor], *, pool: int, sourc
     if "patch_size" not in vision or not isinstance(vision.get("layers"), int):
         known = [name for name in open_clip.list_models() if name.startswith("ViT-")]
         raise WeightsError(f"backbone_model {model!r} is no open_clip model with a plain ViT tower; known: {known}.")
+    mean, std = OPENAI_MEAN, OPENAI_STD
+    for tag in open_clip.list_pretrained_tags_by_model(model) if hub else ():
+        release = open_clip.get_pretrained_cfg(model, tag)
+        if str(release.get("hf_hub", "")).strip("/") == hub:
+            mean, std = tuple(release.get("mean", mean)), tuple(release.get("std", std))
     depth = vision["layers"]
     layers = tuple(depth * (i + 1) // 4 - 1 for i in range(4)) if depth >= 4 else tuple(range(depth))
     return ClipTower(
-        state, vision, layers, pool=pool, mean=OPENAI_MEAN, std=OPENAI_STD,
+        state, vision, layers, pool=pool, mean=mean, std=std,
         quick_gelu=bool(config.get("quick_gelu", False)), source=source,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adanat_toolkit.compute import in_chunks
-from adanat_toolkit.distributed import gather, world_size
+from adanat_toolkit.distributed import gather
 from adanat_toolkit.errors import CheckpointError, ConfigError, DataError
 from adanat_toolkit.interfaces import (
     Context,
@@ -25,6 +25,7 @@ from adanat_toolkit.metrics.extract import PrecomputedExtractor, statistics_of
 from adanat_toolkit.metrics.frechet import FeatureStatistics
 from adanat_toolkit.registry import create_features
 
+from ..weights import is_offline
 from .frechet_influence import FrechetInfluence, Moments
 
 FEATURE_BATCH = 128
@@ -88,7 +89,7 @@ class FidReward(RewardModel):
         name = options.features
         if name == "auto":
             name = "emoji64" if "emoji64" in generator.name else "inception-fidelity"
-        self.extractor = create_features(name, options.feature_options, device=device)
+        self.extractor = create_features(name, options.feature_options, device=device, offline=is_offline())
         self.algebra = torch.device("cpu") if device.type == "mps" else device  # float64
         reference = self._reference(options.reference, real, generator)
         self.mean, self.covariance = (t.to(self.algebra) for t in (reference.mean, reference.covariance))
@@ -115,6 +116,10 @@ class FidReward(RewardModel):
                 "FOLDER or FILE.zip, or their statistics: --set reward.options.reference=FILE."
             )
         return _statistics(extractor, real)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.extractor.protocol})
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
@@ -169,8 +174,7 @@ class FidHistoryReward(FidReward, LearnedReward):
 
     @property
     def real_per_update(self) -> int:  # type: ignore[override]
-        # It reads none; a trainer may rely on at least one a process.
-        return world_size()
+        return 0  # it reads none
 
     @torch.no_grad()
     def update(

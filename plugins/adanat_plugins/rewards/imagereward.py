@@ -16,7 +16,7 @@ from adanat_toolkit.compute import in_chunks, minimum_batch, resolve_dtype
 from adanat_toolkit.errors import WeightsError
 from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions
 
-from ..weights import Asset, build, read_state, resolve
+from ..weights import Asset, build, is_offline, read_state, resolve
 from .frozen import FrozenReward, PromptOptions, Prompts, forward_batch, prepare_images
 from .imagereward_net import TEXT_LENGTH, ImageRewardConfig, ImageRewardNet
 
@@ -90,8 +90,8 @@ class ImageRewardReward(FrozenReward):
         assert isinstance(options, ImageRewardOptions)
         self.device, self.dtype = device, resolve_dtype(options.dtype, device)
         self.prompts = Prompts("imagereward", generator, options)
-        self.tokenize = WordPiece(resolve(options.tokenizer, VOCABULARY, offline=False))
-        self.network = load_network(resolve(options.weights, SCORER, offline=False), device, self.dtype)
+        self.tokenize = WordPiece(resolve(options.tokenizer, VOCABULARY, offline=is_offline()))
+        self.network = load_network(resolve(options.weights, SCORER, offline=is_offline()), device, self.dtype)
         self.tokenize.check_fits(self.network.config.vocab)
         self.batch = options.batch or forward_batch(device)
 

@@ -167,6 +167,10 @@ class MixReward(RewardModel):
         """Each term's raw scores by its name, and its own parts as ``NAME/PART``."""
         return dict(self._scores)
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset().union(*(reward.reads for reward in self.rewards.values()))
+
     # --- what belongs to the terms ------------------------------------------------------------------------------------
 
     def parameters_count(self) -> dict[str, int]:
@@ -204,17 +208,20 @@ class LearnedMixReward(MixReward, LearnedReward):
     ) -> None:
         super().__init__(options, generator=generator, real=real, device=device, seed=seed)
         self.learners = {name: reward for name, reward in self.rewards.items() if isinstance(reward, LearnedReward)}
-        self.real_per_update = max(reward.real_per_update for reward in self.learners.values())
+
+    @property
+    def real_per_update(self) -> int:  # type: ignore[override]
+        return max(reward.real_per_update for reward in self.learners.values())
 
     @torch.no_grad()
     def embed_real(self, images: Tensor, context: Context) -> Tensor:
         """:meth:`embed` for images that only :meth:`update` reads: terms that do not learn are not computed (0)."""
         layout = self._layout or self._layout_of(images[:1], context.select(slice(0, 1)))
         parts = [
-            reward.embed(images, context)
+            self.learners[name].embed_real(images, context)
             if name in self.learners
             else torch.zeros(len(images), *shape, dtype=dtype, device=images.device)
-            for (name, reward), (shape, dtype) in zip(self.rewards.items(), layout, strict=True)
+            for name, (shape, dtype) in zip(self.rewards, layout, strict=True)
         ]
         return self._pack(parts)
 
@@ -232,8 +239,10 @@ class LearnedMixReward(MixReward, LearnedReward):
         """
         real_parts, fake_parts = self._unpack(real), self._unpack(fake)
         figures: dict[str, float] = {}
+        wanted = {name: reward.real_per_update for name, reward in self.learners.items()}  # an update may change it
+        most = max(1, *wanted.values())
         for position, (name, reward) in enumerate(self.learners.items()):
-            rows = slice(0, -(-len(real) * reward.real_per_update // self.real_per_update))
+            rows = slice(0, -(-len(real) * wanted[name] // most))
             found = reward.update(
                 real_parts[name][rows],
                 real_context.select(rows),

@@ -188,6 +188,11 @@ def list_assets() -> list[Asset]:
     return [*ASSETS, SCORER, VOCABULARY, DINO]
 
 
+def is_offline() -> bool:
+    """Whether downloads are forbidden: by ``HF_HUB_OFFLINE``, which ``--offline`` of a training sets."""
+    return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
+
+
 def resolve(spec: str | None, wanted: Asset, *, offline: bool) -> Path:
     """The file or folder to load.
 
