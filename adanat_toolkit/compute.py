@@ -13,9 +13,11 @@ from .errors import ConfigError
 CPU_CHUNK = 32
 """Samples that go through a network at once on a CPU: larger chunks fall out of the cache and are up to twice as slow
 (benchmarks/throughput.md)."""
-MINIMUM_BF16_BATCH = 8
-"""Smallest bfloat16 batch on a CPU: below it the matrix library picks another kernel, whose rounding would make an image
-depend on the batch it is made in."""
+MINIMUM_BATCH = {torch.bfloat16: 8, torch.float32: 2}
+"""Smallest batches of networks on a CPU: below, the matrix library picks other kernels, whose rounding would make an image
+depend on the batch it is made in. In float32 it is convolutions of a single image, on CPUs without AVX-512."""
+MINIMUM_ROWS = 4
+"""The same for networks that have one row a sample in a matrix product, as policies do (float32)."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -84,9 +86,7 @@ def in_chunks(
     for start in range(0, total, size) if total else (0,):
         pieces = [t[start : start + size] for t in tensors]
         count = pieces[0].shape[0]
-        if 0 < count < minimum:
-            pieces = [torch.cat([p, p[-1:].expand(minimum - count, *p.shape[1:])]) for p in pieces]
-        out = function(*pieces)
+        out = function(*(_at_least(minimum, piece) for piece in pieces))
         out = (out,) if isinstance(out, Tensor) else out
         parts.append(tuple(o[:count] for o in out))
     if len(parts) == 1:
@@ -94,6 +94,17 @@ def in_chunks(
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
+def padded(network: Callable[..., Tensor], rows: int, *inputs: Tensor | None) -> Tensor:
+    """``network(*inputs)`` of at least ``rows`` rows: the last one is repeated, and the surplus is cut from the output."""
+    count = next(len(x) for x in inputs if x is not None)
+    return network(*(None if x is None else _at_least(rows, x) for x in inputs))[:count]
+
+
+def _at_least(rows: int, x: Tensor) -> Tensor:
+    """``x`` with its last row repeated up to so many; an empty one stays empty."""
+    return torch.cat([x, x[-1:].expand(rows - len(x), *x.shape[1:])]) if 0 < len(x) < rows else x
+
+
 def minimum_batch(dtype: torch.dtype, device: torch.device) -> int:
-    """The smallest batch for which an image does not depend on the batch (see :data:`MINIMUM_BF16_BATCH`)."""
-    return MINIMUM_BF16_BATCH if dtype == torch.bfloat16 and device.type == "cpu" else 1
+    """The smallest batch for which an image does not depend on the batch (see :data:`MINIMUM_BATCH`)."""
+    return MINIMUM_BATCH.get(dtype, 1) if device.type == "cpu" else 1

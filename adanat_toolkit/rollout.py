@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .actions import ActionSpace
+from .compute import MINIMUM_ROWS, padded
 from .errors import ConfigError
 from .interfaces import Context, Generator, Policy, RewardModel, TokenGenerator
 from .memory import MicroBatch
@@ -51,6 +52,11 @@ class Rollout:
     physical: Tensor
     embedded: Tensor | None
     images: Tensor | None
+
+
+def mean_action(policy: Policy, features: Tensor | None, step: Tensor) -> Tensor:
+    """(B, A): ``policy(features, step)``, so that a sample's action does not depend on how few it is taken with."""
+    return padded(policy, MINIMUM_ROWS if step.device.type == "cpu" else 1, features, step)
 
 
 @torch.no_grad()
@@ -131,7 +137,7 @@ def _collect(
             seen = generator.observe(state)
         elif guided is not None:
             generator.observe(state, guided=guided[t])
-        mean = policy(seen, step)
+        mean = mean_action(policy, seen, step)
         action = mean if sigma == 0 else mean + sigma * explore.normal(ACTION, t, (space.size,))
         physical = space.to_physical(action, step)
         actions.append(action)

@@ -15,6 +15,7 @@ from adanat_toolkit.noise import Noise
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, SharedOptions, SharedPolicy
 from adanat_toolkit.policy_files import load_policy
 from adanat_toolkit.registry import create_generator
+from adanat_toolkit.rollout import mean_action
 from adanat_toolkit.sampling import Samples, sample, seed_range
 from adanat_toolkit.schedules import parse_schedule
 
@@ -100,6 +101,21 @@ def test_batch_size_does_not_change_an_image(embedded: TokenGenerator, monkeypat
         assert torch.allclose(own.knobs, whole.knobs[rows], atol=1e-4)
         # Equal codes; the decoder's own rounding may differ between batch sizes.
         assert torch.allclose(own.images, whole.images[rows], atol=1e-4 if embedded.dtype == torch.float32 else 0.02)
+
+
+def test_few_samples_are_computed_as_many_are(embedded: TokenGenerator) -> None:
+    """Bit for bit: with few rows matrix libraries take other kernels, which would show in an image's bytes."""
+    policy, _ = random_policy(embedded, 3)
+    codes = torch.randint(embedded.codebook_size, (16, 64), generator=torch.Generator().manual_seed(0))
+    context = embedded.encode_classes(list(range(16)))
+    logits, features = embedded.predict(codes, context)
+    images, step = embedded.decode_tokens(codes), torch.zeros(16, dtype=torch.int64)
+    actions = mean_action(policy, features, step)
+    for count in (1, 2, 3, 5, 9):
+        few = embedded.predict(codes[:count], context.select(slice(0, count)))
+        assert torch.equal(few[0], logits[:count]) and torch.equal(few[1], features[:count]), count
+        assert torch.equal(embedded.decode_tokens(codes[:count]), images[:count]), count
+        assert torch.equal(mean_action(policy, features[:count], step[:count]), actions[:count]), count
 
 
 def test_first_state_cache_of_the_embedded_generator(embedded: TokenGenerator, monkeypatch: pytest.MonkeyPatch) -> None:

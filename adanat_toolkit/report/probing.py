@@ -13,6 +13,7 @@ from ..data import draw_contexts
 from ..interfaces import Context, Generator, ImageSource, Policy, TokenGenerator, TokenState
 from ..noise import Noise
 from ..pictures import to_bytes
+from ..rollout import mean_action
 from ..sampling import sample
 
 ALIKE = 1e-4
@@ -163,7 +164,7 @@ def trace(
     for t in range(space.steps):
         step = torch.full((len(out),), t, dtype=torch.int64, device=generator.device)
         seen = generator.observe(state) if policy.needs_features else None
-        physical = space.to_physical(policy(seen, step), step)
+        physical = space.to_physical(mean_action(policy, seen, step), step)
         state = generator.step(state, physical, noise)
         images = to_bytes(generator.decode(state))
         masks: Tensor | None = None
