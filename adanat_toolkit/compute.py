@@ -105,6 +105,12 @@ def _at_least(rows: int, x: Tensor) -> Tensor:
     return torch.cat([x, x[-1:].expand(rows - len(x), *x.shape[1:])]) if 0 < len(x) < rows else x
 
 
-def minimum_batch(dtype: torch.dtype, device: torch.device) -> int:
-    """The smallest batch for which an image does not depend on the batch (see :data:`MINIMUM_BATCH`)."""
-    return MINIMUM_BATCH.get(dtype, 1) if device.type == "cpu" else 1
+def minimum_batch(dtype: torch.dtype, device: torch.device, *, rows: bool = False) -> int:
+    """The smallest batch for which an image does not depend on the batch (see :data:`MINIMUM_BATCH`).
+
+    Args:
+        rows: the network has one row a sample in a matrix product (see :data:`MINIMUM_ROWS`).
+    """
+    if device.type != "cpu":
+        return 1
+    return max(MINIMUM_BATCH.get(dtype, 1), MINIMUM_ROWS if rows else 1)

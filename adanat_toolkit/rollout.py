@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .actions import ActionSpace
-from .compute import MINIMUM_ROWS, padded
+from .compute import minimum_batch, padded
 from .errors import ConfigError
 from .interfaces import Context, Generator, Policy, RewardModel, TokenGenerator
 from .memory import MicroBatch
@@ -56,7 +56,7 @@ class Rollout:
 
 def mean_action(policy: Policy, features: Tensor | None, step: Tensor) -> Tensor:
     """(B, A): ``policy(features, step)``, so that a sample's action does not depend on how few it is taken with."""
-    return padded(policy, MINIMUM_ROWS if step.device.type == "cpu" else 1, features, step)
+    return padded(policy, minimum_batch(torch.float32, step.device, rows=True), features, step)
 
 
 @torch.no_grad()

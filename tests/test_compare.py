@@ -555,5 +555,8 @@ def test_the_command(tmp_path, tiny_plugins):
     shown = runner.invoke(app, [*flags, "--quiet"])
     assert shown.exit_code == 0 and "hand-made" in shown.stdout and "Student" not in shown.stdout
     assert (tmp_path / "report" / "compare.md").is_file() and not (tmp_path / "out" / "compare.md").exists()
+    failing = runner.invoke(app, [*flags, "--quiet", "--reward", "prompts-only"])
+    assert failing.exit_code == 1 and "hand-made" in failing.stdout and "failed: shared, prompts-only" in failing.stdout
+    assert "FAILED (seed 3)" in (tmp_path / "report" / "compare.md").read_text()
     wrong = runner.invoke(app, ["compare", "--seeds", "a"])
     assert wrong.exit_code == 1 and "no list of whole numbers" in wrong.output

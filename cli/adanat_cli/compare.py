@@ -85,12 +85,13 @@ def compare(
     """Train and score a grid of policies, rewards, steps and seeds beside hand-made schedules, and write the table.
 
     Finished cells are skipped and an interrupted one goes on; --reuse takes over those of another report, made at another
-    time or on another machine. compare.md, compare.json, compare.csv and the pictures are
-    written to --report.
+    time or on another machine. Where a cell fails, the others go on and the exit code is 1. compare.md, compare.json,
+    compare.csv and the pictures are written to --report.
     """
     from adanat_toolkit.compare import Comparison, write_report
     from adanat_toolkit.compare_grid import configure
     from adanat_toolkit.config import resolve
+    from adanat_toolkit.tables import failures
 
     from .progress import image_progress
 
@@ -135,6 +136,8 @@ def compare(
         print_json(table.to_json())
     else:
         _print_table(table)
+    if failures(table):
+        raise typer.Exit(1)
 
 
 def _numbers(flag: str, text: str) -> tuple[int, ...]:

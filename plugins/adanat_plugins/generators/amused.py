@@ -69,7 +69,7 @@ class AmusedTextEncoder(nn.Module):
             out = self.tower(batch, output_hidden_states=True)
             return out.hidden_states[-2].float(), out.text_embeds.float()
 
-        minimum = minimum_batch(self.dtype, self.device)
+        minimum = minimum_batch(self.dtype, self.device, rows=True)
         states, pooled = in_chunks(run, ids.to(self.device), minimum=minimum)
         index = torch.tensor([row[prompt] for prompt in prompts], device=self.device)
         return states[index], pooled[index]

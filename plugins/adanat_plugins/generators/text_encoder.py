@@ -93,7 +93,7 @@ class TextEncoder(nn.Module):
             pooled, states = self.tower(batch)
             return states.float(), pooled.float()
 
-        states, pooled = in_chunks(run, ids, minimum=minimum_batch(self.dtype, self.device))
+        states, pooled = in_chunks(run, ids, minimum=minimum_batch(self.dtype, self.device, rows=True))
         index = torch.tensor([row[prompt] for prompt in prompts], device=self.device)
         return states[index], pooled[index]
 

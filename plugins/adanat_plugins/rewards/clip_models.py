@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adanat_toolkit.compute import in_chunks
+from adanat_toolkit.compute import in_chunks, minimum_batch
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import PluginOptions
 
@@ -83,7 +83,8 @@ class ClipModel:
             prepared = prepare_images(part, self._size, self._mean, self._std, mode=self._mode, squash=self._squash)
             return self.network.encode_image(prepared).float()
 
-        return in_chunks(run, images.to(self.device), chunk=forward_batch(self.device))[0]
+        least = minimum_batch(torch.float32, self.device, rows=True)
+        return in_chunks(run, images.to(self.device), chunk=forward_batch(self.device), minimum=least)[0]
 
     def images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float in [0, 1] -> (B, E) float32 of length 1."""
@@ -97,7 +98,9 @@ class ClipModel:
             if len(self._texts) + len(missing) > TEXT_CACHE:
                 self._texts.clear()
                 missing = list(dict.fromkeys(prompts))
-            (encoded,) = in_chunks(self._encode, self._tokenize(missing).to(self.device), chunk=64)
+            # Which prompts are missing depends on the batches before, and a resumed run must compute the same.
+            least = minimum_batch(torch.float32, self.device, rows=True)
+            (encoded,) = in_chunks(self._encode, self._tokenize(missing).to(self.device), chunk=64, minimum=least)
             self._texts.update(zip(missing, encoded, strict=True))
         return torch.stack([self._texts[p] for p in prompts])
 
