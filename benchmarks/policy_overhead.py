@@ -71,6 +71,10 @@ def make_policy(shape: str, generator: UViTClassGenerator) -> tuple[AdaptivePoli
     return policy.to(generator.device).eval(), space
 
 
+COUNTED = 4
+"""Images whose operations are counted together: fewer are padded on a CPU (``compute.MINIMUM_BATCH``)."""
+
+
 def operations(function: Callable[[], Any]) -> int:
     """Floating-point operations of matrix products, convolutions and attention; a multiplication and an addition are two."""
     counter = FlopCounterMode(display=False)
@@ -98,7 +102,7 @@ def count(shape: str) -> dict[str, Any]:
             generator = make_generator(shape, torch.device("cpu"))
             network, (policy, _) = generator.network, make_policy(shape, generator)
             tokens, width = torch.zeros(1, generator.cells, dtype=torch.int64), generator.feature_dim
-            decode = operations(lambda: generator.decode_tokens(tokens))
+            decode = operations(lambda: generator.decode_tokens(tokens.expand(COUNTED, -1))) // COUNTED
         one = torch.zeros(1, 1, dtype=torch.int64)
         forward = operations(lambda: network(tokens, one))
         seen = operations(lambda: policy(torch.zeros(1, tokens.shape[1], width), one[0]))
@@ -120,15 +124,16 @@ def count(shape: str) -> dict[str, Any]:
 
 
 def count_while_sampling(shape: str, device: torch.device) -> dict[str, int]:
-    """Operations of one image as it is really made: with nothing kept, and with the first states kept."""
+    """Operations of an image as it is really made (the null context's first state is shared by the batch): with nothing kept,
+    and with the first states kept."""
     generator = make_generator(shape, device)
     policy, space = make_policy(shape, generator)
-    context = generator.encode_classes([1])
+    context = generator.encode_classes(list(range(COUNTED)))
 
     def run() -> None:
-        list(sample(generator, policy, space, seed_range(0, 1), context))
+        list(sample(generator, policy, space, seed_range(0, COUNTED), context))
 
-    return {"nothing_kept": operations(run), "first_states_kept": operations(run)}
+    return {"nothing_kept": operations(run) // COUNTED, "first_states_kept": operations(run) // COUNTED}
 
 
 def measure(shape: str, device: torch.device, batch: int, repeats: int) -> dict[str, Any]:
