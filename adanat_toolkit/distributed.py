@@ -96,12 +96,15 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         offset += p.numel()
 
 
-def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation over all elements of all ranks (float64 sums); std 0 for a single element."""
-    v = values.double()
-    sums = sum_over_ranks(torch.stack([v.new_tensor(v.numel()), v.sum(), (v * v).sum()]))
-    count, mean = sums[0], sums[1] / sums[0]
-    deviation = sum_over_ranks(((v - mean) ** 2).sum())  # a second pass: exact for large means
+def mean_and_std(values: Tensor, *, over_samples: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased standard deviation over all elements of all ranks (float64 sums); std 0 for a single element.
+
+    ``over_samples``: over the first axis alone, so that both have the shape of one sample.
+    """
+    v = values.double() if over_samples else values.double().flatten()
+    count, total = sum_over_ranks(torch.stack([torch.full_like(v[:1].sum(0), len(v)), v.sum(0)]))
+    mean = total / count
+    deviation = sum_over_ranks(((v - mean) ** 2).sum(0))  # a second pass: exact for large means
     return mean.to(values.dtype), (deviation / (count - 1).clamp_min(1)).sqrt().to(values.dtype)
 
 

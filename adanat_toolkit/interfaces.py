@@ -274,6 +274,12 @@ class TokenState:
     sampler: DecodingRule | None = None
 
 
+FIRST_STATES_ON_CPU = 128 * 2**20
+"""Bytes of first states that are kept on a CPU."""
+FIRST_STATES_ON_CUDA = 0.05
+"""The same on a CUDA device, as a share of its memory: the 1,000 classes of a 16x16 grid take 1.8 GB."""
+
+
 class TokenGenerator(Generator):
     """A masked-token generator: subclasses write :meth:`predict`, :meth:`decode_tokens` and a loader.
 
@@ -283,8 +289,9 @@ class TokenGenerator(Generator):
 
     mask_id: int
     codebook_size: int
-    first_state_cache_bytes: int = 128 * 2**20
-    """First-state predictions of class contexts are kept between batches while they fit."""
+    first_state_cache_bytes: int | None = None
+    """First-state predictions of class contexts are kept between batches where those of all classes fit into so many bytes;
+    None: :data:`FIRST_STATES_ON_CPU`, or :data:`FIRST_STATES_ON_CUDA`."""
 
     @abstractmethod
     def predict(self, tokens: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -411,10 +418,12 @@ class TokenGenerator(Generator):
 
     def _predict_first(self, state: TokenState, wants_null: bool) -> None:
         """The all-mask state depends on the context alone: one forward per distinct context, kept for class contexts."""
-        first, inverse = state.context.distinct()
-        inverse = inverse.to(self.device)
-        logits, features = self._first_predictions(state.context.select(first.to(self.device)))
-        state.prediction = logits[inverse], features[inverse]
+        if self._keeps_first(state.context):
+            state.prediction = self._kept_first(state.context)
+        else:
+            first, inverse = (index.to(self.device) for index in state.context.distinct())
+            logits, features = self._predict_all_mask(state.context.select(first))
+            state.prediction = logits[inverse], features[inverse]
         if wants_null:
             if not hasattr(self, "_null_first"):
                 null = self.null_context(1)
@@ -422,21 +431,40 @@ class TokenGenerator(Generator):
                 self._null_first = self._predict_all_mask(null)[0]
             state.null_logits = self._null_first.expand(len(state.context), -1, -1)
 
-    def _first_predictions(self, context: Context) -> tuple[Tensor, Tensor]:
-        entry = 4 * self.cells * (self.codebook_size + self.feature_dim)
+    def _keeps_first(self, context: Context) -> bool:
+        """Whether the first states of all contexts of this kind fit."""
+        limit = self.first_state_cache_bytes
+        if limit is None:
+            limit = FIRST_STATES_ON_CPU
+            if self.device.type == "cuda":
+                limit = int(FIRST_STATES_ON_CUDA * torch.cuda.get_device_properties(self.device).total_memory)
         number = self.num_classes if context.classes is not None else 1 if self.context_kind == "none" else None
-        if number is None or number * entry > self.first_state_cache_bytes:
-            return self._predict_all_mask(context)
+        return number is not None and number * 4 * self.cells * (self.codebook_size + self.feature_dim) <= limit
+
+    def _kept_first(self, context: Context) -> tuple[Tensor, Tensor]:
+        """First states out of the table of all contexts, which is filled as they come."""
+        keys = torch.zeros(len(context), dtype=torch.int64) if context.classes is None else context.classes
         if not hasattr(self, "_first"):
-            self._first: dict[int, tuple[Tensor, Tensor]] = {}
-        keys = [0] * len(context) if context.classes is None else context.classes.tolist()
-        missing = [i for i, key in enumerate(keys) if key not in self._first]
-        if missing:
-            logits, features = self._predict_all_mask(context.select(torch.tensor(missing, device=self.device)))
-            for row, i in enumerate(missing):
-                self._first[keys[i]] = logits[row], features[row]
-        rows = [self._first[key] for key in keys]
-        return torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows])
+            number = self.num_classes if context.classes is not None else 1
+            assert number is not None
+            self._first: tuple[Tensor, ...] = tuple(
+                torch.empty(number, self.cells, width, device=self.device)
+                for width in (self.codebook_size, self.feature_dim)
+            )
+            self._is_known: Tensor = torch.zeros(number, dtype=torch.bool)
+        if not self._is_known.all():
+            wanted = keys.cpu().unique()
+            missing = wanted[~self._is_known[wanted]]
+            if len(missing):
+                classes = None if context.classes is None else missing.to(self.device)
+                for table, values in zip(
+                    self._first, self._predict_all_mask(Context(len(missing), classes=classes)), strict=True
+                ):
+                    table[missing.to(self.device)] = values
+                self._is_known[missing] = True
+        logits, features = self._first
+        keys = keys.to(self.device)
+        return logits[keys], features[keys]
 
     def _predict_all_mask(self, context: Context) -> tuple[Tensor, Tensor]:
         tokens = torch.full((len(context), self.cells), self.mask_id, dtype=torch.int64, device=self.device)

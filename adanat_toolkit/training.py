@@ -327,9 +327,10 @@ class Trainer:
         }
 
     def _average_weights(self) -> None:
-        decay = self.config.policy.average
-        for key, value in self.policy.state_dict().items():
-            self.average[key].lerp_(value, 1 - decay)
+        values = self.policy.state_dict()
+        torch._foreach_lerp_(
+            list(self.average.values()), [values[key] for key in self.average], 1 - self.config.policy.average
+        )
 
     def _update_reward(self, rollout: Rollout) -> dict[str, float]:
         assert isinstance(self.reward, LearnedReward)
@@ -356,10 +357,10 @@ class Trainer:
         for name, values in (self.reward.terms() if terms is None else terms).items():
             mean, std = distributed.mean_and_std(values.float())
             row |= {f"reward/{name}/mean": float(mean), f"reward/{name}/std": float(std)}
+        means, stds = (figures.tolist() for figures in distributed.mean_and_std(rollout.physical, over_samples=True))
         for k, name in enumerate(self.space.names):
             for t in range(self.space.steps):
-                mean, std = distributed.mean_and_std(rollout.physical[:, t, k])
-                row |= {f"knob/{name}/{t}": float(mean), f"knob_spread/{name}/{t}": float(std)}
+                row |= {f"knob/{name}/{t}": means[t][k], f"knob_spread/{name}/{t}": stds[t][k]}
         return row
 
     # --- state ----------------------------------------------------------------------------------------------------------
