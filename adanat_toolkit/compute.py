@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ CPU_CHUNK = 32
 MINIMUM_BATCH = {torch.bfloat16: 8, torch.float32: 2}
 """Smallest batches of networks on a CPU: below, the matrix library picks other kernels, whose rounding would make an image
 depend on the batch it is made in. In float32 it is convolutions of a single image, on CPUs without AVX-512."""
+MINIMUM_ON_DEVICE = 2
+"""The same elsewhere: single samples take other kernels, and a compiled network would be compiled once more for them."""
 MINIMUM_ROWS = 4
 """The same for networks that have one row a sample in a matrix product, as policies do (float32)."""
 
@@ -71,6 +74,10 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+COMPILED: dict[str, Any] = {"dynamic": True}
+"""How networks are compiled (arguments of ``torch.compile``): once for all batch sizes, since micro-batches differ."""
+
+
 def in_chunks(
     function: Callable[..., Tensor | tuple[Tensor, ...]], *tensors: Tensor, chunk: int | None = None, minimum: int = 1
 ) -> tuple[Tensor, ...]:
@@ -112,5 +119,5 @@ def minimum_batch(dtype: torch.dtype, device: torch.device, *, rows: bool = Fals
         rows: the network has one row a sample in a matrix product (see :data:`MINIMUM_ROWS`).
     """
     if device.type != "cpu":
-        return 1
+        return MINIMUM_ON_DEVICE
     return max(MINIMUM_BATCH.get(dtype, 1), MINIMUM_ROWS if rows else 1)

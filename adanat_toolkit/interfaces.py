@@ -173,6 +173,11 @@ class Generator(ABC):
         """Parameter counts by part, for ``--dry-run``."""
         return {}
 
+    def compile(self) -> None:
+        """Make its networks faster with ``torch.compile``, for generators with the option ``compile``; results change by
+        rounding."""
+        raise ConfigError(f"{self.name} cannot be compiled; leave the option compile out.")
+
     def real_images(self) -> ImageSource | None:
         """The data the generator was trained on, where it ships with it."""
         return None

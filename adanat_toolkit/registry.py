@@ -187,9 +187,13 @@ def create_generator(
         WeightsError: weights are missing or damaged.
     """
     name, _, variant = spec.partition(":")
-    return load("generator", name).create(
-        variant or None, dict(options or {}), device=device, dtype=dtype, offline=offline
+    values = dict(options or {})
+    generator: Generator = load("generator", name).create(
+        variant or None, values, device=device, dtype=dtype, offline=offline
     )
+    if values.get("compile"):
+        generator.compile()
+    return generator
 
 
 def create_reward(

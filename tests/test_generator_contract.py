@@ -17,7 +17,7 @@ from adanat_plugins.generators.google_net import GoogleTransformer
 from adanat_plugins.generators.halton_net import HaltonTransformer
 from adanat_plugins.generators.text_encoder import TextConfig
 from adanat_plugins.tokenizers.llamagen_vq import LlamaGenVQ
-from adanat_toolkit import testing
+from adanat_toolkit import compute, testing
 from adanat_toolkit.actions import TOKEN_KNOBS, Knob
 from adanat_toolkit.errors import AdaNATError, ConfigError
 from adanat_toolkit.interfaces import Context, Generator, TokenGenerator, TokenState
@@ -25,12 +25,14 @@ from adanat_toolkit.noise import Noise
 from adanat_toolkit.policy_files import load_policy
 from adanat_toolkit.registry import FIRST_PARTY, create_generator, discover
 from adanat_toolkit.rollout import collect
+from adanat_toolkit.sampling import sample, seed_range
 from adanat_toolkit.schedules import parse_schedule
 
 from .golden.published_files import save_flax, save_halton, save_llamagen
 from .published import randomise, save_mage, save_uvit, save_vqgan
 from .published_pipelines import save_amused
 from .test_published_maskgit import GOOGLE, HALTON, VQ, filled, flax_tokenizer
+from .tiny import TinyGenerator
 
 CPU = torch.device("cpu")
 SEEDS = torch.arange(30, 33)
@@ -282,3 +284,31 @@ def test_a_missing_file_or_a_wrong_option_says_what_to_do(
         assert all(part in text for part in (spec, "published:", "licence:", "Put it at", "--weights")), text
     with pytest.raises(ConfigError, match="has no variant"):
         create_generator(f"{spec}x", {}, device=CPU, dtype=torch.float32, offline=True)
+
+
+@pytest.mark.parametrize("name", ["maskgit", "mage", "muse"])
+def test_a_compiled_generator_makes_the_same_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as torch.compile does it, without gaps, and run by the eager backend, which needs no compiler."""
+    calls: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        calls.append(len(inputs))
+        return graph.forward
+
+    monkeypatch.setitem(compute.COMPILED, "backend", backend)
+    monkeypatch.setitem(compute.COMPILED, "fullgraph", True)
+    images = []
+    options: Options
+    for options in ({}, {"compile": True}):
+        generator = create_generator(name, options, device=CPU, dtype=torch.float32, offline=True)
+        policy, space, _ = load_policy("fixed", generator, 2)
+        images.append([samples.images for samples in sample(generator, policy, space, seed_range(0, 9), batch=5)])
+        if not options:
+            assert not calls
+    assert 2 <= len(calls) <= 4  # the network and the decoder, whatever the batch
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*images, strict=True))
+
+
+def test_a_generator_without_networks_to_compile_says_so() -> None:
+    with pytest.raises(ConfigError, match="cannot be compiled"):
+        TinyGenerator().compile()

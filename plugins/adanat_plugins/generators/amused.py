@@ -26,6 +26,7 @@ from ..fingerprints import fingerprint_state
 from ..tokenizers.vqmodel import VQModelTokenizer
 from ..weights import asset, build, place, read_state, resolve
 from .text_conditional import TextConditional
+from .tokenized import TokenizedOptions
 
 SCHEDULE = "cosine,guidance=9,mask_temperature=2:0"
 """The published pipeline's choice (guidance scale 10, temperature 2 falling to 0), under the toolkit's own step."""
@@ -37,7 +38,7 @@ PARTS = ("transformer", "vqvae", "text_encoder", "tokenizer", "scheduler")
 """Folders of the pipeline that are read."""
 
 
-class AmusedOptions(PluginOptions):
+class AmusedOptions(TokenizedOptions):
     weights: str | None = None
     """Pipeline folder in diffusers' layout, a folder that holds it, or a hub id; None means the weights folder."""
 

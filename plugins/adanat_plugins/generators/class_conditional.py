@@ -9,10 +9,10 @@ from adanat_toolkit.interfaces import Context, ContextKind, PluginOptions
 from adanat_toolkit.noise import CONTEXT, Noise
 
 from ..weights import Asset, resolve
-from .tokenized import TokenizedGenerator
+from .tokenized import TokenizedGenerator, TokenizedOptions
 
 
-class PublishedOptions(PluginOptions):
+class PublishedOptions(TokenizedOptions):
     """Where the files are."""
 
     weights: str | None = None

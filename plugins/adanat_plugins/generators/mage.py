@@ -26,7 +26,7 @@ from ..tokenizers.vqgan import VQGANTokenizer
 from ..weights import asset, build, place, read_state, resolve, select, without
 from .mage_net import MAGEConfig, MAGENet, unused_shapes
 from .maskgit import embedded_tokenizer
-from .tokenized import TokenizedGenerator
+from .tokenized import TokenizedGenerator, TokenizedOptions
 
 PUBLISHED_SCHEDULE = "cosine,mask_temperature=4.5:0"
 """The published sampler's choice (temperature 4.5 falling to 0), as a schedule of the toolkit's own step."""
@@ -35,7 +35,7 @@ HEADS = {"vit-b": (12, 16), "vit-l": (16, 16)}
 """Attention heads of encoder and decoder, which no tensor's shape tells."""
 
 
-class MAGEOptions(PluginOptions):
+class MAGEOptions(TokenizedOptions):
     weights: str | None = None
     """File, folder or hub id of another checkpoint of the variant; None means the embedded or default one."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
 from adanat_toolkit.compute import in_chunks, minimum_batch
 from adanat_toolkit.errors import ConfigError, nearest
-from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions, TokenGenerator
+from adanat_toolkit.interfaces import Context, ImageSource, TokenGenerator
 from adanat_toolkit.noise import Noise
 from adanat_toolkit.registry import parse_options
 
@@ -25,6 +25,7 @@ from ..fingerprints import fingerprint_state
 from ..tokenizers.vqmodel import VQModelTokenizer
 from ..weights import asset, build, place, read_state, resolve
 from .class_conditional import ClassConditional
+from .tokenized import TokenizedOptions
 from .uvit import TokenEmbedding, UViT
 
 HAND_MADE = "cosine,guidance=0:3,mask_temperature=4.5:0"
@@ -112,7 +113,7 @@ class Emoji64MaskGIT(UViTClassGenerator):
         return emoji_images()
 
 
-class MaskGITOptions(PluginOptions):
+class MaskGITOptions(TokenizedOptions):
     weights: str | None = None
     """Weights file, folder or hub id; None means the embedded or default file of the variant."""
     tokenizer: str | None = None

@@ -40,6 +40,10 @@ BIGG = TextConfig(context_length=77, vocab_size=49408, width=1280, heads=20, lay
 """ViT-bigG-14 in open_clip's configs."""
 
 
+KEPT_PROMPTS = 2**16
+"""Prompts whose token ids are kept."""
+
+
 class TextEncoder(nn.Module):
     """Token states after the final layer norm, causal mask on, and the projected end-of-text state.
 
@@ -57,6 +61,7 @@ class TextEncoder(nn.Module):
         self.tower = tower.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.device, self.dtype = device, dtype
+        self._known: dict[str, Tensor] = {}
 
     @classmethod
     def load(
@@ -87,7 +92,7 @@ class TextEncoder(nn.Module):
         """B prompts -> states (B, L, C) and pooled (B, P), float32. Equal prompts are encoded once."""
         distinct = list(dict.fromkeys(prompts))
         row = {prompt: i for i, prompt in enumerate(distinct)}
-        ids = self.tokenizer(distinct).to(self.device)
+        ids = self._ids(distinct).to(self.device)
 
         def run(batch: Tensor) -> tuple[Tensor, Tensor]:
             pooled, states = self.tower(batch)
@@ -96,6 +101,18 @@ class TextEncoder(nn.Module):
         states, pooled = in_chunks(run, ids, minimum=minimum_batch(self.dtype, self.device, rows=True))
         index = torch.tensor([row[prompt] for prompt in prompts], device=self.device)
         return states[index], pooled[index]
+
+
+    def _ids(self, prompts: list[str]) -> Tensor:
+        """(B, L) int64 ids. Those of earlier prompts are kept: a run sees the same captions again and again, and cleaning and
+        merging text takes longer than a small encoder."""
+        new = [prompt for prompt in prompts if prompt not in self._known]
+        if new:
+            if len(self._known) + len(new) > KEPT_PROMPTS:
+                self._known.clear()
+                new = prompts
+            self._known.update(zip(new, self.tokenizer(new), strict=True))
+        return torch.stack([self._known[prompt] for prompt in prompts]) if prompts else self.tokenizer(prompts)
 
 
 def _tower(config: TextConfig) -> nn.Module:

@@ -6,7 +6,16 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from adanat_toolkit.interfaces import TokenGenerator
+from adanat_toolkit.compute import COMPILED
+from adanat_toolkit.interfaces import PluginOptions, TokenGenerator
+
+
+class TokenizedOptions(PluginOptions):
+    """Options of all of them."""
+
+    compile: bool = False
+    """Compile the network and the tokenizer's decoder with torch.compile when they are first used: a minute or so at the
+    start, and on a GPU a decoder about twice as fast (benchmarks/throughput.md). Images change by rounding."""
 
 
 class Tokenizer(Protocol):
@@ -20,6 +29,8 @@ class Tokenizer(Protocol):
     def encode(self, images: Tensor) -> Tensor: ...
 
     def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor: ...
+
+    def compile_decoder(self) -> None: ...
 
 
 class TokenizedGenerator(TokenGenerator):
@@ -44,3 +55,7 @@ class TokenizedGenerator(TokenGenerator):
 
     def token_vectors(self, tokens: Tensor) -> Tensor:
         return self.tokenizer.vectors(tokens, self.grid)
+
+    def compile(self) -> None:
+        self.network.compile(**COMPILED)
+        self.tokenizer.compile_decoder()

@@ -232,7 +232,7 @@ class AdversarialReward(LearnedReward):
         loss.backward()
         parameters = list(self.discriminator.parameters())
         distributed.sum_gradients(parameters)
-        norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.optimizer.step()
         with torch.no_grad():
             means_real, means_fake = logits_real.detach().mean(1), logits_fake.detach().mean(1)
