@@ -18,6 +18,7 @@ from adanat_plugins.rewards.adversarial import AdversarialReward
 from adanat_plugins.rewards.adversarial_losses import discriminator_loss, gradient_penalty
 from adanat_plugins.rewards.augment import augment
 from adanat_plugins.rewards.backbones import TimmViT, create_backbone, load_timm, random_crop
+from adanat_plugins.rewards.clip_tower import ClipTower, open_clip_tower
 from adanat_plugins.rewards.discriminator import LocalBatchNorm, SpectralConv1d
 from adanat_plugins.rewards.paper_discriminator import PaperDiscriminator, published_state
 from adanat_plugins.rewards.replay import HISTORY, ReplayBuffer
@@ -46,7 +47,9 @@ def test_losses_by_hand() -> None:
     on_fake = (log1pexp(0.5) + log1pexp(-2.5)) / 2
     assert float(discriminator_loss("bce", real, fake, counts)) == pytest.approx(sum(on_real) / 4 + on_fake, rel=1e-6)
     smooth = [0.9 * log1pexp(-x) + 0.1 * log1pexp(x) for x in (2, 0, -1, 3)]
-    assert float(discriminator_loss("bce", real, fake, counts, 0.1)) == pytest.approx(sum(smooth) / 4 + on_fake, rel=1e-6)
+    assert float(discriminator_loss("bce", real, fake, counts, 0.1)) == pytest.approx(
+        sum(smooth) / 4 + on_fake, rel=1e-6
+    )
     # Real: relu(1 - r) = 0, 1, 2, 0. Generated: relu(1 + f) = 1.5, 0.
     assert float(discriminator_loss("hinge", real, fake, counts)) == pytest.approx(3 / 4 + 1.5 / 2)
     # Mean logits: real 1, 1; generated -1. Both pairs differ by 2.
@@ -163,9 +166,7 @@ def test_circular_convolution_wraps_around() -> None:
         x = torch.randn(2, 2, positions, generator=seeded(1))
         expected = torch.stack(
             [
-                sum(
-                    layer.weight()[:, :, k] @ x[1, :, (p + k - 4) % positions] for k in range(9)
-                ) + layer.bias
+                sum(layer.weight()[:, :, k] @ x[1, :, (p + k - 4) % positions] for k in range(9)) + layer.bias
                 for p in range(positions)
             ],
             dim=1,
@@ -239,7 +240,9 @@ def reward_of(generator: Generator, seed: int = 0, **options: Any) -> Adversaria
 def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of timm's smallest ViT, wrapped as training scripts do."""
     backbone = TimmViT(TINY)
-    state = {key: torch.randn(value.shape, generator=seeded()) * 0.05 for key, value in backbone.model.state_dict().items()}
+    state = {
+        key: torch.randn(value.shape, generator=seeded()) * 0.05 for key, value in backbone.model.state_dict().items()
+    }
     file = tmp_path_factory.mktemp("weights") / "tiny.pth"
     torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, file)
     return file
@@ -307,6 +310,70 @@ def test_positions_of_another_size_are_resampled(tiny_file: Path) -> None:
     torch.testing.assert_close(rows, torch.linspace(0, 1, 28).view(14, 2).mean(1), atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["deit3_small_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_positions_of_patches_alone_are_resampled(name: str) -> None:
+    """Networks whose class and register tokens have no positions: all rows belong to patches."""
+    backbone = TimmViT(name, size=224)
+    side, width = backbone.side, backbone.channels
+    state = backbone.model.state_dict()
+    assert state["pos_embed"].shape[1] == side * side
+    ramp = torch.linspace(0, 1, 28)[None, :, None, None].expand(1, 28, 28, width).reshape(1, 784, width)
+    load_timm(backbone, {**state, "pos_embed": ramp}, source="ramp")
+    rows = backbone.model.pos_embed[0].view(side, side, width).mean((1, 2))
+    torch.testing.assert_close(rows, torch.linspace(0, 1, side), atol=0.03, rtol=0)
+    features = backbone.freeze(CPU, torch.float32).features(torch.rand(2, 3, 64, 64, generator=seeded()))
+    assert features.shape == (2, 5, side * side, width)
+
+
+def test_a_network_without_class_token_is_refused() -> None:
+    with pytest.raises(ConfigError, match="class token"):
+        TimmViT("vit_base_patch16_rpn_224")
+
+
+def test_a_clip_tower_without_its_first_norm_is_refused() -> None:
+    config = json.loads((FOLDER / "clip.json").read_text())
+    state = {key: value for key, value in load_file(str(FOLDER / "clip.safetensors")).items() if "ln_pre" not in key}
+    with pytest.raises(WeightsError, match="no plain CLIP image tower"):
+        ClipTower(state, config["vision_cfg"], (1, 3, 5), source="made up")
+
+
+def test_the_normalisation_of_a_release_is_taken_from_its_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images in another normalisation give other features; an unknown id is OpenAI's."""
+    import open_clip
+
+    config = json.loads((FOLDER / "clip.json").read_text())
+    release = {"hf_hub": "somebody/inception-clip/", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: config)
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: ["tag"])
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: release)
+    state = load_file(str(FOLDER / "clip.safetensors"))
+    images = torch.rand(2, 3, 64, 64, generator=seeded())
+
+    def features(hub: str) -> Tensor:
+        tower = open_clip_tower("any", state, pool=1, source="file", hub=hub)
+        return tower.freeze(CPU, torch.float32).features(images)
+
+    layers = tuple(config["vision_cfg"]["layers"] * (i + 1) // 4 - 1 for i in range(4))
+    halves = ClipTower(state, config["vision_cfg"], layers, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert torch.equal(features("somebody/inception-clip"), halves.freeze(CPU, torch.float32).features(images))
+    assert not torch.allclose(features("somebody/inception-clip"), features("somebody/else"), atol=1e-2)
+    assert torch.equal(features("somebody/else"), features(""))
+
+
+@pytest.mark.parametrize("reward", ["fid", "imagereward"])
+def test_offline_holds_for_what_a_reward_loads(
+    reward: str, generator: Generator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ADANAT_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options: dict[str, Any] = {
+        "fid": {"features": "dinov2", "feature_options": {"weights": "timm/vit_base_patch14_dinov2.lvd142m"}},
+        "imagereward": {"weights": "THUDM/ImageReward", "tokenizer": "google-bert/bert-base-uncased"},
+    }
+    with pytest.raises(WeightsError, match="offline"):
+        create_reward(reward, options[reward], generator=generator, real=generator.real_images(), device=CPU, seed=0)
+
+
 def test_open_clip_features_from_a_file(tmp_path: Path) -> None:
     """A model of open_clip's own format, with its normalisation and another activation."""
     import open_clip
@@ -336,8 +403,14 @@ def test_open_clip_features_from_a_file(tmp_path: Path) -> None:
 def test_paper_architecture_with_crops(generator: Generator, tiny_file: Path) -> None:
     """The published heads on a small backbone of 32 px: images of 64 px are cropped, at one place an iteration."""
     reward = reward_of(
-        generator, architecture="paper", backbone_model=TINY, backbone_weights=str(tiny_file), backbone_size=32, crop=1.0,
-        batch=6, updates=1,
+        generator,
+        architecture="paper",
+        backbone_model=TINY,
+        backbone_weights=str(tiny_file),
+        backbone_size=32,
+        crop=1.0,
+        batch=6,
+        updates=1,
     )
     assert reward.options.norm == "local" and reward.options.learning_rate == 1e-4
     source = generator.real_images()
