@@ -73,6 +73,22 @@ def test_a_prompt_is_encoded_the_same_in_any_batch() -> None:
     torch.testing.assert_close(together.states[33:34], alone.states, atol=1e-5, rtol=0)
 
 
+def test_token_ids_are_kept_but_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = embedded().encoder
+    monkeypatch.setattr(encoder, "_known", {})
+    monkeypatch.setattr("adanat_plugins.generators.text_encoder.KEPT_PROMPTS", 4)
+    cut: list[str] = []
+    tokenizer = encoder.tokenizer
+    monkeypatch.setattr(encoder, "tokenizer", lambda prompts: (cut.extend(prompts), tokenizer(prompts))[1])
+    names = [f"blue circle {i}" for i in range(6)]
+    first = encoder(names[:3])[0]
+    again = encoder([names[2], names[0], names[3]])[0]
+    assert cut == names[:4] and torch.equal(again[:2], first[[2, 0]])
+    more = encoder([names[0], names[4], names[5]])[0]  # six do not fit: all are cut anew, the known one among them
+    assert cut[4:] == [names[0], names[4], names[5]] and len(encoder._known) == 3
+    assert torch.allclose(more[0], first[0], atol=1e-6)
+
+
 def test_the_null_context_is_the_empty_prompt() -> None:
     null, empty = embedded().null_context(3), embedded().encode_prompts([""])
     assert null is not None and null.states is not None and empty.states is not None
