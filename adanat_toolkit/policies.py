@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from .actions import ActionSpace
@@ -97,6 +98,11 @@ class AdaptiveOptions(PluginOptions):
     """``auto``: small for grids of at most 8 x 8 cells or features narrower than 256 channels, else the paper's."""
     feature_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Features are rounded to this type before the policy reads them, since that is how rollouts store them."""
+    step_head: bool = False
+    """Add what a small network makes of the step alone: what is best for all samples is then learnt at once, and apart
+    from what differs between them. The published network has none."""
+    feature_scale: float = Field(1.0, gt=0)
+    """Factor of what the network makes of the features. Below 1 it learns more slowly than ``step_head``."""
 
 
 class AdaptivePolicy(Policy):
@@ -114,6 +120,8 @@ class AdaptivePolicy(Policy):
         self.feature_dtype = torch.bfloat16 if options.feature_dtype == "bfloat16" else torch.float32
         self.arguments: dict[str, Any] = {"in_channels": feature_dim, "grid": grid}
         self.actor = self._network(space.size)
+        self.step_head = StepNetwork(SIZES[self.size][0], space.size) if options.step_head else None
+        self.feature_scale = options.feature_scale
 
     def _network(self, outputs: int) -> _Rounded:
         hidden, pointwise, mlp = SIZES[self.size]
@@ -121,7 +129,10 @@ class AdaptivePolicy(Policy):
         return _Rounded(network, self.feature_dtype)
 
     def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
-        return self.actor(features, step)
+        out = self.actor(features, step)
+        if self.feature_scale != 1:
+            out = self.feature_scale * out
+        return out if self.step_head is None else out + self.step_head(None, step)
 
     def make_critic(self) -> nn.Module:
         return self._network(1)

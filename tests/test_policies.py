@@ -117,6 +117,21 @@ def test_shared_policy_ignores_features() -> None:
     assert not policy.needs_features
 
 
+def test_the_step_head_is_added_to_what_the_features_say() -> None:
+    options = AdaptiveOptions(step_head=True, feature_scale=0.25)
+    policy = perturbed(AdaptivePolicy(options, space=BOUND, grid=(4, 4), feature_dim=16))
+    features, step = torch.randn(3, 16, 16), torch.tensor([0, 1, 2])
+    whole, head = policy(features, step), policy.step_head(None, step)
+    torch.testing.assert_close(whole, 0.25 * policy.actor(features, step) + head)
+    assert not torch.allclose(head[0], head[1])
+    fresh, _ = build_policy(AdaptivePolicy, options, space=BOUND, grid=(4, 4), feature_dim=16, seed=0)
+    assert not fresh(features, step).any()  # the schedule itself
+    plain = AdaptivePolicy(AdaptiveOptions(), space=BOUND, grid=(4, 4), feature_dim=16)
+    assert plain.step_head is None and plain.state_dict().keys() == policy.state_dict().keys() - {
+        key for key in policy.state_dict() if key.startswith("step_head.")
+    }
+
+
 def test_fixed_policy_acts_on_nothing() -> None:
     space = SPACE.bind(parse_schedule("linear", SPACE, 2), acted=(), residual=False)
     policy, critic = build_policy(FixedPolicy, FixedPolicy.Options(), space=space, grid=(4, 4), feature_dim=8, seed=0)
