@@ -223,8 +223,8 @@ def test_policy_update_adds_up_smaller_parts() -> None:
 
 def test_what_fits() -> None:
     mib = 2**20
-    # 10 MiB once and 5 a sample; 80 % of 100 MiB are left for (80 - 10) / 5 samples.
-    assert fitting(15 * mib, 30 * mib, 100 * mib, 1000) == 14
+    # 10 MiB once and 5 a sample; 60 % of 100 MiB are left for (60 - 10) / 5 samples.
+    assert fitting(15 * mib, 30 * mib, 100 * mib, 1000) == 10
     assert fitting(15 * mib, 30 * mib, 100 * mib, 8) == 8
     assert fitting(15 * mib, 30 * mib, mib, 8) == 1
     assert fitting(0, 0, mib, 8) == 8
@@ -243,7 +243,7 @@ def test_nothing_is_measured_with_memory_to_spare(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.skipif(free_host_memory() is None, reason="this system does not tell its free memory")
 def test_a_cpu_short_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """40 MiB a sample, really used, in 500 MiB: 10 samples."""
+    """40 MiB a sample, really used, in 60 % of 500 MiB: 7 samples."""
     monkeypatch.setattr(memory, "free_host_memory", lambda: 500 * 2**20)
 
     def probe(count: int) -> None:
@@ -252,7 +252,7 @@ def test_a_cpu_short_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     size = measured_size(probe, torch.device("cpu"), most=1000)
     if size is None:
         pytest.skip("this kernel does not tell the largest resident set")
-    assert 8 <= size <= 11
+    assert 6 <= size <= 8
     assert measured_size(probe, torch.device("cpu"), most=1000, stored=300 * 2**20) in (3, 4)
 
 
