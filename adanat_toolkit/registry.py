@@ -191,7 +191,7 @@ def create_generator(
     generator: Generator = load("generator", name).create(
         variant or None, values, device=device, dtype=dtype, offline=offline
     )
-    if values.get("compile"):
+    if values.get("compile") is True:
         generator.compile()
     return generator
 

@@ -3,7 +3,7 @@
 The generator, the tokenizer, the discriminator's DINO and the images are written to a temporary folder and loaded as a user's
 own are, under `--preset paper`. Rates are medians over repeats after warm-up, with minimum and maximum.
 
-    python benchmarks/published_speed.py --shape l --steps 8 --batch 128 [--set compile=true] [--whole 4096]
+    python benchmarks/published_speed.py --shape l --steps 8 --batch 128 [--set generator.options.compile=true] [--whole 4096]
 
 `--tiny` shrinks every network, to try the script where there is no GPU.
 """
