@@ -22,8 +22,9 @@ log = logging.getLogger("adanat_toolkit")
 
 T = TypeVar("T")
 
-PROBES = (1, 4)
-"""Samples of the two probes: their difference is what a sample needs, the rest is needed once."""
+PROBES = (2, 4)
+"""Samples of the two probes, none so few that networks pad them (``compute.MINIMUM_ON_DEVICE``): their difference is what the
+samples between them need, the rest is needed once."""
 SHARE = 0.6
 """Share of the free memory that is used: fragments and other programs take some, and at 0.8 the decoder of 256x256 images ran
 out of 80 GB (benchmarks/throughput.md)."""
@@ -149,15 +150,16 @@ def measured_size(probe: Callable[[int], object], device: torch.device, *, most:
             return None
         most, free, measure = min(most, CPU_CHUNK), free - stored, _peak_of_host
     elif device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] - stored
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        measure = _peak_of_cuda
+        free, measure = None, _peak_of_cuda
     else:
         return None
     if most <= PROBES[-1]:
         return most
     try:
         probe(PROBES[0])  # what the first call alone allocates: workspaces, caches, compiled kernels
+        if free is None:  # only now: caches that the first call filled stay
+            free = torch.cuda.mem_get_info(device)[0] - stored
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         needed = [measure(lambda count=count: probe(count), device) for count in PROBES]  # type: ignore[misc]
     except Exception as error:
         if is_out_of_memory(error):

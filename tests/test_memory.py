@@ -224,9 +224,9 @@ def test_policy_update_adds_up_smaller_parts() -> None:
 def test_what_fits() -> None:
     mib = 2**20
     # 10 MiB once and 5 a sample; 60 % of 100 MiB are left for (60 - 10) / 5 samples.
-    assert fitting(15 * mib, 30 * mib, 100 * mib, 1000) == 10
-    assert fitting(15 * mib, 30 * mib, 100 * mib, 8) == 8
-    assert fitting(15 * mib, 30 * mib, mib, 8) == 1
+    assert fitting(20 * mib, 30 * mib, 100 * mib, 1000) == 10
+    assert fitting(20 * mib, 30 * mib, 100 * mib, 8) == 8
+    assert fitting(20 * mib, 30 * mib, mib, 8) == 1
     assert fitting(0, 0, mib, 8) == 8
 
 
