@@ -22,7 +22,7 @@ log = logging.getLogger("adanat_toolkit")
 
 T = TypeVar("T")
 
-PROBES = (2, 4)
+PROBES = (2, 6)
 """Samples of the two probes, none so few that networks pad them (``compute.MINIMUM_ON_DEVICE``): their difference is what the
 samples between them need, the rest is needed once."""
 SHARE = 0.6
