@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adanat_toolkit.compute import in_chunks, minimum_batch
 
+from ..prompt_rows import prompt_rows
 from ..weights import build, read_state
 
 
@@ -36,12 +37,11 @@ class TextConfig:
         return cls(**config["text_cfg"], embed_dim=config["embed_dim"])
 
 
-BIGG = TextConfig(context_length=77, vocab_size=49408, width=1280, heads=20, layers=32, embed_dim=1280)
-"""ViT-bigG-14 in open_clip's configs."""
-
-
 KEPT_PROMPTS = 2**16
 """Prompts whose token ids are kept."""
+
+BIGG = TextConfig(context_length=77, vocab_size=49408, width=1280, heads=20, layers=32, embed_dim=1280)
+"""ViT-bigG-14 in open_clip's configs."""
 
 
 class TextEncoder(nn.Module):
@@ -102,17 +102,11 @@ class TextEncoder(nn.Module):
         index = torch.tensor([row[prompt] for prompt in prompts], device=self.device)
         return states[index], pooled[index]
 
-
     def _ids(self, prompts: list[str]) -> Tensor:
-        """(B, L) int64 ids. Those of earlier prompts are kept: a run sees the same captions again and again, and cleaning and
-        merging text takes longer than a small encoder."""
-        new = [prompt for prompt in prompts if prompt not in self._known]
-        if new:
-            if len(self._known) + len(new) > KEPT_PROMPTS:
-                self._known.clear()
-                new = prompts
-            self._known.update(zip(new, self.tokenizer(new), strict=True))
-        return torch.stack([self._known[prompt] for prompt in prompts]) if prompts else self.tokenizer(prompts)
+        """(B, L) int64 ids, kept because cleaning and merging text takes longer than a small encoder."""
+        if not prompts:
+            return self.tokenizer(prompts)
+        return prompt_rows(prompts, self._known, self.tokenizer, limit=KEPT_PROMPTS)
 
 
 def _tower(config: TextConfig) -> nn.Module:

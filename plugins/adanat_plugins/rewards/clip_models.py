@@ -19,6 +19,7 @@ from adanat_toolkit.interfaces import PluginOptions
 
 from ..emoji64 import FOLDER as EMOJI64
 from ..fingerprints import fingerprint_state
+from ..prompt_rows import prompt_rows
 from .frozen import forward_batch, prepare_images
 
 EMBEDDED = "emoji64"
@@ -93,19 +94,15 @@ class ClipModel:
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """B prompts -> (B, E) float32 of length 1. Each distinct prompt is encoded once while the cache holds it."""
-        missing = [p for p in dict.fromkeys(prompts) if p not in self._texts]
-        if missing:
-            if len(self._texts) + len(missing) > TEXT_CACHE:
-                self._texts.clear()
-                missing = list(dict.fromkeys(prompts))
-            # Which prompts are missing depends on the batches before, and a resumed run must compute the same.
-            least = minimum_batch(torch.float32, self.device, rows=True)
-            (encoded,) = in_chunks(self._encode, self._tokenize(missing).to(self.device), chunk=64, minimum=least)
-            self._texts.update(zip(missing, encoded, strict=True))
-        return torch.stack([self._texts[p] for p in prompts])
+        return prompt_rows(prompts, self._texts, self._encode, limit=TEXT_CACHE)
 
-    def _encode(self, ids: Tensor) -> Tensor:
-        return F.normalize(self.network.encode_text(ids).float(), dim=-1)
+    def _encode(self, prompts: list[str]) -> Tensor:
+        def run(ids: Tensor) -> Tensor:
+            return F.normalize(self.network.encode_text(ids).float(), dim=-1)
+
+        # A resumed run must compute the same, whatever the prompts are encoded with.
+        least = minimum_batch(torch.float32, self.device, rows=True)
+        return in_chunks(run, self._tokenize(prompts).to(self.device), chunk=64, minimum=least)[0]
 
     def parameters_count(self) -> int:
         return sum(p.numel() for p in self.network.parameters())
