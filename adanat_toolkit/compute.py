@@ -21,6 +21,8 @@ MINIMUM_ON_DEVICE = 2
 """The same elsewhere: single samples take other kernels, and a compiled network would be compiled once more for them."""
 MINIMUM_ROWS = 4
 """The same for networks that have one row a sample in a matrix product, as policies do (float32)."""
+COMPILED: dict[str, Any] = {"dynamic": True}
+"""How networks are compiled (arguments of ``torch.compile``): once for all batch sizes, since micro-batches differ."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -72,10 +74,6 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise ConfigError(f"dtype {name!r} is not supported; use auto, {' or '.join(DTYPES)}.")
     return DTYPES[name]
-
-
-COMPILED: dict[str, Any] = {"dynamic": True}
-"""How networks are compiled (arguments of ``torch.compile``): once for all batch sizes, since micro-batches differ."""
 
 
 def in_chunks(

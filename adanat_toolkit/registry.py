@@ -187,13 +187,9 @@ def create_generator(
         WeightsError: weights are missing or damaged.
     """
     name, _, variant = spec.partition(":")
-    values = dict(options or {})
-    generator: Generator = load("generator", name).create(
-        variant or None, values, device=device, dtype=dtype, offline=offline
+    return load("generator", name).create(
+        variant or None, dict(options or {}), device=device, dtype=dtype, offline=offline
     )
-    if values.get("compile") is True:
-        generator.compile()
-    return generator
 
 
 def create_reward(

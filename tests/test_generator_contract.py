@@ -6,7 +6,7 @@ container they are published in, and loaded by the registered plug-in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,18 +139,22 @@ def test_every_registered_variant_is_covered() -> None:
     assert sorted(registered()) == sorted(FILES)
 
 
-@pytest.fixture(scope="module", params=sorted(FILES))
-def generator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TokenGenerator:
-    spec, folder = request.param, tmp_path_factory.mktemp("weights")
+def make(spec: str, folder: Path, **more: Any) -> TokenGenerator:
+    """The variant from files that are written into a folder, with further options."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("adanat_plugins.generators.muse.BIGG", TEXT)  # the published tower has 695 million parameters
         options = FILES[spec](folder)
         if FILES[spec] is not embedded:
             options["weights"] = str(folder)
-        made = create_generator(spec, options, device=CPU, dtype=torch.float32, offline=True)
+        made = create_generator(spec, {**options, **more}, device=CPU, dtype=torch.float32, offline=True)
     assert isinstance(made, TokenGenerator)
     assert made.name == spec
     return made
+
+
+@pytest.fixture(scope="module", params=sorted(FILES))
+def generator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TokenGenerator:
+    return make(request.param, tmp_path_factory.mktemp("weights"))
 
 
 def contexts(generator: Generator) -> Context:
@@ -286,6 +290,15 @@ def test_a_missing_file_or_a_wrong_option_says_what_to_do(
         create_generator(f"{spec}x", {}, device=CPU, dtype=torch.float32, offline=True)
 
 
+@pytest.fixture
+def nothing_compiled() -> Iterator[None]:
+    """What was traced before, with another backend, is not used again."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("name", ["maskgit", "mage", "muse"])
 def test_a_compiled_generator_makes_the_same_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced as torch.compile does it, without gaps, and run by the eager backend, which needs no compiler."""
@@ -307,6 +320,28 @@ def test_a_compiled_generator_makes_the_same_images(name: str, monkeypatch: pyte
             assert not calls
     assert 2 <= len(calls) <= 4  # the network and the decoder, whatever the batch
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*images, strict=True))
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_every_variant_compiles(generator: TokenGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its option reaches the network and the decoder, and changes neither features nor images."""
+    traced: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        traced.append(len(inputs))
+        return graph.forward
+
+    monkeypatch.setitem(compute.COMPILED, "backend", backend)
+    compiled = make(generator.name, tmp_path, compile=True)
+    states = [g.reset(contexts(g), Noise(SEEDS), 2) for g in (generator, compiled)]
+    plain, own = (g.observe(state) for g, state in zip((generator, compiled), states, strict=True))
+    after_network = len(traced)
+    assert after_network
+    assert torch.allclose(plain, own, atol=1e-4)
+    codes = torch.arange(2 * generator.cells).view(2, -1) % generator.codebook_size
+    images = [g.decode_tokens(codes) for g in (generator, compiled)]
+    assert len(traced) > after_network
+    assert torch.allclose(*images, atol=1e-4)
 
 
 def test_a_generator_without_networks_to_compile_says_so() -> None:

@@ -137,7 +137,7 @@ class AdaNATImageNet(UViTClassGenerator):
             raise WeightsError(f"{files[0]} is text-conditional; use it as --generator muse:adanat-cc3m.")
         tokenizer = load_vqgan(files[1], network, device, dtype)
         grid = square_grid(name, network.tokens)
-        return cls(
+        made = cls(
             name,
             network,
             tokenizer,
@@ -148,3 +148,4 @@ class AdaNATImageNet(UViTClassGenerator):
             dtype=dtype,
             default_schedule=SCHEDULE,
         )
+        return chosen.applied(made)

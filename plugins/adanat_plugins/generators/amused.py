@@ -145,7 +145,7 @@ class Amused(TextConditional):
             )
         network, tokenizer, mask_id = _load_networks(folder, device, dtype)
         encoder = AmusedTextEncoder(*_load_text(folder), device, dtype)
-        return cls(f"amused:{name}", network, encoder, tokenizer, mask_id, device=device, dtype=dtype)
+        return chosen.applied(cls(f"amused:{name}", network, encoder, tokenizer, mask_id, device=device, dtype=dtype))
 
     def _keep_features(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self._features = output

@@ -6,11 +6,12 @@ policy ``fixed:maskgit``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adanat_toolkit.actions import MASK_RATIO, MASK_TEMPERATURE, TOKEN_TEMPERATURE, ActionSpace
 from adanat_toolkit.compute import in_chunks, minimum_batch
@@ -83,7 +84,11 @@ class GoogleMaskGIT(ClassConditional):
         files = published_files(chosen, asset(name, "generator"), asset(name, "tokenizer"), offline=offline)
         tokenizer = load_google_tokenizer(files[1], device, dtype)
         codes = tokenizer.model.config.codebook_size
-        return cls(name, load_google(files[0]), tokenizer, codes, device=device, dtype=dtype)
+        return chosen.applied(cls(name, load_google(files[0]), tokenizer, codes, device=device, dtype=dtype))
+
+    def called(self) -> Iterable[nn.Module]:
+        """The layers: states and logits are asked for apart, and the network as a whole never."""
+        return self.network.children()
 
     @torch.no_grad()
     def predict(self, tokens: Tensor, context: Context) -> tuple[Tensor, Tensor]:

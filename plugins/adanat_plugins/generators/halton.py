@@ -80,7 +80,7 @@ class HaltonMaskGIT(ClassConditional):
                 f"{tokenizer.codebook_size}: they do not belong together. Give the matching file with the option "
                 "tokenizer."
             )
-        return cls(name, network, tokenizer, device=device, dtype=dtype)
+        return chosen.applied(cls(name, network, tokenizer, device=device, dtype=dtype))
 
     def null_context(self, size: int) -> Context:
         return Context(size, classes=torch.full((size,), self.null_class, dtype=torch.int64, device=self.device))

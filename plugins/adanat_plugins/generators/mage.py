@@ -96,7 +96,7 @@ class MAGE(TokenizedGenerator):
         chosen = parse_options("generator 'mage'", MAGEOptions, options)
         assert isinstance(chosen, MAGEOptions)
         if name == "emoji64":
-            return _emoji64(chosen, device, dtype, offline)
+            return chosen.applied(_emoji64(chosen, device, dtype, offline))
         file = resolve(chosen.weights, asset(f"mage:{name}", "generator and tokenizer"), offline=offline)
         state = read_state(file)
         heads, decoder_heads = HEADS[name]
@@ -106,7 +106,7 @@ class MAGE(TokenizedGenerator):
         tokenizer = VQGANTokenizer.from_state(
             select(state, "vqgan."), source=f"{file} (vqgan.*)", device=device, dtype=dtype
         )
-        return cls(f"mage:{name}", network, tokenizer, device=device, dtype=dtype)
+        return chosen.applied(cls(f"mage:{name}", network, tokenizer, device=device, dtype=dtype))
 
     def sample_contexts(self, noise: Noise) -> Context:
         """Nothing to condition on."""

@@ -151,7 +151,7 @@ class MaskGIT:
         if name == "emoji64":
             chosen = parse_options("generator 'maskgit'", MaskGITOptions, options)
             assert isinstance(chosen, MaskGITOptions)
-            return _emoji64(chosen, device, dtype, offline)
+            return chosen.applied(_emoji64(chosen, device, dtype, offline))
         if name in PUBLISHED:
             module, function = PUBLISHED[name].split(":")
             create = attrgetter(function)(importlib.import_module(f".{module}", __package__))

@@ -88,7 +88,7 @@ class Muse(TextConditional):
         chosen = parse_options("generator 'muse'", MuseOptions, options)
         assert isinstance(chosen, MuseOptions)
         if name == "emoji64":
-            return _emoji64(chosen, device, dtype, offline)
+            return chosen.applied(_emoji64(chosen, device, dtype, offline))
         full = f"muse:{name}"
         files = published_files(chosen, asset(full, "generator"), asset(full, "tokenizer"), offline=offline)
         text_file = resolve(chosen.text_encoder, asset(full, "text encoder"), offline=offline)
@@ -96,7 +96,8 @@ class Muse(TextConditional):
         _check_width(network, BIGG.width, str(files[0]))
         encoder = TextEncoder.load(text_file, BIGG, device=device, dtype=dtype)
         tokenizer = load_vqgan(files[1], network, device, dtype)
-        return cls(full, network, encoder, tokenizer, device=device, dtype=dtype, default_schedule=SCHEDULE)
+        made = cls(full, network, encoder, tokenizer, device=device, dtype=dtype, default_schedule=SCHEDULE)
+        return chosen.applied(made)
 
     @torch.no_grad()
     def predict(self, tokens: Tensor, context: Context) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from adanat_toolkit.compute import COMPILED
-from adanat_toolkit.interfaces import PluginOptions, TokenGenerator
+from adanat_toolkit.interfaces import Generator, PluginOptions, TokenGenerator
+
+G = TypeVar("G", bound=Generator)
 
 
 class TokenizedOptions(PluginOptions):
@@ -16,6 +19,12 @@ class TokenizedOptions(PluginOptions):
     compile: bool = False
     """Compile the network and the tokenizer's decoder with torch.compile when they are first used: a minute or so at the
     start, and on a GPU a decoder about twice as fast (benchmarks/throughput.md). Images change by rounding."""
+
+    def applied(self, generator: G) -> G:
+        """The generator, compiled where it was asked for: the last step of ``Generator.create``."""
+        if self.compile:
+            generator.compile()
+        return generator
 
 
 class Tokenizer(Protocol):
@@ -30,7 +39,8 @@ class Tokenizer(Protocol):
 
     def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor: ...
 
-    def compile_decoder(self) -> None: ...
+    @property
+    def model(self) -> Any: ...
 
 
 class TokenizedGenerator(TokenGenerator):
@@ -57,5 +67,9 @@ class TokenizedGenerator(TokenGenerator):
         return self.tokenizer.vectors(tokens, self.grid)
 
     def compile(self) -> None:
-        self.network.compile(**COMPILED)
-        self.tokenizer.compile_decoder()
+        for module in (*self.called(), self.tokenizer.model.decoder):
+            module.compile(**COMPILED)
+
+    def called(self) -> Iterable[nn.Module]:
+        """The modules that :meth:`predict` calls."""
+        return (self.network,)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adanat_toolkit.compute import COMPILED, in_chunks, minimum_batch
+from adanat_toolkit.compute import in_chunks, minimum_batch
 from adanat_toolkit.errors import WeightsError
 
 USAGE_LENGTH = 65536
@@ -262,10 +262,6 @@ class LlamaGenTokenizer(nn.Module):
     def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N) int64 codes of an (h, w) grid -> their unit vectors (B, C, h, w) float32."""
         return self.model.quantize.vectors(codes.view(-1, *grid)).float().contiguous()
-
-    def compile_decoder(self) -> None:
-        """Compile the decoder (see ``compute.COMPILED``)."""
-        self.model.decoder.compile(**COMPILED)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

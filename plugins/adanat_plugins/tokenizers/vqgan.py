@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adanat_toolkit.compute import COMPILED, in_chunks, minimum_batch
+from adanat_toolkit.compute import in_chunks, minimum_batch
 from adanat_toolkit.errors import WeightsError
 
 from ..weights import build
@@ -246,10 +246,6 @@ class VQGANTokenizer(nn.Module):
     def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N) int64 codes of an (h, w) grid -> their vectors (B, C, h, w) float32."""
         return self.model.vectors(codes, grid).float()
-
-    def compile_decoder(self) -> None:
-        """Compile the decoder (see ``compute.COMPILED``)."""
-        self.model.decoder.compile(**COMPILED)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adanat_toolkit.compute import COMPILED, in_chunks, minimum_batch
+from adanat_toolkit.compute import in_chunks, minimum_batch
 
 from ..weights import place
 
@@ -64,10 +64,6 @@ class VQModelTokenizer(nn.Module):
     def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N) int64 codes of an (h, w) grid -> their vectors (B, C, h, w) float32."""
         return self._codes(codes, grid).float().contiguous()
-
-    def compile_decoder(self) -> None:
-        """Compile the decoder (see ``compute.COMPILED``)."""
-        self.model.decoder.compile(**COMPILED)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
