@@ -102,7 +102,8 @@ def mean_and_std(values: Tensor, *, over_samples: bool = False) -> tuple[Tensor,
     ``over_samples``: over the first axis alone, so that both have the shape of one sample.
     """
     v = values.double() if over_samples else values.double().flatten()
-    count, total = sum_over_ranks(torch.stack([torch.full_like(v[:1].sum(0), len(v)), v.sum(0)]))
+    total = v.sum(0)
+    count, total = sum_over_ranks(torch.stack([torch.full_like(total, len(v)), total]))
     mean = total / count
     deviation = sum_over_ranks(((v - mean) ** 2).sum(0))  # a second pass: exact for large means
     return mean.to(values.dtype), (deviation / (count - 1).clamp_min(1)).sqrt().to(values.dtype)

@@ -443,29 +443,32 @@ class TokenGenerator(Generator):
             limit = FIRST_STATES_ON_CPU
             if self.device.type == "cuda":
                 limit = int(FIRST_STATES_ON_CUDA * torch.cuda.get_device_properties(self.device).total_memory)
-        number = self.num_classes if context.classes is not None else 1 if self.context_kind == "none" else None
+        number = self._first_states(context)
         return number is not None and number * 4 * self.cells * (self.codebook_size + self.feature_dim) <= limit
+
+    def _first_states(self, context: Context) -> int | None:
+        """How many first states there are in all, for contexts of this kind; None: as many as there are texts."""
+        return self.num_classes if context.classes is not None else 1 if self.context_kind == "none" else None
 
     def _kept_first(self, context: Context) -> tuple[Tensor, Tensor]:
         """First states out of the table of all contexts, which is filled as they come."""
         keys = torch.zeros(len(context), dtype=torch.int64) if context.classes is None else context.classes
         if not hasattr(self, "_first"):
-            number = self.num_classes if context.classes is not None else 1
+            number = self._first_states(context)
             assert number is not None
             self._first: tuple[Tensor, ...] = tuple(
                 torch.empty(number, self.cells, width, device=self.device)
                 for width in (self.codebook_size, self.feature_dim)
             )
             self._is_known: Tensor = torch.zeros(number, dtype=torch.bool)
-        if not self._is_known.all():
+        if not self._is_known.all():  # once all are, no batch waits for the device
             wanted = keys.cpu().unique()
             missing = wanted[~self._is_known[wanted]]
             if len(missing):
-                classes = None if context.classes is None else missing.to(self.device)
-                for table, values in zip(
-                    self._first, self._predict_all_mask(Context(len(missing), classes=classes)), strict=True
-                ):
-                    table[missing.to(self.device)] = values
+                rows = missing.to(self.device)
+                new = Context(len(rows), classes=None if context.classes is None else rows)
+                for table, values in zip(self._first, self._predict_all_mask(new), strict=True):
+                    table[rows] = values
                 self._is_known[missing] = True
         logits, features = self._first
         keys = keys.to(self.device)

@@ -129,9 +129,7 @@ class AdaptivePolicy(Policy):
         return _Rounded(network, self.feature_dtype)
 
     def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
-        out = self.actor(features, step)
-        if self.feature_scale != 1:
-            out = self.feature_scale * out
+        out = self.feature_scale * self.actor(features, step)
         return out if self.step_head is None else out + self.step_head(None, step)
 
     def make_critic(self) -> nn.Module:
