@@ -27,6 +27,8 @@ from adanat_toolkit.runs import RunFolder, load_tensors
 from adanat_toolkit.sampling import sample, seed_range
 from adanat_toolkit.training import Trainer
 
+from .test_sampling import Recorder
+
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 SMALL: dict[str, Any] = {
@@ -55,21 +57,14 @@ REWARDS = [
 
 
 def tokens_of(generator: TokenGenerator, count: int, batch: int) -> torch.Tensor:
-    """Tokens of the hand-made schedule, recomputed from the images' decoding input."""
+    """Final tokens of the hand-made schedule."""
     policy, space, _ = load_policy("fixed:cosine,guidance=0:3,mask_temperature=4.5:0", generator, 4)
-    kept: list[torch.Tensor] = []
-    original = generator.decode_tokens
-
-    def remember(tokens: torch.Tensor) -> torch.Tensor:
-        kept.append(tokens.cpu())
-        return original(tokens)
-
-    generator.decode_tokens = remember  # type: ignore[method-assign]
     contexts = generator.encode_classes([i % 98 for i in range(count)])
-    for _ in sample(generator, policy, space, seed_range(0, count), contexts, batch=batch):
-        pass
-    generator.decode_tokens = original  # type: ignore[method-assign]
-    return torch.cat(kept)[-count:]
+    with pytest.MonkeyPatch.context() as patch:
+        recorder = Recorder(generator, patch)
+        for _ in sample(generator, policy, space, seed_range(0, count), contexts, batch=batch):
+            pass
+        return recorder.take().cpu()
 
 
 def make(name: str, device: str, dtype: torch.dtype = torch.float32) -> TokenGenerator:
