@@ -22,7 +22,7 @@ from torch import Tensor
 from . import alarms
 from .compare_cells import CellFiles
 from .compare_grid import PUBLISHED, SEARCH, CompareConfig, cell_key
-from .compute import resolve_device, resolve_dtype
+from .compute import dtype_name, resolve_device, resolve_dtype
 from .errors import ConfigError, DataError, PluginError, WeightsError
 from .judging import Images, Yardstick
 from .memory import MemoryShortage
@@ -233,7 +233,7 @@ class Comparison:
             generator=self.generator.fingerprint,
             protocol=self.extractor.protocol,
             data=self.real.fingerprint,
-            dtype=_name(self.generator.dtype),
+            dtype=dtype_name(self.generator.dtype),
             base_schedule=self.generator.default_schedule,
             schedule=schedule,
         )
@@ -245,7 +245,7 @@ class Comparison:
             "generator": self.generator.name,
             "generator_fingerprint": self.generator.fingerprint,
             "device": self.device.type,
-            "dtype": _name(self.generator.dtype),
+            "dtype": dtype_name(self.generator.dtype),
             "default_schedule": self.generator.default_schedule,
             "seeds": list(dict.fromkeys(self.config.seeds)),
             "first_seed": self.config.first_seed,
@@ -282,10 +282,6 @@ def write_report(
     write_file(folder / "compare.csv", to_csv(table))
     write_file(folder / "compare.md", markdown(table, pictures=[p.name for p in pictures], command=command))
     return [folder / "compare.md", folder / "compare.json", folder / "compare.csv", *pictures]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _training_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.bfloat16`` -> ``bfloat16``, as settings and tables have it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 matrix products are faster than float32 ones: any recent GPU, and CPUs with AMX tiles."""
     if device.type == "cuda":

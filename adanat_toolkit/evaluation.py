@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from . import distributed
+from .compute import dtype_name
 from .errors import ConfigError
 from .interfaces import FeatureExtractor, Generator, ImageSource
 from .judging import Images, Yardstick
@@ -185,7 +186,7 @@ def evaluate_policies(
         "generator": generator.name,
         "generator_fingerprint": generator.fingerprint,
         "device": generator.device.type,
-        "dtype": str(generator.dtype).removeprefix("torch."),
+        "dtype": dtype_name(generator.dtype),
         "protocol": extractor.protocol,
         "protocol_card": dict(extractor.card),
         "images": count,

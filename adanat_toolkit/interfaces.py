@@ -456,11 +456,12 @@ class TokenGenerator(Generator):
         if not hasattr(self, "_first"):
             number = self._first_states(context)
             assert number is not None
-            self._first: tuple[Tensor, ...] = tuple(
-                torch.empty(number, self.cells, width, device=self.device)
-                for width in (self.codebook_size, self.feature_dim)
-            )
-            self._is_known: Tensor = torch.zeros(number, dtype=torch.bool)
+            with torch.inference_mode(False):  # the table outlives the mode that its maker may have set
+                self._first: tuple[Tensor, ...] = tuple(
+                    torch.empty(number, self.cells, width, device=self.device)
+                    for width in (self.codebook_size, self.feature_dim)
+                )
+                self._is_known: Tensor = torch.zeros(number, dtype=torch.bool)
         if not self._is_known.all():  # once all are, no batch waits for the device
             wanted = keys.cpu().unique()
             missing = wanted[~self._is_known[wanted]]

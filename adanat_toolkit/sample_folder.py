@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import distributed
 from .actions import ActionSpace
+from .compute import dtype_name
 from .config import differences
 from .editing import Edit, edit
 from .errors import OutputError
@@ -116,7 +117,7 @@ def _settings(generator: Generator, space: ActionSpace, card: dict[str, Any]) ->
         "generator": {
             "name": generator.name,
             "fingerprint": generator.fingerprint,
-            "dtype": str(generator.dtype).removeprefix("torch."),
+            "dtype": dtype_name(generator.dtype),
         },
         "steps": space.steps,
         "policy": card,

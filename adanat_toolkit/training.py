@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import distributed
-from .compute import CPU_CHUNK, resolve_device, resolve_dtype
+from .compute import CPU_CHUNK, dtype_name, resolve_device, resolve_dtype
 from .config import DataConfig, RunConfig
 from .data import augment, draw_contexts, images_for
 from .errors import CheckpointError, ConfigError
@@ -54,7 +54,7 @@ class Trainer:
             os.environ["HF_HUB_OFFLINE"] = "1"  # what rewards and feature networks load weights through reads this
         dtype = resolve_dtype(config.dtype, self.device)
         # What is stored says what was computed: another machine may resolve "auto" to another type.
-        self.config = config = config.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+        self.config = config = config.model_copy(update={"dtype": dtype_name(dtype)})
         self.generator = create_generator(
             config.generator.name, config.generator.options, device=self.device, dtype=dtype, offline=config.offline
         )

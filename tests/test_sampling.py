@@ -192,6 +192,15 @@ def test_first_states_are_computed_once_per_context(kind: ContextKind, monkeypat
     assert cached.forwards == [(distinct, 0), *null, *both, *again, *both]
 
 
+def test_a_cache_made_in_inference_mode_is_filled_outside() -> None:
+    generator, fresh = TinyGenerator(), TinyGenerator()
+    with torch.inference_mode():
+        generator.observe(generator.reset(generator.encode_classes([1]), Noise(seed_range(0, 1)), 2))
+    context = generator.encode_classes([0, 1])
+    state = generator.reset(context, Noise(seed_range(0, 2)), 2)
+    assert torch.allclose(generator.observe(state), fresh.predict(state.tokens, context)[1], atol=1e-6)
+
+
 def test_the_cache_serves_new_classes_beside_known_ones() -> None:
     generator, fresh = TinyGenerator(), TinyGenerator()
     for classes in ([1, 1], [3, 1, 0], [0, 4, 3, 1, 2]):
