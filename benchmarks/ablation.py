@@ -23,35 +23,50 @@ from pathlib import Path
 COMMON = "--preset demo --seeds 0,1,2 --num 2000 --evaluate-every 25 --dtype bfloat16"
 BOTH = "--policy shared --policy adaptive --reward adversarial"
 LITTLE = "--trajectories 25600 --batch 256"
-READS_CLIP = "--set reward.options.features=clip-emoji64"
-MIXED = "--reward clip-score --reward adversarial:1,clip-score:0.3"
+REWARDS = (
+    "--policy adaptive --reward adversarial --reward fid:influence --reward clip-score --reward adversarial:1,clip-score:0.3 "
+    "--reward fid --set reward.options.features=clip-emoji64"
+)
 PAGES = {
-    "maskgit-T4-153600": f"--generator maskgit {BOTH} --steps 4 --hand-made-steps 6,8,12,16 --candidates 0 "
-    "--trajectories 153600 --batch 1024",
-    "maskgit-T8-102400": f"--generator maskgit {BOTH} --steps 8 --candidates 0 --trajectories 102400 --batch 1024",
-    "muse-T4-102400": f"--generator muse {BOTH} --steps 4 --candidates 0 --trajectories 102400 --batch 1024",
-    "maskgit-gpu": f"--generator maskgit {BOTH} --steps 4 --hand-made-steps 6,8,12,16 --search-steps 4,8 "
-    f"--candidates 24 {LITTLE}",
-    "muse": f"--generator muse {BOTH} --steps 4,8 --hand-made-steps 6,12,16 --candidates 24 {LITTLE}",
-    "maskgit-rewards-gpu": f"--generator maskgit --policy adaptive --reward adversarial --reward fid:influence "
-    f"{MIXED} --reward fid {READS_CLIP} --steps 4 --candidates 0 {LITTLE}",
-    "muse-rewards-gpu": f"--generator muse --policy adaptive --reward adversarial --reward fid:influence "
-    f"{MIXED} --reward fid {READS_CLIP} --steps 4 --candidates 0 {LITTLE}",
+    "maskgit-T4-153600": (
+        "maskgit-153600",
+        f"--generator maskgit {BOTH} --steps 4 --hand-made-steps 6,8,12,16 --candidates 0 --trajectories 153600 --batch 1024",
+    ),
+    "maskgit-T8-102400": (
+        "maskgit-102400",
+        f"--generator maskgit {BOTH} --steps 8 --candidates 0 --trajectories 102400 --batch 1024",
+    ),
+    "muse-T4-102400": (
+        "muse-102400",
+        f"--generator muse {BOTH} --steps 4 --candidates 0 --trajectories 102400 --batch 1024",
+    ),
+    "maskgit-gpu": (
+        "maskgit-25600",
+        f"--generator maskgit {BOTH} --steps 4 --hand-made-steps 6,8,12,16 --search-steps 4,8 --candidates 24 {LITTLE}",
+    ),
+    "muse": (
+        "muse-25600",
+        f"--generator muse {BOTH} --steps 4,8 --hand-made-steps 6,12,16 --candidates 24 {LITTLE}",
+    ),
+    "maskgit-rewards-gpu": ("maskgit-25600", f"--generator maskgit {REWARDS} --steps 4 --candidates 0 {LITTLE}"),
+    "muse-rewards-gpu": ("muse-25600", f"--generator muse {REWARDS} --steps 4 --candidates 0 {LITTLE}"),
 }
-"""Arguments of ``adanat compare`` for each page. That of ``muse-rewards-gpu`` lacks the two rewards with ``clip-score``."""
+"""For each page the folder of its runs, which pages of one generator and budget share, and the arguments of ``adanat compare``.
+The page ``muse-rewards-gpu`` in docs lacks the two rewards with ``clip-score``, which its command here makes too."""
 
 
 def make(page: str, extra: list[str], out: Path, reports: Path, workers: int) -> int:
     """Run one page; returns how many of its processes failed."""
-    command = [sys.executable, "-m", "adanat_cli", "compare", *COMMON.split(), *PAGES[page].split(), *extra]
+    folder, arguments = PAGES[page]
+    command = [sys.executable, "-m", "adanat_cli", "compare", *COMMON.split(), *arguments.split(), *extra, "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     processes = []
     for i in range(workers):
         # Only the first one's page is kept: the others write theirs aside.
-        report = reports / page if i == 0 else out / page / f"report-{i}"
-        arguments = ["--out", str(out / page), "--report", str(report), "--quiet"]
-        log = (out / f"{page}-{i}.log").open("w")
-        processes.append(subprocess.Popen([*command, *arguments], env=environment, stdout=log, stderr=log))
+        report = reports / page if i == 0 else out / folder / f"report-{i}"
+        where = ["--out", str(out / folder), "--report", str(report)]
+        with (out / f"{page}-{i}.log").open("w") as log:
+            processes.append(subprocess.Popen([*command, *where], env=environment, stdout=log, stderr=log))
     return sum(process.wait() != 0 for process in processes)
 
 
@@ -62,12 +77,17 @@ def main() -> None:
     parser.add_argument("--reports", type=Path, default=Path("reports"))
     parser.add_argument("--pages", nargs="+", choices=PAGES, default=list(PAGES))
     arguments, extra = parser.parse_known_args()
+    if extra and extra[0] != "--":
+        parser.error(f"{extra[0]} is unknown here; what is for adanat compare stands after --")
     arguments.out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for page in arguments.pages:
         started = time.time()
-        errors = make(page, [a for a in extra if a != "--"], arguments.out, arguments.reports, arguments.workers)
-        print(f"{page}: {time.time() - started:.0f} s, {errors} of {arguments.workers} processes failed", flush=True)
+        errors = make(page, extra[1:], arguments.out, arguments.reports, arguments.workers)
+        outcome = (
+            f"{errors} of {arguments.workers} processes failed (see {arguments.out}/{page}-*.log)" if errors else "done"
+        )
+        print(f"{page}: {time.time() - started:.0f} s, {outcome}", flush=True)
         failed += errors
     sys.exit(failed > 0)
 

@@ -234,9 +234,11 @@ def test_sample_alone_needs_neither_policy_nor_network(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "s" / "samples.json").read_text())["images"]) == 2
 
 
-def test_sample_alone_takes_the_policy_that_ships(tmp_path: Path) -> None:
-    assert adanat("sample", "--num", "2", "--out", tmp_path / "learned", "--quiet").exit_code == 0
-    assert adanat("sample", "--num", "2", "--steps", "2", "--out", tmp_path / "fixed", "--quiet").exit_code == 0
+@pytest.mark.parametrize("family", ["maskgit", "muse"])
+def test_sample_alone_takes_the_policy_that_ships(family: str, tmp_path: Path) -> None:
+    some = ("sample", "--generator", family, "--num", "2", "--quiet", "--out")
+    assert adanat(*some, tmp_path / "learned").exit_code == 0
+    assert adanat(*some, tmp_path / "fixed", "--steps", "2").exit_code == 0
     learned = json.loads((tmp_path / "learned" / "samples.json").read_text())["images"]
     fixed = json.loads((tmp_path / "fixed" / "samples.json").read_text())["images"]
     assert learned[0]["knobs"]["token_temperature"] != learned[1]["knobs"]["token_temperature"]  # its own for each sample
