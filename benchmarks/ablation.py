@@ -59,7 +59,7 @@ def make(page: str, extra: list[str], out: Path, reports: Path, workers: int) ->
     """Run one page; returns how many of its processes failed."""
     folder, arguments = PAGES[page]
     command = [sys.executable, "-m", "adanat_cli", "compare", *COMMON.split(), *arguments.split(), *extra, "--quiet"]
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
     processes = []
     for i in range(workers):
         # Only the first one's page is kept: the others write theirs aside.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from ..data import images_for
 from ..errors import AdaNATError, CheckpointError, ConfigError, DataError, PluginError, WeightsError
 from ..evaluation import MINIMUM, evaluate_policies
-from ..interfaces import Generator, ImageSource
+from ..interfaces import Generator
 from ..policy_files import load_policy
 from ..registry import create_features
 from ..sampling import seed_range
@@ -243,18 +243,14 @@ def _with_hint(error: AdaNATError) -> AdaNATError:
 def _look(generator: Generator, runs: Sequence[Run], settings: Settings, progress: Progress) -> list[Group]:
     groups: dict[int, Group] = {}
     seeds = seed_range(settings.seed, PROBED)
-
-    @cache
-    def captions_in(path: str) -> ImageSource | None:
-        return own_captions(generator, path, images_for(generator, path))
-
+    images_in = cache(partial(images_for, generator))
     for run in runs:
         policy, space, _ = load_policy(str(run.path), generator)
         steps = space.steps
         by_hand, hand_space, _ = load_policy("fixed", generator, steps)
         captions = None
         if generator.context_kind == "text" and run.config.data.path is not None:
-            captions = captions_in(run.config.data.path)
+            captions = images_in(run.config.data.path)
         if steps not in groups:
             images = probe(generator, by_hand, hand_space, seeds[:SHOWN], captions=captions, batch=settings.batch)
             groups[steps] = Group(generator.name, steps, generator.default_schedule, images)

@@ -17,7 +17,7 @@ class TokenizedOptions(PluginOptions):
     """Options of all of them."""
 
     compile: bool = False
-    """Compile the network and the tokenizer's decoder with torch.compile when they are first used: a minute or so at the
+    """Compile the network and the tokenizer's decoder with torch.compile when they are first used: a minute or more at the
     start, and on a GPU a decoder about twice as fast (benchmarks/throughput.md). Images change by rounding."""
 
     def applied(self, generator: G) -> G:
