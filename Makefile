@@ -11,7 +11,7 @@ help:
 	@echo "make demo   train, sample and evaluate on the embedded generator; the comparison comes last (demo-run/)"
 	@echo "make test   lint, then every test that is not slow"
 	@echo "make check-slow   the slow tests"
-	@echo "make lint   ruff and mypy"
+	@echo "make lint   ruff, mypy, and the floors of the architecture"
 	@echo "make docs   the site, in site/; make docs-serve shows it while it is written"
 	@echo "make install   $(VENV) with the package in editable mode; PYTHON=... picks the interpreter"
 	@echo "make clean  remove $(VENV), demo-run and caches"
@@ -40,6 +40,7 @@ check-slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

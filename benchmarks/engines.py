@@ -69,10 +69,9 @@ def work(options: argparse.Namespace, engine: str, seed: int) -> dict[str, Any]:
     """One run: train (unless ``fixed``), make images, judge them."""
     import torch
 
-    from adanat_toolkit.compute import resolve_dtype
-    from adanat_toolkit.config import validate
     from adanat_toolkit.registry import create_generator
-    from adanat_toolkit.training import create_trainer
+    from adanat_toolkit.runtime import resolve_dtype
+    from adanat_toolkit.training import create_trainer, validate
 
     torch.set_num_threads(options.threads)
     row: dict[str, Any] = {"engine": engine, "seed": seed}
@@ -124,7 +123,7 @@ def judge(policy_spec: str, generator: Any, options: argparse.Namespace) -> dict
     import torch
 
     from adanat_toolkit.metrics import FeatureStatistics, extract_features, frechet_distance, reference_of
-    from adanat_toolkit.policy_files import load_policy
+    from adanat_toolkit.policies import load_policy
     from adanat_toolkit.registry import create_features
     from adanat_toolkit.sampling import sample, seed_range
 

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from adanat_plugins.rewards.fid import FidReward, frechet_distance_of_few
 from adanat_plugins.rewards.frechet_influence import FrechetInfluence, Moments
-from adanat_toolkit.config import validate
 from adanat_toolkit.sampling import sample, seed_range
-from adanat_toolkit.training import Trainer
+from adanat_toolkit.training import Trainer, validate
 
 COUNT, BATCH, DRAWS, SIGMA = 4096, 128, 8, 0.6
 OTHER = "cosine,guidance=0:1,mask_temperature=1:0"

@@ -29,10 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from adanat_plugins.generators.maskgit import MaskGIT, UViTClassGenerator
 from adanat_plugins.generators.uvit import UViT
 from adanat_plugins.tokenizers.vqgan import VQGAN, VQGANConfig, VQGANTokenizer
-from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
+from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace, parse_schedule
 from adanat_toolkit.policies import AdaptivePolicy, build_policy
 from adanat_toolkit.sampling import sample, seed_range
-from adanat_toolkit.schedules import parse_schedule
 
 CLASSES = 1001
 SPACE = tuple(knob.name for knob in TOKEN_KNOBS)

@@ -106,10 +106,9 @@ def rate(count: int, times: list[float]) -> dict[str, float]:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
-    from adanat_toolkit.config import resolve
-    from adanat_toolkit.noise import Noise
-    from adanat_toolkit.rollout import collect
-    from adanat_toolkit.training import Trainer
+    from adanat_toolkit.core import Noise
+    from adanat_toolkit.sampling import collect
+    from adanat_toolkit.training import Trainer, resolve
 
     flags = {
         "generator": {

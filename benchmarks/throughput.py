@@ -20,9 +20,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from adanat_toolkit.compute import has_fast_bfloat16
-from adanat_toolkit.config import resolve
-from adanat_toolkit.training import Trainer
+from adanat_toolkit.runtime import has_fast_bfloat16
+from adanat_toolkit.training import Trainer, resolve
 
 
 def main() -> None:

@@ -235,7 +235,7 @@ def _default(field: Any) -> str:
 def presets_text() -> str:
     import yaml
 
-    from adanat_toolkit.config import PRESETS
+    from adanat_toolkit.training import PRESETS
 
     parts = []
     for name, values in PRESETS.items():

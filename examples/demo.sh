@@ -7,7 +7,7 @@ out=${1:-demo-run}
 seed=${2:-0}
 
 # Fast bfloat16 (a GPU, or AMX on the CPU) more than doubles the speed; the time goes into more trajectories.
-trajectories=$(python -c 'from adanat_toolkit.compute import has_fast_bfloat16, resolve_device
+trajectories=$(python -c 'from adanat_toolkit.runtime.devices import has_fast_bfloat16, resolve_device
 print(12288 if has_fast_bfloat16(resolve_device("auto")) else 8192)')
 
 echo "1/3 train: $out/run" >&2

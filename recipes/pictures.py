@@ -16,9 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from adanat_plugins.pretrained import pretrained_policy
-from adanat_toolkit.policy_files import load_policy
+from adanat_toolkit.policies import load_policy, open_generator
 from adanat_toolkit.sampling import sample, seed_range
-from adanat_toolkit.selection import open_generator
 
 IMAGES, FIRST, SHOWN = 512, 50_000, 12
 TARGET = Path(__file__).parents[1] / "docs" / "images" / "knobs.png"

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from adanat_plugins.emoji64 import data as emoji
 from adanat_plugins.features import yardstick
 from adanat_plugins.features.network import FEATURE_DIM, build_network
-from adanat_toolkit.data import augment
-from adanat_toolkit.metrics.frechet import FeatureStatistics, frechet_distance
-from adanat_toolkit.noise import derive
+from adanat_toolkit.core import derive
+from adanat_toolkit.images import augment
+from adanat_toolkit.metrics import FeatureStatistics, frechet_distance
 
 
 def split(seed: int) -> tuple[Tensor, Tensor]:

@@ -17,17 +17,15 @@ from typing import Any
 import pytest
 import torch
 
-from adanat_toolkit.config import merge, validate
+from adanat_toolkit.core import ACTION, REMASK, TOKEN, Noise
 from adanat_toolkit.interfaces import TokenGenerator
-from adanat_toolkit.noise import ACTION, REMASK, TOKEN, Noise
-from adanat_toolkit.policy_files import load_policy
+from adanat_toolkit.policies import load_policy
 from adanat_toolkit.registry import create_generator
-from adanat_toolkit.rollout import collect
-from adanat_toolkit.runs import RunFolder, load_tensors
-from adanat_toolkit.sampling import sample, seed_range
-from adanat_toolkit.training import Trainer
+from adanat_toolkit.sampling import collect, sample, seed_range
+from adanat_toolkit.storage import RunFolder, load_tensors
+from adanat_toolkit.training import Trainer, merge, validate
 
-from .test_sampling import Recorder
+from .sampling.test_sampling import Recorder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

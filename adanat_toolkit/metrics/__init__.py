@@ -1,14 +1,18 @@
 """Figures of generated images: statistics in float64 over a named feature protocol, streaming and in chunks."""
 
 from .evaluation import LOWER_IS_BETTER, Evaluation, direction, evaluate_features, require_comparable
-from .extract import Features, Reference, extract_features, reference_of, statistics_of
+from .extract import BATCH, Features, Reference, extract_features, reference_of, statistics_of
+from .figures import FIGURES
 from .frechet import FeatureStatistics, frechet_distance
 from .intervals import bootstrap_interval, mean_interval
 from .kid import kernel_distance
 from .prdc import neighbourhoods
 from .scores import clip_scores, inception_score, within_class_diversity
+from .shared import shared_reference, shared_statistics
 
 __all__ = [
+    "BATCH",
+    "FIGURES",
     "LOWER_IS_BETTER",
     "Evaluation",
     "FeatureStatistics",
@@ -26,6 +30,8 @@ __all__ = [
     "neighbourhoods",
     "reference_of",
     "require_comparable",
+    "shared_reference",
+    "shared_statistics",
     "statistics_of",
     "within_class_diversity",
 ]

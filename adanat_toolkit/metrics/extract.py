@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ..core import FeatureExtractor, ImageSource, JointExtractor, PrecomputedExtractor
 from ..errors import DataError
-from ..interfaces import FeatureExtractor, ImageSource
 from .frechet import FeatureStatistics
 
 Progress = Callable[[int, int], None]
@@ -18,20 +17,8 @@ BATCH = 128
 """Images a forward. It is fixed, because a network's last bits depend on it."""
 
 
-@runtime_checkable
-class JointExtractor(Protocol):
-    """An extractor that gives features and class probabilities of one forward."""
-
-    def joint(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
-@runtime_checkable
-class PrecomputedExtractor(Protocol):
-    """An extractor that ships the features of some data sets."""
-
-    def precomputed(self, source: ImageSource) -> Tensor | None:
-        """(M, D) float32 features of ``source``, or None where it is not one of them."""
-        ...
 
 
 @dataclass(frozen=True)

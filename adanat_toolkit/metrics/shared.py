@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import distributed
-from ..interfaces import Context, FeatureExtractor, ImageSource
-from .extract import BATCH, PrecomputedExtractor, Progress, Reference, extract_features, reference_of, statistics_of
+from ..core import Context, FeatureExtractor, ImageSource, PrecomputedExtractor
+from ..runtime import distributed
+from .extract import BATCH, Progress, Reference, extract_features, reference_of, statistics_of
 from .frechet import FeatureStatistics
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from ..runs import prepare_folder, write_file
+from ..storage import prepare_folder, write_file
 from .gather import IMAGES, Progress, Settings, gather
 from .page import MARKER, render
 from .reading import Run, read_runs

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
-from ..data import images_for
+from ..core import Generator
 from ..errors import AdaNATError, CheckpointError, ConfigError, DataError, PluginError, WeightsError
-from ..evaluation import MINIMUM, evaluate_policies
-from ..interfaces import Generator
-from ..policy_files import load_policy
+from ..evaluation import MINIMUM, choose_features, evaluate_policies, own_captions, real_side
+from ..images import images_for
+from ..policies import load_policy, open_generator
 from ..registry import create_features
 from ..sampling import seed_range
-from ..selection import choose_features, open_generator, own_captions, real_side
 from .probing import Probe, Ranking, Step, probe, rank, trace
 from .reading import Run
 from .yardstick import Block, blocks

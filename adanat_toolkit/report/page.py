@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import RunConfig
 from ..metrics import LOWER_IS_BETTER, direction
 from ..registry import toolkit_version
+from ..training import RunConfig
 from . import yardstick
 from .charts import colour_class, number
 from .curves import knob_charts, training_charts

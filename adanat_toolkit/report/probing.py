@@ -8,13 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..actions import ActionSpace
-from ..data import draw_contexts
-from ..interfaces import Context, Generator, ImageSource, Policy, TokenGenerator, TokenState
-from ..noise import Noise
-from ..pictures import to_bytes
-from ..rollout import mean_action
-from ..sampling import sample
+from ..core import ActionSpace, Context, Generator, ImageSource, Noise, Policy
+from ..decoding import TokenGenerator, TokenState
+from ..images import draw_contexts, to_bytes
+from ..sampling import mean_action, sample
 
 ALIKE = 1e-4
 """Spread over the samples, of the share kept early or of a knob, below which a policy treats all of them alike."""

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import alarms
-from ..config import RunConfig, validate
 from ..errors import CheckpointError, ConfigError
 from ..evaluation import RESULT
-from ..runs import RunFolder
-from ..runs import read_rows as read_json_lines
+from ..storage import RunFolder
+from ..storage import read_rows as read_json_lines
+from ..training import RunConfig, alarms, validate
 
 REQUIRED = ("iteration", "trajectories", "reward/mean", "reward/std")
 """Numbers that every row of metrics has."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DataError
-from ..metrics import Evaluation, require_comparable
-from ..tables import FIGURES
+from ..metrics import FIGURES, Evaluation, require_comparable
 from .reading import Run
 
 TITLES = {"frechet": "Frechet distance", "kid": "Kernel distance", "inception_score": "Inception Score"}

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core import Context, Generator, Noise, parse_schedule
+from ..decoding import TokenGenerator
 from ..errors import ConfigError
-from ..interfaces import Context, Generator, TokenGenerator
-from ..noise import Noise
-from ..schedules import parse_schedule
 from .common import require
 
 PROMPTS = ("3d emoji of red apple", "a dog", "blue tree")

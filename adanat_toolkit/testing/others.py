@@ -10,10 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..actions import TOKEN_KNOBS, ActionSpace
-from ..interfaces import FeatureExtractor, PluginOptions, Policy, Tracker
+from ..core import TOKEN_KNOBS, ActionSpace, FeatureExtractor, PluginOptions, Policy, Tracker, parse_schedule
 from ..policies import build_policy
-from ..schedules import parse_schedule
 from .common import require, require_close
 
 

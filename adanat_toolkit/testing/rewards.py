@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core import Context, ImageSource, LearnedReward, RewardModel
 from ..errors import CheckpointError
-from ..interfaces import Context, ImageSource, LearnedReward, RewardModel
 from .common import require, require_close
 
 

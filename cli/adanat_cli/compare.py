@@ -13,7 +13,7 @@ from . import options
 from .console import note, print_json, stdout
 
 if TYPE_CHECKING:
-    from adanat_toolkit.tables import Table
+    from adanat_toolkit.compare import Table
 
 
 def compare(
@@ -88,10 +88,8 @@ def compare(
     time or on another machine. Where a cell fails, the others go on and the exit code is 1. compare.md, compare.json,
     compare.csv and the pictures are written to --report.
     """
-    from adanat_toolkit.compare import Comparison, write_report
-    from adanat_toolkit.compare_grid import configure
-    from adanat_toolkit.config import resolve
-    from adanat_toolkit.tables import failures
+    from adanat_toolkit.compare import Comparison, configure, failures, write_report
+    from adanat_toolkit.training import resolve
 
     from .progress import image_progress
 
@@ -165,7 +163,7 @@ def _print_table(table: Table) -> None:
     from rich.markup import escape
     from rich.table import Table as Grid
 
-    from adanat_toolkit.tables import HEADS, TAILS, caption, cells_of, failures, saved_text
+    from adanat_toolkit.compare import HEADS, TAILS, caption, cells_of, failures, saved_text
 
     title = f"{table.facts['generator']}, {table.facts['images']:,} images a seed"
     grid = Grid(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

@@ -15,9 +15,10 @@ def doctor(json: options.Json = False) -> None:
 
     The exit code is 1 when something that is required does not work.
     """
+    from adanat_plugins.catalogue import list_assets
     from adanat_plugins.emoji64 import FOLDER
-    from adanat_plugins.weights import list_assets, weights_folder
-    from adanat_toolkit.doctor import diagnose
+    from adanat_plugins.weights import weights_folder
+    from adanat_toolkit.commands.doctor import diagnose
 
     files = {asset.path: asset.sha256 for asset in list_assets() if asset.embedded}
     files |= {FOLDER / name: None for name in ("images.zip", "metadata.jsonl.gz", "classes.json")}

@@ -26,8 +26,9 @@ def encode(
     json: options.Json = False,
 ) -> None:
     """Turn real images into a generator's tokens; a picture beside the file shows them rebuilt."""
-    from adanat_toolkit.preparation import encode_to_file
-    from adanat_toolkit.selection import open_generator, require_real_images
+    from adanat_toolkit.commands.prepare_data import encode_to_file
+    from adanat_toolkit.evaluation import require_real_images
+    from adanat_toolkit.policies import open_generator
 
     from .progress import image_progress
 

@@ -53,11 +53,10 @@ def evaluate(
     With --out, evaluation.json and comparison.png (the same seeds side by side) are written there.
     """
     from adanat_plugins.pretrained import pretrained_policy
-    from adanat_toolkit.evaluation import evaluate_policies, write_comparison
-    from adanat_toolkit.hub import local_policy
+    from adanat_toolkit.evaluation import choose_features, evaluate_policies, own_captions, real_side, write_comparison
+    from adanat_toolkit.policies import open_generator
     from adanat_toolkit.registry import create_features
-    from adanat_toolkit.runs import prepare_folder
-    from adanat_toolkit.selection import choose_features, open_generator, own_captions, real_side
+    from adanat_toolkit.storage import local_policy, prepare_folder
 
     from .progress import image_progress
     from .ranks import ranks

@@ -27,7 +27,7 @@ def plugins(
     """
     if context.invoked_subcommand is not None:
         return
-    from adanat_toolkit.plugin_probe import plugin_report
+    from adanat_toolkit.registry import plugin_report
 
     rows = plugin_report(timeout)
     if json:
@@ -52,8 +52,9 @@ def check(
     json: options.Json = False,
 ) -> None:
     """Run the contract tests on one plug-in; the exit code is 1 when it fails any."""
-    from adanat_toolkit.config import merge, parse_override
-    from adanat_toolkit.plugin_check import check_plugin
+    from adanat_toolkit.registry import parse_override
+    from adanat_toolkit.testing.check import check_plugin
+    from adanat_toolkit.training import merge
 
     values: dict[str, Any] = {}
     for text in set_ or ():
@@ -82,7 +83,7 @@ def new(
     ] = None,
 ) -> None:
     """Write a small installable project with a plug-in that works, its contract test and a README."""
-    from adanat_toolkit.scaffold import new_plugin
+    from adanat_toolkit.registry import new_plugin
 
     folder = new_plugin(name, kind, out)
     note(f"pip install -e {folder}, then: adanat plugins check {name} --kind {kind}")

@@ -36,10 +36,10 @@ def publish(
 
     adanat sample --policy FOLDER (or HUB_ID) loads it.
     """
+    from adanat_toolkit.commands.publish import publish as publish_policy
     from adanat_toolkit.errors import ConfigError
-    from adanat_toolkit.hub import is_hub_id
-    from adanat_toolkit.publishing import publish as publish_policy
-    from adanat_toolkit.selection import open_generator
+    from adanat_toolkit.policies import open_generator
+    from adanat_toolkit.storage import is_hub_id
 
     if offline and is_hub_id(target):
         raise ConfigError(f"--offline forbids publishing to the hub repository {target}; give a folder (./{target}).")

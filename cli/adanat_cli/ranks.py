@@ -18,7 +18,7 @@ class Ranks:
     """
 
     def __init__(self, context: typer.Context) -> None:
-        from adanat_toolkit.launching import environment
+        from adanat_toolkit.runtime import environment
 
         self.context = context
         self.gpus: int | None = context.params["gpus"]
@@ -32,7 +32,7 @@ class Ranks:
             ConfigError: too few devices. ProcessError: a process failed. typer.Exit: the processes have done the work.
         """
         from adanat_toolkit.errors import ConfigError
-        from adanat_toolkit.launching import check_devices, join, launch
+        from adanat_toolkit.runtime import check_devices, join, launch
 
         if self.number == 1 and (self.gpus or 1) > 1:
             assert self.gpus is not None
@@ -53,7 +53,7 @@ def ranks(context: typer.Context) -> Iterator[Ranks]:
 
     A rank that fails ends at once: its launcher stops the others, which may be waiting for it.
     """
-    from adanat_toolkit.launching import LAUNCHED, ProcessError, leave, record_failure
+    from adanat_toolkit.runtime import LAUNCHED, ProcessError, leave, record_failure
 
     here = Ranks(context)
     if here.number == 1:

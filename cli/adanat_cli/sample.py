@@ -61,13 +61,12 @@ def sample(
     An image depends on its seed, its class or prompt and the policy alone. The same command makes what is missing.
     """
     from adanat_plugins.pretrained import pretrained_policy
-    from adanat_toolkit.editing import Edit, read_edit
+    from adanat_toolkit.commands.inputs import choose_contexts, context_of, read_prompts
+    from adanat_toolkit.commands.sample_folder import sample_to_folder
     from adanat_toolkit.errors import ConfigError
-    from adanat_toolkit.hub import local_policy
-    from adanat_toolkit.policy_files import load_policy
-    from adanat_toolkit.sample_folder import sample_to_folder
-    from adanat_toolkit.sampling import seed_range
-    from adanat_toolkit.selection import choose_contexts, context_of, open_generator, read_prompts
+    from adanat_toolkit.policies import load_policy, open_generator
+    from adanat_toolkit.sampling import Edit, read_edit, seed_range
+    from adanat_toolkit.storage import local_policy
 
     from .progress import image_progress
     from .ranks import ranks

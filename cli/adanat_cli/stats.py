@@ -24,9 +24,10 @@ def stats(
     json: options.Json = False,
 ) -> None:
     """Feature statistics of real images, brought to the generator's size, for adanat evaluate --data FILE."""
-    from adanat_toolkit.preparation import write_statistics
+    from adanat_toolkit.commands.feature_statistics import write_statistics
+    from adanat_toolkit.evaluation import choose_features, require_real_images
+    from adanat_toolkit.policies import open_generator
     from adanat_toolkit.registry import create_features
-    from adanat_toolkit.selection import choose_features, open_generator, require_real_images
 
     from .progress import image_progress
     from .ranks import ranks

@@ -11,7 +11,7 @@ from . import options
 from .console import note, print_json
 
 if TYPE_CHECKING:
-    from adanat_toolkit.config import RunConfig
+    from adanat_toolkit.training import RunConfig
 
 
 def train(
@@ -69,7 +69,7 @@ def train(
         "policy": _given(name=policy),
         "data": _given(path=data),
     }
-    from adanat_toolkit.config import resolve
+    from adanat_toolkit.training import resolve
 
     from .ranks import ranks
 
@@ -80,9 +80,9 @@ def train(
 
 
 def _train(settings: RunConfig, out: Path | None, *, dry_run: bool, quiet: bool, json: bool) -> None:
-    from adanat_toolkit.distributed import is_main, world_size
-    from adanat_toolkit.runs import RunFolder
-    from adanat_toolkit.selection import run_name
+    from adanat_toolkit.commands.inputs import run_name
+    from adanat_toolkit.runtime import is_main, world_size
+    from adanat_toolkit.storage import RunFolder
     from adanat_toolkit.training import create_trainer
 
     from .progress import TrainingProgress

@@ -17,7 +17,8 @@ def weights(
     json: options.Json = False,
 ) -> None:
     """List the weights of every generator and reward: files, sizes, sources, licences, and what is present."""
-    from adanat_plugins.weights import list_assets, weights_folder
+    from adanat_plugins.catalogue import list_assets
+    from adanat_plugins.weights import weights_folder
     from adanat_toolkit.errors import ConfigError, nearest
 
     rows = [asset.row() for asset in list_assets()]

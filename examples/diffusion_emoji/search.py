@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import itertools
 
-from adanat_toolkit.compute import resolve_device, resolve_dtype
-from adanat_toolkit.judging import Yardstick
+from adanat_toolkit.evaluation import Yardstick
 from adanat_toolkit.metrics import evaluate_features
-from adanat_toolkit.policy_files import load_policy
+from adanat_toolkit.policies import load_policy
 from adanat_toolkit.registry import create_features, create_generator
+from adanat_toolkit.runtime import resolve_device, resolve_dtype
 from adanat_toolkit.sampling import seed_range
 
 

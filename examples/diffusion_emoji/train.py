@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from adanat_plugins.emoji64 import data
 from adanat_plugins.generators.maskgit import embedded_tokenizer
-from adanat_toolkit.compute import in_chunks, resolve_device, resolve_dtype
+from adanat_toolkit.runtime import in_chunks, resolve_device, resolve_dtype
 
 UNET: dict[str, Any] = {
     "sample_size": 8,

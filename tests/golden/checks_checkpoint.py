@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from adanat_plugins.published_policy import load_published_policy, published_policy
+from adanat_plugins.released_policy import load_published_policy, published_policy
 from adanat_plugins.rewards.paper_discriminator import PaperDiscriminator, load_heads, published_state, read_published
-from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
-from adanat_toolkit.policies import SIZES, AdaptiveNetwork
-from adanat_toolkit.schedules import adanat_heuristic
+from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace, adanat_heuristic
+from adanat_toolkit.policies.networks import SIZES, AdaptiveNetwork
 
 from .checks_discriminator import build
 from .harness import Fixture, Report

@@ -10,22 +10,14 @@ from torch import Tensor, nn
 
 from adanat_plugins.generators.maskgit import UViTClassGenerator
 from adanat_plugins.generators.uvit import UViT
-from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
+from adanat_toolkit.core import REMASK, TOKEN, TOKEN_KNOBS, ActionSpace, Noise, adanat_heuristic
+from adanat_toolkit.decoding import StepKnobs, StepNoise, masked_decoding_step
+from adanat_toolkit.decoding.masked_decoding import remask_count
 from adanat_toolkit.interfaces import Context, TokenState
-from adanat_toolkit.masked_decoding import StepKnobs, StepNoise, masked_decoding_step, remask_count
-from adanat_toolkit.noise import REMASK, TOKEN, Noise
-from adanat_toolkit.policies import AdaptiveNetwork
-from adanat_toolkit.ppo import (
-    Batch,
-    PPOConfig,
-    discounted_returns,
-    gaussian_entropy,
-    gaussian_log_prob,
-    ppo_loss,
-    ppo_update,
-    targets,
-)
-from adanat_toolkit.schedules import adanat_heuristic
+from adanat_toolkit.policies.networks import AdaptiveNetwork
+from adanat_toolkit.sampling import gaussian_log_prob
+from adanat_toolkit.training import PPOConfig, targets
+from adanat_toolkit.training.ppo import Batch, discounted_returns, gaussian_entropy, ppo_loss, ppo_update
 
 from .harness import Fixture, Report
 

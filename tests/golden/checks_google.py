@@ -9,14 +9,9 @@ from tempfile import TemporaryDirectory
 import torch
 
 from adanat_plugins.generators.google import load_google, load_google_tokenizer
-from adanat_plugins.generators.google_net import (
-    GoogleConfig,
-    GoogleTransformer,
-    tokenizer_state,
-    transformer_state,
-)
+from adanat_plugins.generators.google_net import GoogleConfig, GoogleTransformer, tokenizer_state, transformer_state
 from adanat_plugins.tokenizers.vqgan import VQGAN, VQGANConfig
-from adanat_toolkit.published_schedules import clamped_counts, mask_counts, mask_schedule, step_ratios
+from adanat_toolkit.decoding.released_counts import clamped_counts, mask_counts, mask_schedule, step_ratios
 
 from .harness import Fixture, Report
 from .published_files import save_flax

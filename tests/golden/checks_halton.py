@@ -11,7 +11,7 @@ import torch
 from adanat_plugins.generators.halton import load_halton, load_llamagen
 from adanat_plugins.generators.halton_net import HaltonConfig, HaltonTransformer
 from adanat_plugins.tokenizers.llamagen_vq import LlamaGenVQ, LlamaGenVQConfig
-from adanat_toolkit.published_schedules import confidence_counts, halton_counts, halton_order
+from adanat_toolkit.decoding.released_counts import confidence_counts, halton_counts, halton_order
 
 from .harness import Fixture, Report
 from .published_files import save_halton, save_llamagen

@@ -20,12 +20,11 @@ from torch import Tensor
 from adanat_plugins.emoji64 import data
 from adanat_plugins.generators.maskgit import embedded_tokenizer
 from adanat_plugins.weights import load_into, place
-from adanat_toolkit.actions import GUIDANCE, ActionSpace, Knob
-from adanat_toolkit.compute import in_chunks, minimum_batch
+from adanat_toolkit.core import GUIDANCE, INITIAL, STEP, ActionSpace, Knob, Noise
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions
-from adanat_toolkit.noise import INITIAL, STEP, Noise
 from adanat_toolkit.registry import parse_options
+from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from .ddim import NoiseLevels, ddim_step, next_remaining
 

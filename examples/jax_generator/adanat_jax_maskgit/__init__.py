@@ -16,12 +16,11 @@ from torch import Tensor
 from adanat_plugins.emoji64 import FOLDER, data
 from adanat_plugins.fingerprints import fingerprint_state
 from adanat_plugins.generators.maskgit import HAND_MADE, embedded_tokenizer
-from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
-from adanat_toolkit.compute import in_chunks
+from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace, Noise
 from adanat_toolkit.errors import ConfigError, PluginError, nearest
 from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions, TokenGenerator
-from adanat_toolkit.noise import Noise
 from adanat_toolkit.registry import parse_options
+from adanat_toolkit.runtime import in_chunks
 
 PLATFORMS = {"cpu": "cpu", "cuda": "gpu"}
 

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adanat_toolkit.data import MemoryImages, draw_positions
-from adanat_toolkit.image_files import ImageFiles, decode_many
-from adanat_toolkit.noise import CONTEXT, Noise
+from adanat_toolkit.core import CONTEXT, Noise
+from adanat_toolkit.images import ImageFiles, MemoryImages, decode_many, draw_positions
 
 SIZE = (64, 64)
 STYLES = ("noto", "twemoji", "fluent-3d")

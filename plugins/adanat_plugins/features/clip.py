@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from adanat_toolkit.interfaces import FeatureExtractor, PluginOptions
-from adanat_toolkit.metrics.scores import clip_scores
+from adanat_toolkit.metrics import clip_scores
 from adanat_toolkit.registry import parse_options
 
-from ..rewards.clip_models import EMBEDDED, ClipModel, ClipOptions, load_clip
+from ..clip_models import EMBEDDED, ClipModel, ClipOptions, load_clip
 from .third_party import FeatureAsset, locate
 
 DEFAULT = "ViT-B-32-quickgelu"

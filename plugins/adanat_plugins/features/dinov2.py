@@ -8,22 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adanat_toolkit.compute import in_chunks
 from adanat_toolkit.errors import ConfigError
 from adanat_toolkit.interfaces import FeatureExtractor
 from adanat_toolkit.registry import parse_options
+from adanat_toolkit.runtime import in_chunks
 
 from ..fingerprints import fingerprint_state
 from ..weights import load_into, read_state
-from .third_party import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    FeatureAsset,
-    WeightsOptions,
-    bicubic_square,
-    locate,
-    to_8_bit,
-)
+from .third_party import IMAGENET_MEAN, IMAGENET_STD, FeatureAsset, WeightsOptions, bicubic_square, locate, to_8_bit
 
 SIDE = 224
 GPU_CHUNK = 64

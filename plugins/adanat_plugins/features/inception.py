@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adanat_toolkit.compute import in_chunks
 from adanat_toolkit.errors import WeightsError
 from adanat_toolkit.interfaces import FeatureExtractor
 from adanat_toolkit.registry import parse_options
+from adanat_toolkit.runtime import in_chunks
 
 from ..weights import load_into, read_state
 from .third_party import FeatureAsset, WeightsOptions, locate, to_8_bit

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
-from adanat_toolkit.compute import in_chunks, minimum_batch
+from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import Context, PluginOptions
 from adanat_toolkit.registry import parse_options
+from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from ..fingerprints import fingerprint_state
 from ..tokenizers.vqmodel import VQModelTokenizer

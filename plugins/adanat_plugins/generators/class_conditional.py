@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from adanat_toolkit.core import CONTEXT, Noise
 from adanat_toolkit.interfaces import Context, ContextKind, PluginOptions
-from adanat_toolkit.noise import CONTEXT, Noise
 
 from ..weights import Asset, resolve
 from .tokenized import TokenizedGenerator, TokenizedOptions

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adanat_toolkit.actions import MASK_RATIO, MASK_TEMPERATURE, TOKEN_TEMPERATURE, ActionSpace
-from adanat_toolkit.compute import in_chunks, minimum_batch
+from adanat_toolkit.core import MASK_RATIO, MASK_TEMPERATURE, TOKEN_TEMPERATURE, ActionSpace
 from adanat_toolkit.errors import WeightsError
 from adanat_toolkit.interfaces import Context
 from adanat_toolkit.registry import parse_options
+from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from ..fingerprints import fingerprint_state
 from ..tokenizers.vqgan import VQGANTokenizer

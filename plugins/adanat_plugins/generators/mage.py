@@ -14,12 +14,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
-from adanat_toolkit.compute import in_chunks, minimum_batch
+from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace, Noise
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions
-from adanat_toolkit.noise import Noise
 from adanat_toolkit.registry import parse_options
+from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from ..fingerprints import fingerprint_state
 from ..tokenizers.vqgan import VQGANTokenizer

@@ -13,12 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
-from adanat_toolkit.compute import in_chunks, minimum_batch
+from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace, Noise
 from adanat_toolkit.errors import ConfigError, nearest
 from adanat_toolkit.interfaces import Context, ImageSource, TokenGenerator
-from adanat_toolkit.noise import Noise
 from adanat_toolkit.registry import parse_options
+from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from ..emoji64 import FOLDER
 from ..fingerprints import fingerprint_state
@@ -94,7 +93,7 @@ class UViTClassGenerator(ClassConditional):
 
     def read_policy(self, path: Path, steps: int | None) -> Any:
         """A policy published with AdaNAT (see ``published_policy.read_policy``)."""
-        from ..published_policy import read_policy
+        from ..released_policy import read_policy
 
         return read_policy(path, self, steps)
 

@@ -15,12 +15,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from adanat_toolkit.actions import TOKEN_KNOBS, ActionSpace
-from adanat_toolkit.compute import in_chunks, minimum_batch
+from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace, Noise
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions
-from adanat_toolkit.noise import Noise
 from adanat_toolkit.registry import parse_options
+from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from ..emoji64 import FOLDER
 from ..fingerprints import fingerprint_state
@@ -113,7 +112,7 @@ class Muse(TextConditional):
 
     def read_policy(self, path: Path, steps: int | None) -> Any:
         """A policy published with AdaNAT (see ``published_policy.read_policy``)."""
-        from ..published_policy import read_policy
+        from ..released_policy import read_policy
 
         return read_policy(path, self, steps)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from adanat_toolkit.core import Noise
 from adanat_toolkit.errors import ConfigError
 from adanat_toolkit.interfaces import Context, ContextKind
-from adanat_toolkit.noise import Noise
 
 from .tokenized import TokenizedGenerator
 

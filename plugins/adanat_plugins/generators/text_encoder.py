@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adanat_toolkit.compute import in_chunks, minimum_batch
+from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from ..prompt_rows import prompt_rows
 from ..weights import build, read_state

@@ -7,8 +7,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from adanat_toolkit.compute import COMPILED
 from adanat_toolkit.interfaces import Generator, PluginOptions, TokenGenerator
+from adanat_toolkit.runtime import COMPILED
 
 G = TypeVar("G", bound=Generator)
 

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from adanat_toolkit import distributed
+from adanat_toolkit.core import REWARD, derive
 from adanat_toolkit.errors import CheckpointError, ConfigError
 from adanat_toolkit.interfaces import Context, Generator, ImageSource, LearnedReward, PluginOptions
-from adanat_toolkit.noise import REWARD, derive
+from adanat_toolkit.runtime import distributed
 
+from ..clip_models import embedded_protocol
 from .adversarial_losses import discriminator_loss, gradient_penalty
 from .adversarial_options import NO_BACKBONE, AdversarialOptions
 from .augment import augment
-from .backbones import Backbone, create_backbone, published_backbone, random_crop
-from .clip_models import embedded_protocol
+from .backbone import Backbone
+from .backbones import create_backbone, published_backbone, random_crop
 from .discriminator import Discriminator, Head, LatentDiscriminator, PixelDiscriminator
 from .paper_discriminator import PaperDiscriminator, load_heads, read_published
 from .replay import ReplayBuffer

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adanat_toolkit import distributed
+from adanat_toolkit.runtime import distributed
 
 Loss = Literal["bce", "hinge", "relativistic"]
 

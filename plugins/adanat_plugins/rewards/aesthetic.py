@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from adanat_toolkit.errors import ConfigError, WeightsError
 from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions
 
+from ..clip_models import ClipOptions, load_clip
 from ..weights import read_state
-from .clip_models import ClipOptions, load_clip
 from .frozen import FrozenReward
 
 _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions
 
-from .clip_models import ClipOptions, load_clip
+from ..clip_models import ClipOptions, load_clip
 from .frozen import FrozenReward, PromptOptions, Prompts
 
 SCALE = 100.0

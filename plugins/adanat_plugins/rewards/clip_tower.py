@@ -16,7 +16,7 @@ from adanat_toolkit.errors import WeightsError
 
 from ..emoji64 import FOLDER as EMOJI64
 from ..weights import load_into, select
-from .backbones import Backbone
+from .backbone import Backbone
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

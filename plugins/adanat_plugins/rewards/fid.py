@@ -9,8 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adanat_toolkit.compute import in_chunks
-from adanat_toolkit.distributed import gather
+from adanat_toolkit.core import PrecomputedExtractor
 from adanat_toolkit.errors import CheckpointError, ConfigError, DataError
 from adanat_toolkit.interfaces import (
     Context,
@@ -21,9 +20,9 @@ from adanat_toolkit.interfaces import (
     PluginOptions,
     RewardModel,
 )
-from adanat_toolkit.metrics.extract import PrecomputedExtractor, statistics_of
-from adanat_toolkit.metrics.frechet import FeatureStatistics
+from adanat_toolkit.metrics import FeatureStatistics, statistics_of
 from adanat_toolkit.registry import create_features
+from adanat_toolkit.runtime import gather, in_chunks
 
 from ..weights import is_offline
 from .frechet_influence import FrechetInfluence, Moments

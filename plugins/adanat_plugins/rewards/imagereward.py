@@ -12,12 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adanat_toolkit.compute import in_chunks, minimum_batch, resolve_dtype
 from adanat_toolkit.errors import WeightsError
 from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions
+from adanat_toolkit.runtime import in_chunks, minimum_batch, resolve_dtype
 
+from ..prepare import forward_batch, prepare_images
 from ..weights import Asset, build, is_offline, read_state, resolve
-from .frozen import FrozenReward, PromptOptions, Prompts, forward_batch, prepare_images
+from .frozen import FrozenReward, PromptOptions, Prompts
 from .imagereward_net import TEXT_LENGTH, ImageRewardConfig, ImageRewardNet
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from adanat_toolkit.core import derive
 from adanat_toolkit.errors import CheckpointError, ConfigError, nearest
 from adanat_toolkit.interfaces import Context, Generator, ImageSource, LearnedReward, PluginOptions, RewardModel
-from adanat_toolkit.noise import derive
 from adanat_toolkit.registry import create_reward
 
 

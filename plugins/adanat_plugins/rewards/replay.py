@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adanat_toolkit import distributed
 from adanat_toolkit.errors import CheckpointError
 from adanat_toolkit.interfaces import Context
+from adanat_toolkit.runtime import distributed
 
 HISTORY = 8
 """At most 1/HISTORY of the buffer is replaced an iteration, so that it spans at least so many iterations."""

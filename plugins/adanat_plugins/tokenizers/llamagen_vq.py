@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adanat_toolkit.compute import in_chunks, minimum_batch
 from adanat_toolkit.errors import WeightsError
+from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 USAGE_LENGTH = 65536
 """Length of the training-time record of recent codes that the released file carries along; nothing reads it here."""

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adanat_toolkit.compute import in_chunks, minimum_batch
 from adanat_toolkit.errors import WeightsError
+from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from ..weights import build
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adanat_toolkit.compute import in_chunks, minimum_batch
+from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from ..weights import place
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from adanat_toolkit.errors import PluginError
 from adanat_toolkit.interfaces import Tracker
-from adanat_toolkit.runs import RunFolder
+from adanat_toolkit.storage import RunFolder
 
 
 class TensorBoardTracker(Tracker):

@@ -9,7 +9,7 @@ from typing import Any
 
 from adanat_toolkit.errors import PluginError
 from adanat_toolkit.interfaces import Tracker
-from adanat_toolkit.runs import write_file
+from adanat_toolkit.storage import write_file
 
 
 class WandbTracker(Tracker):

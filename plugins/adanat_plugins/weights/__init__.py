@@ -1,6 +1,6 @@
 """Weights: where they are, how they are read from whatever they were published in, and how they get into a module."""
 
-from .assets import ASSETS, Asset, asset, is_offline, list_assets, resolve, weights_folder
+from .assets import ASSETS, Asset, asset, is_offline, resolve, weights_folder
 from .containers import container_of, flatten, plain, read_state, read_tree, select, strip_prefixes, unwrap, without
 from .flax_file import read_flax
 from .loading import build, load_into, place
@@ -16,7 +16,6 @@ __all__ = [
     "container_of",
     "flatten",
     "is_offline",
-    "list_assets",
     "load_into",
     "place",
     "plain",

@@ -177,15 +177,6 @@ def asset(variant: str, role: str) -> Asset:
     return next(a for a in ASSETS if variant in a.variants and a.role == role)
 
 
-def list_assets() -> list[Asset]:
-    """Every file of every generator and of the rewards that read text or images with a network of their own.
-
-    ``row()`` of each says what ``adanat weights`` prints, with what is present.
-    """
-    from ..rewards.backbones import DINO
-    from ..rewards.imagereward import SCORER, VOCABULARY
-
-    return [*ASSETS, SCORER, VOCABULARY, DINO]
 
 
 def is_offline() -> bool:

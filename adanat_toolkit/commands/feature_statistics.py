@@ -1,0 +1,51 @@
+"""``adanat stats``: the statistics of real images, in one file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..core import FeatureExtractor, ImageSource
+from ..errors import OutputError
+from ..metrics import shared_statistics
+from ..runtime import distributed
+from ..storage import prepare_folder
+from .prepare_data import _require_safetensors
+
+
+def write_statistics(
+    extractor: FeatureExtractor, real: ImageSource, file: Path, *, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Write the mean and scatter of real images' features (see ``metrics.FeatureStatistics``).
+
+    All processes call it; the main one writes.
+
+    Returns:
+        ``file``, ``images``, ``protocol`` and ``data``; empty but in the main process.
+
+    Raises:
+        ConfigError: not a .safetensors name. OutputError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    _require_safetensors(file)
+    if distributed.is_main():
+        prepare_folder(file.parent)
+    statistics = shared_statistics(extractor, real, progress=progress)
+    if statistics is None:
+        return {}
+    temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp.safetensors")
+    try:
+        statistics.save(temporary)
+        os.replace(temporary, file)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {file}: {error}. Nothing was lost; free space and run again.") from None
+    return {
+        "file": str(file),
+        "images": statistics.count,
+        "protocol": statistics.protocol,
+        "data": statistics.data,
+    }

@@ -1,0 +1,212 @@
+"""``adanat publish``: a policy with its model card, in a folder or in a hub repository."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import ActionSpace, Generator
+from ..errors import ConfigError, OutputError
+from ..evaluation import RESULT
+from ..images import grid, side_by_side, write_png
+from ..policies import load_policy
+from ..sampling import sample, seed_range
+from ..storage import POLICY_FILES, RunFolder, is_hub_id, prepare_folder, upload_folder, write_file
+
+PICTURE = "comparison.png"
+CARD = "README.md"
+SHOWN = 16
+PUBLISHED = (*POLICY_FILES, CARD, PICTURE)
+
+
+def publish(
+    run: Path,
+    target: str,
+    generator: Generator,
+    *,
+    evaluation: Path | None = None,
+    licence: str = "apache-2.0",
+    public: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write ``policy.safetensors``, ``policy.json``, ``README.md`` and ``comparison.png``.
+
+    Args:
+        run: a run folder or a policy folder. target: a folder, or a hub repository ``owner/name`` (where no folder of that
+            name exists); a folder whose name reads like one is written ``./owner/name``.
+        generator: the one the policy was trained for, for the pictures.
+        evaluation: a folder or file of ``adanat evaluate --out``; None takes ``RUN/evaluation`` where it is. Only figures
+            of exactly this policy are printed; without any, the card says so.
+        licence: of the policy's weights, as the hub names it. public: whether a new hub repository is.
+        seed: first seed of the pictures.
+
+    Returns:
+        ``target``, ``url`` (None for a folder), ``files``, ``evaluated``.
+
+    Raises:
+        ConfigError: no policy there, another generator, or an evaluation of another policy. CheckpointError: damaged
+        files. OutputError: the target cannot be written, or is a folder with other things in it.
+    """
+    spec = str(run)
+    policy, space, card = load_policy(spec, generator)
+    if card["kind"] == "fixed":
+        raise ConfigError("a hand-made schedule has no weights to publish; give a run folder.")
+    source = run / "policy" if (run / "policy" / "policy.json").exists() else run
+    judged = _evaluation_of(card, run, evaluation)
+    on_hub = is_hub_id(target) and not target.startswith(("./", "../"))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "policy" if on_hub else _folder(Path(target).expanduser())
+        prepare_folder(folder)
+        baseline = load_policy("fixed", generator, space.steps)
+        sheets = [_sheet(generator, *loaded, seed) for loaded in ((baseline[0], baseline[1]), (policy, space))]
+        write_png(folder / PICTURE, side_by_side(sheets, ["hand-made schedule", f"this policy ({card['kind']})"]))
+        for name in POLICY_FILES:
+            write_file(folder / name, (source / name).read_bytes())
+        title = target.rpartition("/")[2] if on_hub else folder.resolve().name
+        metrics = RunFolder(run).metrics()
+        identifier = target if on_hub else f"./{folder.name}"
+        text = model_card(title, identifier, card, space, generator, judged, metrics, licence=licence, seed=seed)
+        write_file(folder / CARD, text)
+        url = upload_folder(folder, target, public=public) if on_hub else None
+    return {"target": target, "url": url, "files": list(PUBLISHED), "evaluated": judged is not None}
+
+
+def model_card(
+    title: str,
+    identifier: str,
+    card: Mapping[str, Any],
+    space: ActionSpace,
+    generator: Generator,
+    judged: tuple[dict[str, Any], dict[str, Any]] | None,
+    metrics: list[dict[str, Any]],
+    *,
+    licence: str,
+    seed: int,
+) -> str:
+    """The model card in Markdown, with the hub's metadata on top.
+
+    Args:
+        identifier: what users give to ``--policy``. card: the policy's. judged: the evaluation's facts with its hand-made
+            schedules, and this policy's row; None where it was not evaluated. metrics: the run's rows, may be empty.
+    """
+    training = card["training"]
+    head = [
+        "---",
+        f"license: {licence}",
+        "library_name: adanat-toolkit",
+        "tags: [adanat, image-generation, reinforcement-learning, sampling-policy]",
+        "---",
+        f"# {title}",
+        "",
+        f"A sampling policy for the frozen generator `{generator.name}`: it chooses {', '.join(space.acted)} at each of "
+        f"{space.steps} steps"
+        + (", for every sample by itself from the generator's features." if card["kind"] == "adaptive" else ".")
+        + " The generator is not part of it.",
+        "",
+        "```sh",
+        f"adanat sample --policy {identifier}",
+        "```",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| kind | {card['kind']} |",
+        f"| steps | {space.steps} |",
+        f"| knobs it sets | {', '.join(space.acted)} |",
+        f"| generator | `{generator.name}`, weights `{card['generator']['fingerprint']}` (others are refused) |",
+        f"| trained on | {training['trajectories']} images of its own making, reward `{training['reward']}`, seed "
+        f"{training['seed']}, engine {training['engine']} |",
+        f"| toolkit | adanat-toolkit {card['toolkit']} |",
+        f"| licence of these weights | {licence}; the generator's and its images' licences are its own |",
+        "",
+    ]
+    if metrics and "reward/mean" in metrics[0]:
+        head += [
+            f"Mean training reward: {metrics[0]['reward/mean']:.4g} in the first iteration, "
+            f"{metrics[-1]['reward/mean']:.4g} in the last; a reward that learns moves its own scale.",
+            "",
+        ]
+    return "\n".join([*head, *_figures(judged), *_pictures(seed)]) + "\n"
+
+
+def _figures(judged: tuple[dict[str, Any], dict[str, Any]] | None) -> list[str]:
+    if judged is None:
+        return ["## Figures", "", "This policy was published without an evaluation.", ""]
+    facts, row = judged
+    baseline = next(b for b in facts["baselines"] if b["steps"] == row["steps"])
+    lines = ["## Figures", "", "| figure | this policy | hand-made schedule |", "|---|---|---|"]
+    for name, value in row["figures"].items():
+        if name in baseline["figures"]:
+            lines.append(
+                f"| {name} | {_value(row, name, value)} | {_value(baseline, name, baseline['figures'][name])} |"
+            )
+    ratio, interval = row["ratio"]["frechet"], (row["ratio_interval"] or {}).get("frechet")
+    within = "" if interval is None else f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
+    first, last = facts["seeds"]
+    real = facts["real_images"] or "an unknown number of"
+    lines += [
+        "",
+        f"Frechet distance over the hand-made one's: {ratio:.3f}{within}; below 1 is better.",
+        "",
+        f"Protocol: {facts['images']} images of seeds {first} to {last} against {real} real images; "
+        f"features `{facts['protocol']}`; hand-made schedule `{row['baseline']}`, same seeds and contexts; computed on "
+        f"{facts['device']} in {facts['dtype']}. Brackets are 95 % intervals.",
+        "",
+    ]
+    lines += [f"- {key}: {value}" for key, value in facts["protocol_card"].items()]
+    return [*lines, ""]
+
+
+def _value(row: Mapping[str, Any], name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    pair = row["intervals"].get(name)
+    return f"{value:.4g}" + ("" if pair is None else f" [{pair[0]:.4g}, {pair[1]:.4g}]")
+
+
+def _pictures(seed: int) -> list[str]:
+    return [
+        "## Pictures",
+        "",
+        f"The same seeds ({seed} to {seed + SHOWN - 1}) and contexts under both, not selected:",
+        "",
+        f"![images of the hand-made schedule and of this policy]({PICTURE})",
+    ]
+
+
+def _sheet(generator: Generator, policy: Any, space: ActionSpace, seed: int) -> Tensor:
+    parts = sample(generator, policy, space, seed_range(seed, SHOWN))
+    return grid(torch.cat([part.images for part in parts]))
+
+
+def _folder(path: Path) -> Path:
+    """A folder that is new, empty, or holds a published policy already."""
+    if path.is_dir() and any(path.iterdir()) and not (path / POLICY_FILES[1]).exists():
+        raise OutputError(f"{path} is not empty and holds no policy; give another target, so that nothing is mixed up.")
+    return path
+
+
+def _evaluation_of(
+    card: Mapping[str, Any], run: Path, evaluation: Path | None
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The evaluation's facts and its row of this very policy."""
+    given = evaluation if evaluation is not None else run / "evaluation"
+    file = given / RESULT if given.is_dir() else given
+    if evaluation is None and not file.is_file():
+        return None
+    try:
+        facts = json.loads(file.read_text())
+        rows = facts["policies"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{file} is no result of adanat evaluate --out; give its folder.") from None
+    for row in rows:
+        if row["card"].get("sha256") == card["sha256"]:
+            return facts, row
+    raise ConfigError(
+        f"{file} judges other policies than the one in {run}: run adanat evaluate --policy {run} --out {given} again."
+    )

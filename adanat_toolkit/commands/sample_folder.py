@@ -1,0 +1,178 @@
+"""Images of a policy in a folder: one PNG a seed, a grid, and ``samples.json`` with each image's knobs.
+
+Every PNG carries its own row of ``samples.json``, so that an interrupted call loses nothing: the same command makes the
+images that are missing and writes the list anew from the files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import ActionSpace, Context, Generator, Noise, Policy
+from ..errors import OutputError
+from ..images import GRID_LIMIT, grid, read_facts, read_png, write_png
+from ..registry import toolkit_version
+from ..runtime import distributed, dtype_name
+from ..sampling import Edit, Samples, edit, sample
+from ..storage import prepare_folder, write_json
+from ..training import differences
+
+LIST = "samples.json"
+GRID = "grid.png"
+
+
+def image_name(seed: int) -> str:
+    """``000123.png`` for seed 123."""
+    return f"{seed:06d}.png"
+
+
+def sample_to_folder(
+    generator: Generator,
+    policy: Policy,
+    space: ActionSpace,
+    card: dict[str, Any],
+    folder: Path,
+    *,
+    seeds: Tensor,
+    context: Context | None = None,
+    batch: int | None = None,
+    editing: Edit | None = None,
+    on_image: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Make the images that ``folder`` does not hold yet, then its grid and list.
+
+    With several processes each makes a share of the images and writes them; all call this. The folder must be the same for
+    all of them, also on several machines.
+
+    Args:
+        card: the policy's, from ``load_policy``. seeds: (n,) int64. context: n contexts; None draws each by its seed.
+        editing: an image of which each one is a variant (see ``editing.edit``).
+        on_image: called with the number of images that are there, after every batch.
+
+    Returns:
+        ``out``, ``images`` (asked for), ``made``, ``kept``, ``grid`` and ``list``.
+
+    Raises:
+        OutputError: the folder cannot be written, is not empty and not ours, or holds images made otherwise. Nothing in it
+            is changed then.
+    """
+    settings = _settings(generator, space, card)
+    if editing is not None:
+        settings["edit"] = editing.facts()
+    chosen = generator.sample_contexts(Noise(seeds.to(generator.device))) if context is None else context
+    missing: list[int] = []
+    if distributed.is_main():
+        _check_folder(folder, settings)
+        missing = _missing(folder, seeds, chosen)
+        prepare_folder(folder)
+        if not (folder / LIST).exists():
+            write_json(folder / LIST, {**settings, "images": []})
+    missing = distributed.from_main(missing)
+    kept = len(seeds) - len(missing)
+    first, last = distributed.local_slice(len(missing))
+    index = torch.tensor(missing[first:last], dtype=torch.int64)
+    if len(index):
+        wanted = chosen.select(index.to(generator.device))
+        done = 0
+        if editing is None:
+            parts = sample(generator, policy, space, seeds[index], wanted, batch=batch)
+        else:
+            parts = edit(generator, policy, space, editing, seeds[index], wanted, batch=batch)
+        for part in parts:
+            for position in range(len(part.seeds)):
+                row = _row(part, position, space)
+                write_png(folder / row["file"], part.images[position], row)
+            done += len(part.seeds)
+            if on_image is not None:
+                on_image(kept + done * len(missing) // len(index))  # the other processes are about as far
+    distributed.barrier()  # all images are there
+    if distributed.is_main():
+        shown = [read_png(folder / image_name(seed)) for seed in seeds[:GRID_LIMIT].tolist()]
+        write_png(folder / GRID, grid(torch.stack(shown)))
+        write_json(folder / LIST, {**settings, "images": _rows(folder)})
+    return {
+        "out": str(folder),
+        "images": len(seeds),
+        "made": len(missing),
+        "kept": kept,
+        "grid": str(folder / GRID),
+        "list": str(folder / LIST),
+    }
+
+
+def _settings(generator: Generator, space: ActionSpace, card: dict[str, Any]) -> dict[str, Any]:
+    """What all images of a folder share: the head of ``samples.json``."""
+    return {
+        "toolkit": toolkit_version(),
+        "generator": {
+            "name": generator.name,
+            "fingerprint": generator.fingerprint,
+            "dtype": dtype_name(generator.dtype),
+        },
+        "steps": space.steps,
+        "policy": card,
+    }
+
+
+def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """An empty folder, or one of the same settings; anything else is left as it is."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    listing = folder / LIST
+    if not listing.exists():
+        raise OutputError(f"{folder} is not empty and has no {LIST}; choose another --out. Nothing was changed.")
+    try:
+        stored = json.loads(listing.read_text())
+        stored.pop("images")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        raise OutputError(f"{listing} is damaged; remove it with its folder or choose another --out.") from None
+    # JSON has no tuples: compare what would be written.
+    changed = differences(stored, json.loads(json.dumps(settings)))
+    if changed:
+        shown = "; ".join(c if len(c) <= 120 else c.partition(":")[0] for c in changed)
+        raise OutputError(
+            f"{folder} holds images made with other settings ({shown}); choose another --out. Nothing was changed."
+        )
+
+
+def _missing(folder: Path, seeds: Tensor, context: Context) -> list[int]:
+    """Positions of the images that are not there."""
+    out = []
+    for position, seed in enumerate(seeds.tolist()):
+        path = folder / image_name(seed)
+        if not path.exists():
+            out.append(position)
+            continue
+        row = read_facts(path)
+        if row is None:
+            raise OutputError(f"{path} was not made by this command; choose another --out. Nothing was changed.")
+        made, wanted = {k: row[k] for k in ("class", "prompt") if k in row}, context.describe(position)
+        if made != wanted:
+            raise OutputError(
+                f"{path} was made for {made or 'no context'}, now {wanted or 'no context'} is asked for; choose another --out "
+                "or another --seed. Nothing was changed."
+            )
+    return out
+
+
+def _row(part: Samples, position: int, space: ActionSpace) -> dict[str, Any]:
+    seed = int(part.seeds[position])
+    knobs = part.knobs[position].T.tolist()
+    return {
+        "file": image_name(seed),
+        "seed": seed,
+        **part.context.describe(position),
+        "knobs": {name: [float(f"{v:.6g}") for v in values] for name, values in zip(space.names, knobs, strict=True)},
+    }
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """Rows of all images in the folder, by seed."""
+    rows = [read_facts(path) for path in folder.glob("*.png") if path.name != GRID]
+    return sorted((row for row in rows if row is not None), key=lambda row: row["seed"])

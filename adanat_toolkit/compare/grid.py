@@ -1,0 +1,193 @@
+"""The grid of a comparison: its settings, its cells, and what the result of a cell depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import ConfigError, nearest
+from ..registry import explain, load, parse_options
+from ..training import IGNORED_ON_RESUME, RunConfig, merge, validate
+from .result import HAND_MADE, Cell
+from .search import check_search
+
+PUBLISHED, SEARCH = "published", "search"
+LARGEST_SEED = 10**6
+
+
+class CompareConfig(BaseModel):
+    """What is compared. ``base`` holds everything that the cells of the grid have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: RunConfig
+    policies: tuple[str, ...] = ("shared", "adaptive")
+    """Learned kinds, and hand-made baselines beside the built-in ones as ``fixed:SCHEDULE`` or ``fixed:SAMPLER``."""
+    rewards: tuple[str, ...] = ("adversarial",)
+    steps: tuple[int, ...] = Field((4,), min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    """Of training and search, one run each; small numbers, because they also number the blocks of image seeds."""
+    hand_made_steps: tuple[int, ...] = ()
+    """Further T at which ``hand-made`` and the baselines of ``policies`` are scored: the curve that learned policies are
+    held against."""
+    search_steps: tuple[int, ...] | None = None
+    """T at which schedules are searched; None: ``steps``."""
+    candidates: int = Field(32, ge=0)
+    """Hand-made schedules that the search tries; 0: no search."""
+    images: int = Field(2000, ge=16)
+    """Images of each cell in the table, N."""
+    first_seed: int = Field(0, ge=0)
+    features: str | None = None
+    """Feature protocol; None: the generator's own."""
+
+    def cells(self) -> list[Cell]:
+        """The grid: baselines, then the search, then what is learned; within each by T, then seed."""
+        steps, seeds = sorted(set(self.steps)), list(dict.fromkeys(self.seeds))
+        by_hand = sorted({*steps, *self.hand_made_steps})
+        policies, rewards = dict.fromkeys(self.policies), dict.fromkeys(self.rewards)
+        fixed = [policy for policy in policies if policy.partition(":")[0] == "fixed"]
+        learned = [policy for policy in policies if policy not in fixed]
+        searched = sorted(set(self.search_steps if self.search_steps is not None else steps)) if self.candidates else []
+        out = [Cell(PUBLISHED, None, t, s) for t in steps for s in seeds]
+        out += [Cell(policy, None, t, s) for policy in (HAND_MADE, *fixed) for t in by_hand for s in seeds]
+        out += [Cell(SEARCH, None, t, s) for t in searched for s in seeds]
+        return out + [Cell(p, r, t, s) for r in rewards for p in learned for t in steps for s in seeds]
+
+    def run_of(self, cell: Cell) -> RunConfig:
+        """Configuration of a learned cell. Options of a policy or reward go to those of the grid that have them."""
+        values = self.base.model_dump(mode="json")
+        policy = load("policy", cell.policy).Options.model_fields
+        reward = _reward_class(cell.reward or "").Options.model_fields
+        chosen = {
+            "steps": cell.steps,
+            "seed": cell.seed,
+            "policy": {"name": cell.policy},
+            "reward": {"name": cell.reward},
+        }
+        values["policy"]["options"] = {k: v for k, v in self.base.policy.options.items() if k in policy}
+        values["reward"]["options"] = {k: v for k, v in self.base.reward.options.items() if k in reward}
+        return validate(merge(values, chosen))
+
+    def check(self) -> None:
+        """Everything that can be refused before any work.
+
+        Raises:
+            ConfigError: a T or seed out of range, a policy that cannot be trained, an option that nothing in the grid has or
+                whose value does not fit, too small a budget for the search.
+            PluginError: an unknown policy or reward.
+        """
+        wrong = [s for s in self.seeds if not 0 <= s < LARGEST_SEED]
+        if wrong:
+            raise ConfigError(f"seed {wrong[0]} of a comparison must lie in 0..{LARGEST_SEED - 1}; use small numbers.")
+        short = [t for t in (*self.steps, *self.hand_made_steps, *(self.search_steps or ())) if t < 1]
+        if short:
+            raise ConfigError(f"steps = {short[0]}: an image takes at least 1 step.")
+        classes: dict[str, list[Any]] = {"policy": [], "reward": [_reward_class(name) for name in self.rewards]}
+        for name in self.policies:
+            if name.partition(":")[0] == "fixed":
+                continue
+            found = load("policy", name)
+            if not found.trainable:
+                raise ConfigError(f"policy {name!r} has nothing to learn; give adaptive, shared or fixed:SCHEDULE.")
+            classes["policy"].append(found)
+        if classes["policy"] and not self.rewards:
+            raise ConfigError("learned policies need a reward; give at least one, or only fixed:SCHEDULE policies.")
+        cells = self.cells()
+        if any(cell.policy == SEARCH for cell in cells):
+            check_search(self.base.iterations * self.base.batch, self.candidates)
+        for kind, options in (("policy", self.base.policy.options), ("reward", self.base.reward.options)):
+            known = {name for each in classes[kind] for name in each.Options.model_fields}
+            for key in options:
+                if key not in known:
+                    raise ConfigError(
+                        f"{kind}.options.{key} is an option of no {kind} in the grid{nearest(key, known)} Known: "
+                        f"{', '.join(sorted(known)) or 'none'}."
+                    )
+        for cell in cells:
+            if cell.learned:
+                self.resolved_run(cell)
+
+    def resolved_run(self, cell: Cell) -> dict[str, Any]:
+        """What the training of a learned cell depends on, with the defaults of the plug-ins' options written out.
+
+        Left out is what the fingerprints of generator and data and the compute type stand for.
+
+        Raises:
+            ConfigError: an option does not fit.
+        """
+        run = self.run_of(cell)
+        # The readings do not change the policy, but the result shows them.
+        ignored = (set(IGNORED_ON_RESUME) - {"evaluate_every"}) | {"dtype"}
+        out = {key: value for key, value in run.model_dump(mode="json").items() if key not in ignored}
+        del out["data"]["path"], out["generator"]
+        classes = {"policy": load("policy", cell.policy), "reward": _reward_class(cell.reward or "")}
+        for kind, found in classes.items():
+            if all(not field.is_required() for field in found.Options.model_fields.values()):
+                parsed = parse_options(f"{kind} {out[kind]['name']!r}", found.Options, out[kind]["options"])
+                out[kind]["options"] = parsed.model_dump(mode="json")
+        return out
+
+
+def configure(**values: Any) -> CompareConfig:
+    """A :class:`CompareConfig`.
+
+    Raises:
+        ConfigError: naming the setting, the value and what is expected.
+    """
+    try:
+        return CompareConfig(**values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, CompareConfig, "comparison")) from None
+
+
+def _reward_class(spec: str) -> Any:
+    """The class that ``registry.create_reward`` makes for a spec."""
+    name, _, rest = spec.partition(":")
+    if "," in spec or rest.replace(".", "", 1).isdigit():
+        name = "mix"
+    return load("reward", name)
+
+
+def cell_key(
+    config: CompareConfig,
+    cell: Cell,
+    *,
+    generator: str,
+    protocol: str,
+    data: str,
+    dtype: str,
+    base_schedule: str | None,
+    schedule: str | None,
+) -> str:
+    """Hash of everything that a result depends on but the device.
+
+    Args:
+        generator, data: fingerprints. dtype: that was computed in: a generator is a few percent better or worse in another
+            (docs/evaluation.md). base_schedule: the generator's best known one, which policies and the search start from.
+            schedule: of a hand-made row, else None.
+    """
+    spec = config.base.generator
+    facts: dict[str, Any] = {
+        "cell": cell.name,
+        "generator": generator,
+        # The fingerprint is that of the main network; a tokenizer, a text encoder or a number of heads are options.
+        "name": spec.name.partition(":")[0],
+        "options": {key: value for key, value in spec.options.items() if key != "weights"},
+        "protocol": protocol,
+        "data": data,
+        "dtype": dtype,
+        "images": config.images,
+        "first_seed": config.first_seed,
+    }
+    if cell.learned:
+        facts["run"] = config.resolved_run(cell)
+        facts["base"] = base_schedule
+    elif cell.policy == SEARCH:
+        facts["search"] = [config.candidates, config.base.iterations * config.base.batch]
+        facts["base"] = base_schedule
+    else:
+        facts["schedule"] = schedule
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

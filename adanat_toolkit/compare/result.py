@@ -1,0 +1,79 @@
+"""What a cell of a comparison holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..metrics import Evaluation
+
+HAND_MADE = "hand-made"
+"""The generator's best known schedule: what every ratio is relative to."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid.
+
+    Attributes:
+        policy: kind of a learned policy; ``published``, ``hand-made`` or ``search``; or a policy spec given as a baseline.
+        reward: None for what is not learned. steps: T. seed: of the training or search, and of the block of images.
+    """
+
+    policy: str
+    reward: str | None
+    steps: int
+    seed: int
+
+    @property
+    def learned(self) -> bool:
+        return self.reward is not None
+
+    @property
+    def name(self) -> str:
+        """Safe as a folder's name."""
+        parts = [self.policy, *([self.reward] if self.reward else []), f"T{self.steps}", f"s{self.seed}"]
+        return "-".join("".join(c if c.isalnum() or c in "-_." else "_" for c in part) for part in parts)
+
+    @property
+    def row(self) -> tuple[str, str | None, int]:
+        """What the cells of a row of the table have in common."""
+        return self.policy, self.reward, self.steps
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished cell, or one that failed.
+
+    Attributes:
+        schedule: text of a hand-made or found schedule, None for a learned policy.
+        images: generated for learning or searching (the budget that was used).
+        alarms: raised at some time of the training: name, since, message.
+        knobs: ``names``, and per step and knob ``mean``, ``low`` and ``high`` (10 and 90 %) over the images.
+        training: per iteration ``trajectories``, ``reward`` and, where read, ``frechet`` of the held-out yardstick.
+        partial: whether it was optimised on the very features that judge it: a search, or a reward that reads them.
+        told: further figures whose network the reward reads. error: why it failed; there is no evaluation then.
+        device: what computed it.
+    """
+
+    cell: Cell
+    evaluation: Evaluation | None
+    schedule: str | None = None
+    images: int = 0
+    alarms: list[dict[str, Any]] = field(default_factory=list)
+    knobs: dict[str, Any] = field(default_factory=dict)
+    training: list[dict[str, Any]] = field(default_factory=list)
+    search: dict[str, Any] | None = None
+    partial: bool = False
+    told: list[str] = field(default_factory=list)
+    error: str | None = None
+    device: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Result:
+        found = value["evaluation"]
+        evaluation = None if found is None else Evaluation.from_json(found)
+        return cls(**{**value, "cell": Cell(**value["cell"]), "evaluation": evaluation})

@@ -1,0 +1,296 @@
+"""``adanat compare``: a grid of {policy} x {reward} x {steps} x {seed} on one generator, trained, scored and put in a table.
+
+Every cell leaves a file in ``cells/`` once it is scored and is then skipped; a learned one has its run folder in ``runs/``
+and goes on from there. Cells of other comparisons, made on other machines or at other times, are taken over where every
+setting that they depend on is the same.
+
+The image seeds of run seed s are the block from ``first_seed + s * images`` on, for every row, so that the rows of a table
+are paired seed by seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..decoding import PUBLISHED_SAMPLERS
+from ..errors import ConfigError, DataError, PluginError, WeightsError
+from ..evaluation import Images, Yardstick, choose_features, choose_scorer, own_captions, require_real_images
+from ..images import grid, write_png
+from ..policies import load_policy
+from ..registry import create_features, create_generator, toolkit_version
+from ..runtime import MemoryShortage, dtype_name, resolve_device, resolve_dtype
+from ..sampling import seed_range
+from ..storage import RunFolder, prepare_folder, write_file, write_json
+from ..training import alarms, create_trainer
+from .cells import CellFiles
+from .grid import PUBLISHED, SEARCH, CompareConfig, cell_key
+from .render import markdown, to_csv
+from .result import HAND_MADE, Cell, Result
+from .search import search_schedule
+from .table import Table, build_table
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is (images, or trajectories of a training)."""
+Interrupted = (ConfigError, PluginError, DataError, WeightsError, MemoryShortage)
+"""Errors that a cell fails with while the others go on; damaged files and full disks stop everything."""
+SAMPLER_OF = {"muse": "amused"}
+"""Published sampler of a family that is not called as it: Muse's authors published no code, aMUSEd is its reproduction."""
+SHOWN = 16
+"""Images of each cell in the picture of the same seeds."""
+
+
+class Comparison:
+    """A comparison in a folder.
+
+    Args:
+        reuse: reports of other comparisons (folders with a ``compare.json``, or such files). Their cells with the same
+            settings are taken over; where they were made on another kind of device, the table says so.
+
+    Raises:
+        ConfigError, PluginError: of ``CompareConfig.check``. WeightsError, DataError: generator, yardstick, real images or
+            reports.
+    """
+
+    def __init__(
+        self, config: CompareConfig, out: Path, *, reuse: Sequence[Path] = (), progress: Progress | None = None
+    ) -> None:
+        config.check()
+        self.config, self.out = config, out
+        self.files = CellFiles(out / "cells", self._key, reuse=reuse)
+        self.progress = progress or (lambda what, done, total: None)
+        base = config.base
+        self.device = resolve_device(base.device)
+        dtype = resolve_dtype(base.dtype, self.device)
+        self.generator = create_generator(
+            base.generator.name, base.generator.options, device=self.device, dtype=dtype, offline=base.offline
+        )
+        name = choose_features(self.generator, config.features)
+        self.real = require_real_images(self.generator, base.data.path)
+        self.extractor = create_features(name, device=self.device, offline=base.offline)
+        known = self._published() is not None
+        self.cells = [cell for cell in config.cells() if known or cell.policy != PUBLISHED]
+        """The grid, without ``published`` where the generator's family has no published sampler."""
+        for cell in self.cells:
+            if not cell.learned and cell.policy != SEARCH:
+                load_policy(f"fixed:{self._schedule(cell.policy)}", self.generator, cell.steps)
+        self._yardstick: Yardstick | None = None
+
+    @property
+    def yardstick(self) -> Yardstick:
+        """The real images' features are computed at the first use."""
+        if self._yardstick is None:
+            self._yardstick = Yardstick(
+                self.generator,
+                self.extractor,
+                self.real,
+                scorer=choose_scorer(self.generator, self.extractor, offline=self.config.base.offline),
+                captions=own_captions(self.generator, self.config.base.data.path, self.real),
+                progress=lambda i, n: self.progress("real images", i, n),
+            )
+        return self._yardstick
+
+    def plan(self) -> dict[str, Any]:
+        """What the comparison will still need, for ``--dry-run``; images are those of the cells that are not finished."""
+        missing = [cell for cell in self.cells if self.files.load(cell) is None]
+        learned = [cell for cell in missing if cell.learned]
+        searches = [cell for cell in missing if cell.policy == SEARCH]
+        base = self.config.base
+        readings = 0
+        if base.evaluate_every:
+            every = range(base.evaluate_every, base.iterations + 1, base.evaluate_every)
+            readings = len({1, *every, base.iterations})
+        return {
+            "cells": len(self.cells),
+            "finished": len(self.cells) - len(missing),
+            "learned": len(learned),
+            "searches": len(searches),
+            "images_for_learning": (len(learned) + len(searches)) * base.iterations * base.batch,
+            "images_for_held_out_readings": len(learned) * readings * base.evaluate_images,
+            "images_for_the_table": len(missing) * self.config.images,
+        }
+
+    def run(self) -> list[Result]:
+        """Every cell's result, in the order of the grid; those that are not finished are.
+
+        A cell that cannot be run (a reward that does not fit the generator) says why, and is tried again the next time.
+        Several processes with the same folder share the grid: each leaves alone the cells that another one is at, and waits
+        for them in the end.
+
+        Raises:
+            OutputError: the folder cannot be written. CheckpointError: a run folder is damaged or of other settings.
+        """
+        prepare_folder(self.out)
+        return self.files.complete(
+            self.cells, self._finish, on_wait=lambda done, total: self.progress("cells of other processes", done, total)
+        )
+
+    def table(self, results: Sequence[Result]) -> Table:
+        """The table of these results.
+
+        Raises:
+            DataError: nothing could be evaluated.
+        """
+        return build_table(results, self._facts(results))
+
+    # --- one cell -----------------------------------------------------------------------------------------------------
+
+    def _finish(self, cell: Cell) -> Result:
+        try:
+            return self._run(cell)
+        except Interrupted as error:
+            return Result(cell, None, error=str(error))
+
+    def _run(self, cell: Cell) -> Result:
+        config, schedule, spec = self.config, None, ""
+        result = Result(cell, None)
+        if cell.learned:
+            run = self.out / "runs" / cell.name
+            rows, partial, told = self._train(cell, run)
+            result = replace(
+                result,
+                images=config.run_of(cell).iterations * config.base.batch,
+                alarms=[alarm.to_json() for alarm in alarms.raised(rows)],
+                training=[_training_row(row) for row in rows],
+                partial=partial,
+                told=told,
+            )
+            spec = str(run)
+        elif cell.policy == SEARCH:
+            found = search_schedule(
+                self.yardstick,
+                cell.steps,
+                budget=config.base.iterations * config.base.batch,
+                candidates=config.candidates,
+                seed=cell.seed,
+                progress=lambda done, total: self.progress(cell.name, done, total),
+            )
+            schedule = found.schedule
+            result = replace(result, images=found.images, search=found.to_json(), partial=True)
+        else:
+            schedule = self._schedule(cell.policy)
+        images = self._images(cell, spec or f"fixed:{schedule}")
+        write_png(self.files.sheet(cell), grid(images.shown))
+        names = self.generator.action_space.names
+        return replace(
+            result,
+            evaluation=self.yardstick.judge(images),
+            schedule=schedule,
+            knobs={"names": list(names), **_spread(images.knobs)},
+            device=self.device.type,
+        )
+
+    def _train(self, cell: Cell, run: Path) -> tuple[list[dict[str, Any]], bool, list[str]]:
+        """Rows of the finished training, whether its reward reads the features of the yardstick, and further figures whose
+        network it reads."""
+        config = self.config.run_of(cell)
+        trainer = create_trainer(config)
+        total = config.iterations * config.batch
+        trainer.run(run, on_iteration=lambda row: self.progress(f"{cell.name}: training", row["trajectories"], total))
+        reads, scorer = trainer.reward.reads, self.yardstick.scorer
+        told = ["clip_score"] if scorer is not None and scorer.protocol in reads else []
+        return RunFolder(run).metrics(), self.extractor.protocol in reads, told
+
+    def _images(self, cell: Cell, spec: str) -> Images:
+        policy, space, _ = load_policy(spec, self.generator, cell.steps)
+        first = self.config.first_seed + cell.seed * self.config.images
+        return self.yardstick.make(
+            policy,
+            space,
+            seed_range(first, self.config.images),
+            keep=SHOWN,
+            progress=lambda done, total: self.progress(f"{cell.name}: images", done, total),
+        )
+
+    def _schedule(self, policy: str) -> str:
+        """Schedule or sampler of a hand-made row, without ``fixed:``."""
+        if policy == HAND_MADE:
+            return self.generator.default_schedule
+        if policy != PUBLISHED:
+            return policy.partition(":")[2] or self.generator.default_schedule
+        sampler = self._published()
+        assert sampler is not None
+        return sampler
+
+    def _published(self) -> str | None:
+        """Name of the published sampler of the generator's family."""
+        family = self.generator.name.partition(":")[0]
+        sampler = SAMPLER_OF.get(family, family)
+        return sampler if sampler in PUBLISHED_SAMPLERS else None
+
+    def _key(self, cell: Cell) -> str:
+        schedule = None if cell.learned or cell.policy == SEARCH else self._schedule(cell.policy)
+        return cell_key(
+            self.config,
+            cell,
+            generator=self.generator.fingerprint,
+            protocol=self.extractor.protocol,
+            data=self.real.fingerprint,
+            dtype=dtype_name(self.generator.dtype),
+            base_schedule=self.generator.default_schedule,
+            schedule=schedule,
+        )
+
+    def _facts(self, results: Sequence[Result]) -> dict[str, Any]:
+        base = self.config.base
+        return {
+            "toolkit": toolkit_version(),
+            "generator": self.generator.name,
+            "generator_fingerprint": self.generator.fingerprint,
+            "device": self.device.type,
+            "dtype": dtype_name(self.generator.dtype),
+            "default_schedule": self.generator.default_schedule,
+            "seeds": list(dict.fromkeys(self.config.seeds)),
+            "first_seed": self.config.first_seed,
+            "budget": base.iterations * base.batch,
+            "candidates": self.config.candidates,
+            "protocol_card": dict(self.extractor.card),
+            "alarms": [{"cell": r.cell.name, **alarm} for r in results for alarm in r.alarms],
+            "config": self.config.model_dump(mode="json"),
+        }
+
+
+def write_report(
+    results: Sequence[Result], table: Table, folder: Path, *, sheets: Path, command: str | None = None
+) -> list[Path]:
+    """``compare.md``, ``compare.json``, ``compare.csv`` and the pictures.
+
+    Args:
+        sheets: folder ``cells`` of the comparison. command: what the page says it was made with.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    from .plots import draw_all
+
+    prepare_folder(folder)
+    pictures = draw_all(results, table, folder, sheets=sheets)
+    cells = [result.to_json() for result in results]
+    for cell in cells:
+        del cell["training"]  # it stands in the run's metrics.jsonl
+    write_json(folder / "compare.json", {**table.to_json(), "cells": cells})
+    write_file(folder / "compare.csv", to_csv(table))
+    write_file(folder / "compare.md", markdown(table, pictures=[p.name for p in pictures], command=command))
+    return [folder / "compare.md", folder / "compare.json", folder / "compare.csv", *pictures]
+
+
+def _training_row(row: dict[str, Any]) -> dict[str, Any]:
+    kept = {"trajectories": row["trajectories"], "reward": row["reward/mean"]}
+    if "yardstick/frechet" in row:
+        kept["frechet"] = row["yardstick/frechet"]
+    return {key: value if math.isfinite(value) else None for key, value in kept.items()}
+
+
+def _spread(knobs: Tensor) -> dict[str, Any]:
+    """(N, T, K) -> per step and knob the mean, and the 10 and 90 % quantiles over the images."""
+    low, high = torch.quantile(knobs.double(), torch.tensor([0.1, 0.9], dtype=torch.float64), dim=0)
+    return {"mean": knobs.double().mean(0).tolist(), "low": low.tolist(), "high": high.tolist()}

@@ -1,0 +1,153 @@
+"""The best of many hand-made schedules: the baseline that had as many generated images as a learned policy.
+
+Random search with successive halving over :class:`SearchSpace`. The candidates are scored on the yardstick itself, which a
+learned policy never sees; what is reported afterwards is scored anew, on fresh seeds (see ``compare``).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from ..core import RATIO_CURVES, Generator
+from ..errors import ConfigError
+from ..evaluation import Yardstick
+from ..metrics import FeatureStatistics, frechet_distance
+from ..policies import load_policy
+from ..sampling import seed_range
+
+ROUNDS, KEPT = 3, 4
+"""Rounds, among which the images are split evenly; one candidate in so many goes on to the next round."""
+MINIMUM = 16
+"""Fewer images than this rank no candidates."""
+SEARCH_SEED = 2**41
+"""First seed of the images of a search: neither those of training, nor of the held-out readings, nor of the table."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What is searched; every choice uniform and independent. Knobs that the generator does not have are left out.
+
+    Attributes:
+        curves: of the mask ratio (``schedules.RATIO_CURVES``).
+        guidance_start, guidance_end: at the first and at the last step, linear in between.
+        mask_temperature_start: at the first step, falling linearly to 0 at the last, as every published schedule does.
+        token_temperature: the same at all steps.
+    """
+
+    curves: tuple[str, ...] = tuple(RATIO_CURVES)
+    guidance_start: tuple[float, float] = (0.0, 4.0)
+    guidance_end: tuple[float, float] = (0.0, 8.0)
+    mask_temperature_start: tuple[float, float] = (0.0, 12.0)
+    token_temperature: tuple[float, float] = (0.7, 1.3)
+
+    def draw(self, generator: Generator, dice: random.Random) -> str:
+        """One schedule text."""
+        names = generator.action_space.names
+        curve = dice.choice(self.curves)
+        guidance = dice.uniform(*self.guidance_start), dice.uniform(*self.guidance_end)
+        mask = dice.uniform(*self.mask_temperature_start)
+        token = dice.uniform(*self.token_temperature)
+        parts = [curve] if "mask_ratio" in names else []
+        if "guidance" in names:
+            parts.append(f"guidance={guidance[0]:.2f}:{guidance[1]:.2f}")
+        if "mask_temperature" in names:
+            parts.append(f"mask_temperature={mask:.2f}:0")
+        if "token_temperature" in names:
+            parts.append(f"token_temperature={token:.2f}")
+        return ",".join(parts)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Attributes:
+    schedule: the best one's text. images: generated in all. tried: every candidate with its distance after each round
+        that it took part in, in the order they were drawn. space: what was searched.
+    """
+
+    schedule: str
+    images: int
+    tried: list[dict[str, Any]] = field(repr=False)
+    space: SearchSpace
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_search(budget: int, candidates: int) -> None:
+    """Refuse a search that would rank its candidates by too few images.
+
+    Raises:
+        ConfigError: the budget gives too few images a candidate.
+    """
+    share = budget // ROUNDS
+    if candidates < 2 or share // candidates < MINIMUM:
+        raise ConfigError(
+            f"a search over {candidates} schedules with {budget} images gives {share // max(candidates, 1)} images to each in "
+            f"the first of {ROUNDS} rounds; it needs at least 2 schedules and {MINIMUM} images each. Use between 2 and "
+            f"{share // MINIMUM} candidates, or more trajectories."
+        )
+
+
+def search_schedule(
+    yardstick: Yardstick,
+    steps: int,
+    *,
+    budget: int,
+    candidates: int = 32,
+    seed: int = 0,
+    space: SearchSpace | None = None,
+    batch: int | None = None,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Search for the schedule of least Frechet distance.
+
+    The generator's best known schedule is the first candidate. All candidates of a round make images of the same seeds, and
+    keep those of earlier rounds, so that the last ones are ranked by about ``budget / 3`` images each.
+
+    Args:
+        steps: T. budget: images in all; no more are generated. candidates: schedules of the first round.
+        seed: of the candidates and of the images. batch: images in flight at once.
+        progress: called with the images done and those of the whole search.
+
+    Raises:
+        ConfigError: the budget gives too few images a candidate.
+    """
+    check_search(budget, candidates)
+    share = budget // ROUNDS
+    generator, chosen = yardstick.generator, space or SearchSpace()
+    dice = random.Random(seed)
+    texts = [generator.default_schedule, *(chosen.draw(generator, dice) for _ in range(candidates - 1))]
+    tried: list[dict[str, Any]] = [{"schedule": text, "frechet": []} for text in texts]
+    features = [torch.empty(0, yardstick.extractor.feature_dim)] * candidates
+    alive, numbers = list(range(candidates)), _sizes(candidates)
+    total = sum(number * (share // number) for number in numbers)
+    first, done = SEARCH_SEED + seed * budget, 0
+    for number in numbers:
+        alive, each = alive[:number], share // number
+        for i in alive:
+            policy, bound, _ = load_policy(f"fixed:{texts[i]}", generator, steps)
+            images = yardstick.make(policy, bound, seed_range(first, each), batch=batch)
+            features[i] = torch.cat([features[i], images.features.values])
+            statistics = FeatureStatistics.of(features[i], yardstick.extractor.protocol)
+            tried[i]["frechet"].append(frechet_distance(statistics, yardstick.reference.statistics))
+            done += each
+            if progress is not None:
+                progress(done, total)
+        alive.sort(key=lambda i: tried[i]["frechet"][-1])
+        first += each
+    return SearchResult(texts[alive[0]], done, tried, chosen)
+
+
+def _sizes(candidates: int) -> list[int]:
+    """Candidates of each round: a quarter goes on, at least one."""
+    sizes = [candidates]
+    while len(sizes) < ROUNDS:
+        sizes.append(-(-sizes[-1] // KEPT))
+    return sizes

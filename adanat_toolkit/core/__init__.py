@@ -1,0 +1,66 @@
+"""The contracts: generator, reward, policy, features, with shapes and units; knobs, schedules and noise."""
+
+from .actions import GUIDANCE, MASK_RATIO, MASK_TEMPERATURE, TOKEN_KNOBS, TOKEN_TEMPERATURE, ActionSpace, Knob
+from .context import Context, ContextKind
+from .features import FeatureExtractor, JointExtractor, PrecomputedExtractor, PromptScorer, Tracker
+from .generator import Generator, ImageSource
+from .noise import (
+    ACTION,
+    CONTEXT,
+    DATA,
+    INITIAL,
+    REMASK,
+    REWARD,
+    SHUFFLE,
+    STEP,
+    TOKEN,
+    Noise,
+    derive,
+    mix,
+    sample_seeds,
+)
+from .options import PluginOptions
+from .policy import Policy, ReadsPolicies
+from .reward import LearnedReward, RewardModel
+from .schedules import RATIO_CURVES, adanat_heuristic, linear, parse_schedule
+
+__all__ = [
+    "ACTION",
+    "CONTEXT",
+    "DATA",
+    "GUIDANCE",
+    "INITIAL",
+    "MASK_RATIO",
+    "MASK_TEMPERATURE",
+    "RATIO_CURVES",
+    "REMASK",
+    "REWARD",
+    "SHUFFLE",
+    "STEP",
+    "TOKEN",
+    "TOKEN_KNOBS",
+    "TOKEN_TEMPERATURE",
+    "ActionSpace",
+    "Context",
+    "ContextKind",
+    "FeatureExtractor",
+    "Generator",
+    "ImageSource",
+    "JointExtractor",
+    "Knob",
+    "LearnedReward",
+    "Noise",
+    "PluginOptions",
+    "Policy",
+    "PrecomputedExtractor",
+    "PromptScorer",
+    "ReadsPolicies",
+    "RewardModel",
+    "Tracker",
+    "adanat_heuristic",
+    "derive",
+    "linear",
+    "mix",
+    "parse_schedule",
+    "sample_seeds",
+]

@@ -1,0 +1,193 @@
+"""Knobs and the action space: raw numbers that the Gaussian draws <-> physical values that a generator obeys.
+
+AdaNAT section 4.1 (action space) and its appendix on the parametrisation: the re-masking ratio is a sigmoid of the raw
+value, temperatures and guidance are softplus of it; optionally the raw value is a residual on a fixed schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ConfigError, nearest
+
+Transform = Literal["sigmoid", "softplus"]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One number that steers one step of a generator.
+
+    Attributes:
+        name: the field's term, unique within a generator.
+        transform: ``sigmoid`` (physical in (0, 1)) or ``softplus`` (physical > 0; the identity above 20).
+        meaning: one line with the unit, shown by ``adanat plugins`` and in reports.
+        neutral: the physical value that a schedule which does not mention the knob uses.
+    """
+
+    name: str
+    transform: Transform
+    meaning: str
+    neutral: float
+
+    def to_physical(self, raw: Tensor) -> Tensor:
+        return torch.sigmoid(raw) if self.transform == "sigmoid" else F.softplus(raw)
+
+    def to_raw(self, physical: Tensor) -> Tensor:
+        """Inverse of :meth:`to_physical`; values at the end of the range are moved inside it by 1e-6."""
+        if self.transform == "sigmoid":
+            p = physical.double().clamp(1e-6, 1 - 1e-6)
+            return torch.log(p) - torch.log1p(-p)
+        p = physical.double().clamp_min(1e-6)
+        return p + torch.log(-torch.expm1(-p))
+
+    def check(self, values: Tensor) -> None:
+        """Raises ConfigError where a physical value is outside the knob's range."""
+        high = 1.0 if self.transform == "sigmoid" else float("inf")
+        bad = values[~((values >= 0) & (values <= high) & torch.isfinite(values))]
+        if bad.numel():
+            limit = "[0, 1]" if self.transform == "sigmoid" else "[0, infinity)"
+            raise ConfigError(f"knob {self.name!r} has the value {float(bad[0]):g}; it must lie in {limit}.")
+
+
+MASK_RATIO = Knob("mask_ratio", "sigmoid", "share of all positions masked again after the step", 0.5)
+MASK_TEMPERATURE = Knob(
+    "mask_temperature", "softplus", "scale of the Gumbel noise added to log-confidence before re-masking", 0.0
+)
+TOKEN_TEMPERATURE = Knob("token_temperature", "softplus", "divides the logits that tokens are drawn from", 1.0)
+GUIDANCE = Knob("guidance", "softplus", "g in cond + g (cond - uncond); 0 is no guidance", 0.0)
+TOKEN_KNOBS = (MASK_RATIO, MASK_TEMPERATURE, TOKEN_TEMPERATURE, GUIDANCE)
+"""The four knobs of a masked-token generator, in the published order."""
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """The knobs of a generator, and, once bound, the schedule that raw actions are added to.
+
+    Attributes:
+        knobs: all knobs the generator obeys; physical actions have one column each, in this order.
+        acted: names of the knobs the policy sets, in the order of its raw outputs. The others follow ``schedule``.
+        schedule: (T, len(knobs)) float64 physical values, or None while unbound.
+        residual: whether a raw action is added to the schedule's raw value (a zero action then reproduces the schedule).
+    """
+
+    knobs: tuple[Knob, ...]
+    acted: tuple[str, ...] = ()
+    schedule: Tensor | None = None
+    residual: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(k.name for k in self.knobs)
+
+    @property
+    def size(self) -> int:
+        """Number of raw coordinates, A."""
+        return len(self.acted)
+
+    @property
+    def steps(self) -> int:
+        """T, the number of steps the schedule covers."""
+        if self.schedule is None:
+            raise ConfigError("this action space is not bound to a schedule; call bind(schedule) first.")
+        return self.schedule.shape[0]
+
+    def bind(self, schedule: Tensor, *, acted: Sequence[str] | None = None, residual: bool = True) -> ActionSpace:
+        """Fix the number of steps, the schedule of the knobs that are not acted, and the residual.
+
+        Args:
+            schedule: (T, len(knobs)) physical values.
+            acted: knobs the policy sets; default all.
+            residual: add raw actions to the schedule's raw values.
+
+        Raises:
+            ConfigError: a name is unknown or twice, a value is out of range, or the shape does not fit.
+        """
+        if schedule.ndim != 2 or schedule.shape[1] != len(self.knobs) or schedule.shape[0] < 1:
+            raise ConfigError(
+                f"schedule has shape {tuple(schedule.shape)}; it must be (steps >= 1, {len(self.knobs)})."
+            )
+        chosen = self.names if acted is None else tuple(acted)
+        for name in chosen:
+            if name not in self.names:
+                raise ConfigError(
+                    f"this generator has no knob {name!r}{nearest(name, self.names)} Its knobs: {', '.join(self.names)}."
+                )
+        if len(set(chosen)) != len(chosen):
+            raise ConfigError(f"acted knobs {list(chosen)} name one twice.")
+        for column, knob in enumerate(self.knobs):
+            knob.check(schedule[:, column])
+        return ActionSpace(self.knobs, chosen, schedule.detach().double().cpu(), residual)
+
+    def base(self) -> Tensor:
+        """(T, A) float32: the raw value a zero action stands for at each step (zeros without residual)."""
+        if self.schedule is None or not self.residual or not self.acted:
+            return torch.zeros(0 if self.schedule is None else self.steps, self.size)
+        columns = [self.knobs[i].to_raw(self.schedule[:, i]) for i in self._acted_columns()]
+        return torch.stack(columns, dim=1).float()
+
+    def to_physical(self, raw: Tensor, step: int | Tensor) -> Tensor:
+        """Raw actions to physical values of every knob.
+
+        Args:
+            raw: (B, A) float32.
+            step: step index 0..T-1, one for the batch or (B,) int64.
+
+        Returns:
+            (B, len(knobs)) float32; columns of knobs that are not acted hold the schedule's values.
+        """
+        index = torch.as_tensor(step, device=raw.device, dtype=torch.int64).expand(raw.shape[0])
+        shifted = raw + self._table("base", raw)[index] if self.residual else raw
+        columns = {i: self.knobs[i].to_physical(shifted[:, j]) for j, i in enumerate(self._acted_columns())}
+        fixed = self._table("schedule", raw)[index]
+        return torch.stack([columns.get(i, fixed[:, i]) for i in range(len(self.knobs))], dim=1)
+
+    def to_raw(self, physical: Tensor, step: int | Tensor) -> Tensor:
+        """Inverse of :meth:`to_physical` for the acted knobs: (B, len(knobs)) -> (B, A)."""
+        index = torch.as_tensor(step, device=physical.device, dtype=torch.int64).expand(physical.shape[0])
+        columns = [self.knobs[i].to_raw(physical[:, i]) for i in self._acted_columns()]
+        raw = torch.stack(columns, dim=1).to(physical.dtype) if columns else physical[:, :0]
+        return raw - self._table("base", physical)[index] if self.residual else raw
+
+    def spec(self) -> dict[str, Any]:
+        """JSON-able description, enough for :meth:`from_spec`."""
+        assert self.schedule is not None
+        return {
+            "knobs": [{"name": k.name, "transform": k.transform, "meaning": k.meaning} for k in self.knobs],
+            "acted": list(self.acted),
+            "residual": self.residual,
+            "schedule": self.schedule.tolist(),
+        }
+
+    def rebind(self, spec: Mapping[str, Any]) -> ActionSpace:
+        """This generator's knobs bound as in ``spec`` (from :meth:`spec`).
+
+        Raises:
+            ConfigError: the spec names other knobs than the generator has.
+        """
+        names = tuple(k["name"] for k in spec["knobs"])
+        if names != self.names:
+            raise ConfigError(f"the policy was made for knobs {list(names)}, this generator has {list(self.names)}.")
+        schedule = torch.tensor(spec["schedule"], dtype=torch.float64)
+        return self.bind(schedule, acted=spec["acted"], residual=spec["residual"])
+
+    def _acted_columns(self) -> list[int]:
+        return [self.names.index(name) for name in self.acted]
+
+    @cached_property
+    def _tables(self) -> dict[tuple[str, torch.device, torch.dtype], Tensor]:
+        return {}  # copies of the two tables by device, so that no step waits for a transfer
+
+    def _table(self, which: str, like: Tensor) -> Tensor:
+        key = which, like.device, like.dtype
+        if key not in self._tables:
+            table = self.base() if which == "base" else self.schedule
+            assert table is not None, "unbound action space"
+            self._tables[key] = table.to(device=like.device, dtype=like.dtype)
+        return self._tables[key]

@@ -1,0 +1,90 @@
+"""What a batch of images is conditioned on: classes, text states, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+ContextKind = Literal["class", "text", "none"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a batch of images is conditioned on. Only the fields of the generator's kind are set.
+
+    Attributes:
+        size: B.
+        classes: (B,) int64 class ids, for ``class`` generators.
+        states: (B, L, C) float, the text encoder's token states, for ``text`` generators.
+        pooled: (B, P) float, the text encoder's projected embedding (before normalisation); discriminators and CLIP scores
+            read it.
+        prompts: the B prompts.
+    """
+
+    size: int
+    classes: Tensor | None = None
+    states: Tensor | None = None
+    pooled: Tensor | None = None
+    prompts: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return self.size
+
+    def select(self, index: Tensor | slice) -> Context:
+        """Some of the samples, in the order of ``index``."""
+        positions = torch.arange(self.size)[index.cpu() if isinstance(index, Tensor) else index]
+
+        def pick(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[index]
+
+        prompts = None if self.prompts is None else tuple(self.prompts[i] for i in positions.tolist())
+        return Context(len(positions), pick(self.classes), pick(self.states), pick(self.pooled), prompts)
+
+    def to(self, device: torch.device | str) -> Context:
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device)
+
+        return replace(self, classes=move(self.classes), states=move(self.states), pooled=move(self.pooled))
+
+    @staticmethod
+    def cat(parts: Sequence[Context]) -> Context:
+        """One context from several of the same kind."""
+
+        def join(name: str) -> Tensor | None:
+            values = [getattr(p, name) for p in parts]
+            return None if values[0] is None else torch.cat(values)
+
+        prompts = None if parts[0].prompts is None else tuple(x for p in parts for x in p.prompts or ())
+        return Context(sum(map(len, parts)), join("classes"), join("states"), join("pooled"), prompts)
+
+    def distinct(self) -> tuple[Tensor, Tensor]:
+        """(first, inverse): indices of the first sample of each distinct context, and for each sample which one is its own."""
+        if self.classes is not None:
+            keys: list[Any] = self.classes.tolist()
+        elif self.prompts is not None:
+            keys = list(self.prompts)
+        elif self.states is None:
+            keys = [0] * self.size
+        else:
+            keys = list(range(self.size))
+        order: dict[Any, int] = {}
+        first, inverse = [], []
+        for position, key in enumerate(keys):
+            if key not in order:
+                order[key] = len(order)
+                first.append(position)
+            inverse.append(order[key])
+        return torch.tensor(first), torch.tensor(inverse)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """JSON-able context of one sample."""
+        out: dict[str, Any] = {}
+        if self.classes is not None:
+            out["class"] = int(self.classes[index])
+        if self.prompts is not None:
+            out["prompt"] = self.prompts[index]
+        return out

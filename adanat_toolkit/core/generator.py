@@ -1,0 +1,161 @@
+"""Contract of generators and of real images.
+
+Shapes: B samples, N = h * w cells of the generator's grid, D feature channels, K knobs, T steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .actions import ActionSpace
+from .context import Context, ContextKind
+from .noise import Noise
+from .options import PluginOptions
+
+
+class ImageSource(Protocol):
+    """Real images with the contexts they belong to, at the generator's resolution."""
+
+    fingerprint: str
+    """Hash of the content: names, order, pixels' origin and preprocessing. Statistics and checkpoints record it."""
+
+    def __len__(self) -> int: ...
+
+    def images(self, index: Tensor) -> Tensor:
+        """(n, 3, H, W) float32 in [0, 1] on the CPU for (n,) int64 indices."""
+        ...
+
+    def contexts(self, index: Tensor) -> Context:
+        """Contexts of the same images (on the CPU)."""
+        ...
+
+
+class Generator(ABC):
+    """A frozen model that makes an image in T steps; it is never trained here.
+
+    Subclasses are plug-ins (group ``adanat.generators``). A state is opaque to everyone else; it is created by ``reset``,
+    read by ``observe``, advanced by ``step`` and turned into an image by ``decode``. All methods run without gradients.
+    """
+
+    Options: ClassVar[type[PluginOptions]] = PluginOptions
+    """What ``--set generator.options.KEY=VALUE`` accepts."""
+
+    name: str
+    """``family:variant``, e.g. ``maskgit:emoji64``."""
+    action_space: ActionSpace
+    """The knobs it obeys (unbound: no schedule)."""
+    grid: tuple[int, int]
+    feature_dim: int
+    image_size: tuple[int, int]
+    """(H, W) in pixels."""
+    context_kind: ContextKind
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    default_schedule: str
+    """Schedule text of the best known hand-made baseline (see ``schedules.parse_schedule``)."""
+    device: torch.device
+    dtype: torch.dtype
+    """Compute dtype of the network; logits and features are returned in float32."""
+    fingerprint: str
+    """Hash of weights and architecture; policies and checkpoints record it."""
+
+    @classmethod
+    @abstractmethod
+    def create(
+        cls, variant: str | None, options: dict[str, Any], *, device: torch.device, dtype: torch.dtype, offline: bool
+    ) -> Generator:
+        """Build the generator. ``variant`` None means the default one.
+
+        Raises:
+            ConfigError: unknown variant or option. WeightsError: a file is missing or does not fit.
+        """
+
+    @classmethod
+    @abstractmethod
+    def variants(cls) -> tuple[str, ...]:
+        """Names of the variants, the default first."""
+
+    def parameters_count(self) -> dict[str, int]:
+        """Parameter counts by part, for ``--dry-run``."""
+        return {}
+
+    def compile(self) -> None:
+        """Make its networks faster with ``torch.compile``, for generators with the option ``compile``; results change by
+        rounding."""
+        raise ConfigError(f"{self.name} cannot be compiled; leave the option compile out.")
+
+    def real_images(self) -> ImageSource | None:
+        """The data the generator was trained on, where it ships with it."""
+        return None
+
+    # --- contexts -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def sample_contexts(self, noise: Noise) -> Context:
+        """One context a seed, from the distribution of the training data. Deterministic in the seeds."""
+
+    def encode_classes(self, classes: Sequence[int]) -> Context:
+        """Contexts of class ids.
+
+        Raises:
+            ConfigError: not a class-conditional generator, or an id outside 0..num_classes-1.
+        """
+        if self.context_kind != "class" or self.num_classes is None:
+            raise ConfigError(f"{self.name} is not class-conditional, so --classes does not apply; leave it out.")
+        for value in classes:
+            if not 0 <= value < self.num_classes:
+                raise ConfigError(f"class id {value} is outside 0..{self.num_classes - 1}, the classes of {self.name}.")
+        return Context(len(classes), classes=torch.tensor(list(classes), dtype=torch.int64, device=self.device))
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Context:
+        """Contexts of prompts.
+
+        Raises:
+            ConfigError: not a text-conditional generator.
+        """
+        raise ConfigError(f"{self.name} is not text-conditional, so prompts do not apply; leave them out.")
+
+    # --- one image ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def reset(self, context: Context, noise: Noise, steps: int) -> Any:
+        """The state before the first of ``steps`` steps."""
+
+    @abstractmethod
+    def observe(self, state: Any, *, guided: bool = True) -> Tensor:
+        """Features of the state: (B, N, D) float32. ``guided`` False promises that the next step has guidance 0."""
+
+    @abstractmethod
+    def step(self, state: Any, action: Tensor, noise: Noise) -> Any:
+        """Advance by one step.
+
+        Args:
+            action: (B, K) float32, physical values in the order of ``action_space.knobs``.
+            noise: the samples' noise; nothing else random may be used.
+        """
+
+    @abstractmethod
+    def decode(self, state: Any) -> Tensor:
+        """Images (B, 3, H, W) float32 in [0, 1] of the last step's result."""
+
+    def latents(self, state: Any) -> Tensor:
+        """What :meth:`decode` makes images of, (B, C, h, w) float32, for rewards that do without images.
+
+        Raises:
+            ConfigError: the generator has no such thing.
+        """
+        raise ConfigError(f"{self.name} gives no latents; use a reward that reads images.")
+
+    def encode_latents(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> the latents (B, C, h, w) float32 that come nearest to them.
+
+        Raises:
+            ConfigError: the generator has no latents, or no encoder.
+        """
+        raise ConfigError(f"{self.name} gives no latents; use a reward that reads images.")

@@ -1,0 +1,102 @@
+"""Random numbers that belong to a sample.
+
+Every random number the toolkit uses while it makes an image is a pure function of (the sample's seed, a stream, the
+step, a cell index). It is a counter-based generator (the SplitMix64 finaliser), vectorised in int64 arithmetic, hence the
+same on every device and independent of batch size, of the order of samples and of the number of processes. There is no
+generator state, so nothing of it has to be saved: a resumed run continues bit-exactly from its counters alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX2 = 0x94D049BB133111EB - 2**64
+
+# One number a purpose; two purposes never share random numbers.
+TOKEN, REMASK, ACTION, CONTEXT, INITIAL, STEP, SHUFFLE, DATA, REWARD = range(1, 10)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical (unsigned) right shift of int64."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(z: Tensor) -> Tensor:
+    """SplitMix64 finaliser: int64 -> int64, a bijection whose output bits look independent."""
+    z = z + _GOLDEN
+    z = (z ^ _shift_right(z, 30)) * _MIX1
+    z = (z ^ _shift_right(z, 27)) * _MIX2
+    return z ^ _shift_right(z, 31)
+
+
+_WORD = 2**64 - 1
+
+
+def _mix_integer(z: int) -> int:
+    """:func:`mix` of one Python integer, unsigned: a tensor for a single number costs a hundred times as much."""
+    z = (z + _GOLDEN) & _WORD
+    z = ((z ^ (z >> 30)) * _MIX1) & _WORD
+    z = ((z ^ (z >> 27)) * _MIX2) & _WORD
+    return z ^ (z >> 31)
+
+
+def derive(*parts: int) -> int:
+    """One 63-bit seed from several integers (run seed, iteration, purpose, ...), order matters."""
+    z = 0
+    for part in parts:
+        z = _mix_integer(z ^ _mix_integer(part & _WORD))
+    return z & (2**63 - 1)
+
+
+def sample_seeds(run_seed: int, iteration: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Seeds of trajectories ``start .. start + count - 1`` of one iteration: (count,) int64, non-negative."""
+    base = derive(run_seed, iteration)
+    index = torch.arange(start, start + count, dtype=torch.int64, device=device)
+    return mix(mix(index) ^ base) & (2**63 - 1)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise of a batch of samples.
+
+    Args:
+        seeds: (B,) int64, one seed a sample. A sample's image depends on its seed, its context and the policy only.
+    """
+
+    seeds: Tensor
+
+    def __len__(self) -> int:
+        return self.seeds.shape[0]
+
+    def select(self, index: Tensor | slice) -> Noise:
+        """The noise of some of the samples."""
+        return Noise(self.seeds[index])
+
+    def to(self, device: torch.device | str) -> Noise:
+        return Noise(self.seeds.to(device))
+
+    def uniform(self, stream: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        """(B, *shape) float32 in the open interval (0, 1), 2^-23 apart: odd multiples of 2^-24."""
+        count = math.prod(shape)
+        # Seeds are mixed first: users number them 0, 1, 2, ..., and a plain xor with the stream and the step would let two
+        # of them share random numbers at different steps.
+        key = mix(mix(self.seeds) ^ (stream * 0x1000003 + step * 0x10001 + 1))
+        index = torch.arange(count, dtype=torch.int64, device=self.seeds.device)
+        # 23 bits: with 24, bits + 0.5 would no longer be exact in float32 and the largest value would round to 1.
+        bits = _shift_right(mix(mix(index)[None, :] ^ key[:, None]), 41)
+        return ((bits.float() + 0.5) * 2.0**-23).view(len(self), *shape)
+
+    def gumbel(self, stream: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        """(B, *shape) float32, standard Gumbel: -log(-log(u))."""
+        return -torch.log(-torch.log(self.uniform(stream, step, shape)))
+
+    def normal(self, stream: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        """(B, *shape) float32, standard normal (Box-Muller on two uniforms)."""
+        u = self.uniform(stream, step, (2, *shape))
+        return torch.sqrt(-2.0 * torch.log(u[:, 0])) * torch.cos(2.0 * math.pi * u[:, 1])

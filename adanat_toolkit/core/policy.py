@@ -1,0 +1,59 @@
+"""Contract of policies.
+
+Shapes: B samples, N cells of the generator's grid, D feature channels, A acted knobs, T steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .actions import ActionSpace
+from .options import PluginOptions
+
+
+class Policy(nn.Module, ABC):
+    """Chooses raw actions. Plug-ins of the group ``adanat.policies``.
+
+    The network gives the mean of a Gaussian; its fixed standard deviation belongs to the trainer's schedule. Sampling uses
+    the mean.
+    """
+
+    Options: ClassVar[type[PluginOptions]] = PluginOptions
+    kind: ClassVar[str]
+    needs_features: ClassVar[bool] = True
+    trainable: ClassVar[bool] = True
+    sampler: Any = None
+    """The released sampler whose steps the generator takes under this policy; None for the toolkit's own."""
+
+    def __init__(self, options: PluginOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
+        """Mean raw action.
+
+        Args:
+            features: (B, N, D) float32, or None when ``needs_features`` is False.
+            step: (B,) int64, the step index 0..T-1.
+
+        Returns:
+            (B, A) float32.
+        """
+
+    def make_critic(self) -> nn.Module:
+        """A value network of the same kind: called with (features, step), gives (B, 1)."""
+        raise ConfigError(f"policy {self.kind!r} cannot be trained.")
+
+
+@runtime_checkable
+class ReadsPolicies(Protocol):
+    """A generator for which policies were published in a file of their authors' own."""
+
+    def read_policy(self, path: Path, steps: int | None) -> tuple[Policy, ActionSpace, dict[str, Any]]:
+        """What :func:`load_policy` returns, from such a file."""
+        ...

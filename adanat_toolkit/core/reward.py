@@ -1,0 +1,107 @@
+"""Contract of rewards.
+
+Shapes: B images of 3 x H x W.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .context import Context
+from .generator import Generator, ImageSource
+from .options import PluginOptions
+
+
+class RewardModel(ABC):
+    """Scores images; higher is better. Plug-ins of the group ``adanat.rewards``.
+
+    The simplest reward writes :meth:`score` alone. ``embed`` and ``score_embedded`` split it so that what is expensive is
+    computed once an image, in micro-batches, and serves both the score and the update of a reward that learns:
+    ``score(images, context) == score_embedded(embed(images, context), context)``.
+
+    A set-level reward (FID) overrides ``score_embedded`` and documents how it credits samples; it is given all samples of
+    an iteration at once (of all processes).
+    """
+
+    Options: ClassVar[type[PluginOptions]] = PluginOptions
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What it reads of the context or the run: any of ``"prompts"``, ``"classes"``, ``"real_images"``."""
+    set_level: ClassVar[bool] = False
+    """True when a sample's score depends on the other samples it is scored with."""
+    reads_latents: bool = False
+    """True when generated images need not be decoded: a rollout then calls :meth:`embed_latents` in place of
+    :meth:`embed`."""
+
+    def __init__(
+        self, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
+    ) -> None:
+        """``seed`` initialises what the reward learns; ``real`` is set when ``needs`` has ``"real_images"``."""
+
+    @abstractmethod
+    def score(self, images: Tensor, context: Context) -> Tensor:
+        """(B, 3, H, W) float32 in [0, 1] -> (B,) float32, higher is better."""
+
+    def embed(self, images: Tensor, context: Context) -> Tensor:
+        """What :meth:`score_embedded` and :meth:`LearnedReward.update` need of the images: (B, ...)."""
+        return images
+
+    def embed_latents(self, latents: Tensor, context: Context) -> Tensor:
+        """:meth:`embed` of generated images that were not decoded: (B, C, h, w) from ``Generator.latents``."""
+        raise NotImplementedError(f"{type(self).__name__} reads images")
+
+    def score_embedded(self, embedded: Tensor, context: Context) -> Tensor:
+        """(B, ...) from :meth:`embed` -> (B,) float32."""
+        return self.score(embedded, context)
+
+    def terms(self) -> dict[str, Tensor]:
+        """Named parts of the last scores, each (B,), for the log of a mixed reward."""
+        return {}
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Feature protocols whose network the score depends on: figures under these flatter a policy that it has trained."""
+        return frozenset()
+
+    def parameters_count(self) -> dict[str, int]:
+        """Parameter counts by part, for ``--dry-run``."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs (networks, optimisers, counters), as tensors. Empty for a frozen reward."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`state`.
+
+        Raises:
+            CheckpointError: a tensor is missing or misshapen.
+        """
+
+
+class LearnedReward(RewardModel):
+    """A reward that is trained in alternation with the policy (a discriminator)."""
+
+    needs = frozenset({"real_images"})
+    real_per_update: int
+    """How many real images (of all processes together) one call of :meth:`update` reads; the trainer draws them."""
+
+    def embed_real(self, images: Tensor, context: Context) -> Tensor:
+        """What :meth:`update` needs of real images; the same as :meth:`embed` unless that does more than an update reads."""
+        return self.embed(images, context)
+
+    @abstractmethod
+    def update(
+        self, real: Tensor, real_context: Context, fake: Tensor, fake_context: Context, *, seed: int
+    ) -> dict[str, float]:
+        """Train on embedded real images and on the embedded images that the policy just made.
+
+        Args:
+            real, fake: outputs of :meth:`embed`, this process's share. seed: the only source of randomness.
+
+        Returns:
+            Figures for the log (``loss``, ``accuracy_real``, ...), averaged over processes.
+        """

@@ -1,0 +1,21 @@
+"""Policies held against real images."""
+
+from .choices import choose_features, choose_scorer, own_captions, real_side, require_real_images
+from .evaluate import MINIMUM, RESULT, Comparison, Judged, evaluate_policies, write_comparison
+from .yardstick import Images, Yardstick
+
+__all__ = [
+    "MINIMUM",
+    "RESULT",
+    "Comparison",
+    "Images",
+    "Judged",
+    "Yardstick",
+    "choose_features",
+    "choose_scorer",
+    "evaluate_policies",
+    "own_captions",
+    "real_side",
+    "require_real_images",
+    "write_comparison",
+]

@@ -1,0 +1,96 @@
+"""What a generator is judged by, where the user does not say: feature protocol, scorer, real images, captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..core import FeatureExtractor, Generator, ImageSource, PromptScorer
+from ..errors import ConfigError, DataError
+from ..images import Progress, images_for
+from ..metrics import FeatureStatistics, Reference
+from ..registry import create_features, discover
+
+
+def choose_features(generator: Generator, name: str | None) -> str:
+    """The feature protocol to judge a generator by: the one named, else its variant's own, else Inception.
+
+    Raises:
+        ConfigError: none of them is registered.
+    """
+    if name is not None:
+        return name
+    known = _protocols()
+    for candidate in (generator.name.partition(":")[2], "inception-fidelity"):
+        if candidate in known:
+            return candidate
+    raise ConfigError(
+        f"no feature protocol is known for {generator.name}; give --features, one of: {', '.join(known)}."
+    )
+
+
+def _protocols() -> list[str]:
+    """Names of the feature protocols."""
+    return [plugin.name for plugin in discover("features") if not plugin.shadowed]
+
+
+def choose_scorer(generator: Generator, extractor: FeatureExtractor, *, offline: bool = False) -> PromptScorer | None:
+    """What gives the CLIP score of a generator with prompts: the feature protocol itself where it reads prompts too, else
+    the protocol ``clip-VARIANT`` where one is registered (the embedded generators), else nothing.
+
+    Raises:
+        WeightsError: its weights are damaged.
+    """
+    if generator.context_kind != "text":
+        return None
+    if isinstance(extractor, PromptScorer):
+        return extractor
+    name = f"clip-{generator.name.partition(':')[2]}"
+    if name not in _protocols():
+        return None
+    found = create_features(name, device=generator.device, offline=offline)
+    return found if isinstance(found, PromptScorer) else None
+
+
+def require_real_images(generator: Generator, path: str | None, *, progress: Progress | None = None) -> ImageSource:
+    """The real images at ``path``, or the generator's own.
+
+    Raises:
+        DataError: there are none, or they cannot be used.
+    """
+    real = images_for(generator, path, progress=progress)
+    if real is None:
+        raise DataError(f"{generator.name} ships no real images. Give --data FOLDER or FILE.zip.")
+    return real
+
+
+def own_captions(generator: Generator, path: str | None, real: ImageSource | Reference | None) -> ImageSource | None:
+    """The images whose captions a text-conditional generator draws its contexts from: those that the user gave, so that it
+    makes what it is judged against. None: its own captions.
+
+    Args:
+        path: what the user gave as ``--data``. real: what was opened there, or the generator's own images.
+    """
+    if path is None or generator.context_kind != "text" or isinstance(real, Reference):
+        return None
+    return real
+
+
+def real_side(generator: Generator, path: str | None, extractor: FeatureExtractor) -> ImageSource | Reference:
+    """What generated images are held against: real images, or their statistics alone.
+
+    Args:
+        path: see :func:`require_real_images`; or a file of ``adanat stats``, or a published ``.npz`` with ``mu`` and
+            ``sigma``, which does not name its protocol: it is taken to be the extractor's.
+
+    Raises:
+        DataError: there is nothing, it cannot be used, or the statistics are of another protocol.
+    """
+    if path is None or Path(path).suffix not in (".safetensors", ".npz"):
+        return require_real_images(generator, path)
+    statistics = FeatureStatistics.load(path, extractor.protocol)
+    if statistics.protocol != extractor.protocol or len(statistics.mean) != extractor.feature_dim:
+        raise DataError(
+            f"{path} holds statistics of {statistics.protocol} ({len(statistics.mean)} features), the images are judged by "
+            f"{extractor.protocol} ({extractor.feature_dim}); give the matching --features, or make them with adanat stats."
+        )
+    return Reference(statistics)

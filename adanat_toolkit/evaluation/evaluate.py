@@ -1,0 +1,253 @@
+"""``adanat evaluate``: policies against the real images, always beside a hand-made schedule on the same seeds and contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..core import FeatureExtractor, Generator, ImageSource
+from ..errors import ConfigError
+from ..images import GRID_LIMIT, grid, side_by_side, write_png
+from ..metrics import (
+    Evaluation,
+    Features,
+    FeatureStatistics,
+    Reference,
+    bootstrap_interval,
+    frechet_distance,
+    require_comparable,
+)
+from ..policies import load_policy
+from ..registry import toolkit_version
+from ..runtime import distributed, dtype_name
+from ..sampling import seed_range
+from ..storage import prepare_folder, write_json
+from .choices import choose_scorer
+from .yardstick import Images, Yardstick
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many images of it are done, and how many there are."""
+MINIMUM = 16
+"""Fewer images than this give no figure worth printing."""
+RESAMPLES, RESAMPLED_DIMENSIONS = 100, 512
+"""Resamples of the interval of a ratio, for up to so many features (beyond, each takes seconds)."""
+COMPARISON = "comparison.png"
+RESULT = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One policy's images under the protocol.
+
+    Attributes:
+        policy: as the user wrote it. steps: T. card: of the policy. evaluation: figures and intervals.
+        features: (N, D) of its images, in the order of the seeds; None where they are too wide for the interval of a ratio,
+            which is what they are kept for. shown: the first images, (n, 3, H, W) uint8.
+    """
+
+    policy: str
+    steps: int
+    card: dict[str, Any]
+    evaluation: Evaluation
+    features: Features | None = field(repr=False)
+    shown: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A policy beside the hand-made schedule of as many steps.
+
+    Attributes:
+        ratio: Frechet distance over the hand-made one's; below 1 is better.
+        ratio_interval: 95 % bootstrap interval over seeds, pairs of images drawn together; None where it is not cheap.
+    """
+
+    judged: Judged
+    baseline: Judged
+    ratio: float
+    ratio_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of :func:`evaluate_policies`."""
+
+    rows: list[Compared]
+    baselines: list[Judged]
+    facts: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able: the facts, then one object a hand-made schedule and one a policy."""
+        return {
+            **self.facts,
+            "baselines": [_json(b) for b in self.baselines],
+            "policies": [
+                {
+                    **_json(row.judged),
+                    "baseline": row.baseline.policy,
+                    "ratio": {"frechet": row.ratio},
+                    "ratio_interval": None if row.ratio_interval is None else {"frechet": list(row.ratio_interval)},
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def _json(judged: Judged) -> dict[str, Any]:
+    return {
+        "policy": judged.policy,
+        "steps": judged.steps,
+        "card": judged.card,
+        "figures": judged.evaluation.figures,
+        "intervals": {name: list(pair) for name, pair in judged.evaluation.intervals.items()},
+    }
+
+
+def evaluate_policies(
+    generator: Generator,
+    policies: Sequence[str],
+    extractor: FeatureExtractor,
+    real: ImageSource | Reference,
+    *,
+    count: int = 2000,
+    seed: int = 0,
+    steps: int | None = None,
+    baseline: str | None = None,
+    batch: int | None = None,
+    captions: ImageSource | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Figures of every policy and of the hand-made schedule.
+
+    With several processes all call it: each makes a share of the images, the main one judges them, and the others return a
+    comparison without rows.
+
+    All of them make the images of the same seeds, and a seed draws the same context under every policy.
+
+    Args:
+        real: the images, or their statistics alone, which give the Frechet distance and nothing else.
+        policies: specs of ``load_policy``. steps: T of the fixed ones among them.
+        count: images of each. seed: the first one; the others follow.
+        baseline: schedule text, default the generator's best known one; it takes as many steps as each policy does.
+        captions: see ``data.draw_contexts``.
+        offline: forbids to download the network of the CLIP scores.
+
+    Raises:
+        ConfigError: too few images, or a policy that does not fit. CheckpointError, DataError.
+    """
+    if count < MINIMUM:
+        raise ConfigError(
+            f"--num {count} is too few for any figure; give at least {MINIMUM} (2000 or more to compare)."
+        )
+    if seed < 0:
+        raise ConfigError(f"--seed {seed}: seeds are 0 or larger.")
+    hand_made = f"fixed:{baseline or generator.default_schedule}"
+    loaded = [(spec, load_policy(spec, generator, steps if _is_fixed(spec) else None)) for spec in policies]
+    lengths = dict.fromkeys(space.steps for _, (_, space, _) in loaded)
+    if not lengths:
+        lengths = dict.fromkeys([load_policy(hand_made, generator, steps)[1].steps])
+    report = progress or (lambda what, done, total: None)
+    yardstick = Yardstick(
+        generator,
+        extractor,
+        real,
+        scorer=choose_scorer(generator, extractor, offline=offline),
+        captions=captions,
+        progress=lambda done, total: report("real images", done, total),
+    )
+
+    judged: dict[tuple[str, int], Judged] = {}
+    wanted = [(hand_made, length) for length in lengths]
+    wanted += [(hand_made if _is_baseline(spec, baseline, hand_made) else spec, space.steps) for spec, (_, space, _) in loaded]
+    for key in dict.fromkeys(wanted):
+        images, card = _make(*key, yardstick, count=count, seed=seed, batch=batch, progress=report)
+        if distributed.is_main():  # at once: one set of features is all that is held, however many policies there are
+            kept = None
+            if images.features.values.shape[1] <= RESAMPLED_DIMENSIONS:
+                kept = replace(images.features, probabilities=None)
+            judged[key] = Judged(*key, card, yardstick.judge(images, seed=seed), kept, images.shown)
+    if not distributed.is_main():
+        return Comparison([], [], {})
+    baselines = {length: judged[hand_made, length] for length in lengths}
+    rows = []
+    for key in wanted[len(lengths) :]:
+        own = baselines[key[1]]
+        require_comparable(judged[key].evaluation, own.evaluation)
+        rows.append(_compare(judged[key], own, yardstick.reference, seed))
+    first = next(iter(baselines.values())).evaluation
+    facts = {
+        "toolkit": toolkit_version(),
+        "generator": generator.name,
+        "generator_fingerprint": generator.fingerprint,
+        "device": generator.device.type,
+        "dtype": dtype_name(generator.dtype),
+        "protocol": extractor.protocol,
+        "protocol_card": dict(extractor.card),
+        "images": count,
+        "seeds": [seed, seed + count - 1],
+        "real_images": first.n_real,
+        "data": first.data,
+        "estimators": first.settings,
+    }
+    return Comparison(rows, list(baselines.values()), facts)
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """``evaluation.json``, and ``comparison.png``: the first images of every policy beside the hand-made ones, same seeds.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    prepare_folder(folder)
+    shown = {id(j): j for j in [*comparison.baselines, *(row.judged for row in comparison.rows)]}.values()
+    titles = [
+        f"{'hand-made' if _is_fixed(j.policy) else j.card.get('kind', 'policy')}, T={j.steps}, "
+        f"Frechet {j.evaluation.figures['frechet']:.3f}"
+        for j in shown
+    ]
+    write_png(folder / COMPARISON, side_by_side([grid(j.shown) for j in shown], titles))
+    write_json(folder / RESULT, comparison.to_json())
+
+
+def _is_baseline(spec: str, baseline: str | None, hand_made: str) -> bool:
+    return spec == hand_made or (spec == "fixed" and baseline is None)
+
+
+def _is_fixed(spec: str) -> bool:
+    return spec.partition(":")[0] == "fixed"
+
+
+def _make(
+    spec: str, steps: int, yardstick: Yardstick, *, count: int, seed: int, batch: int | None, progress: Progress
+) -> tuple[Images, dict[str, Any]]:
+    policy, space, card = load_policy(spec, yardstick.generator, steps)
+    images = yardstick.make(
+        policy,
+        space,
+        seed_range(seed, count),
+        keep=GRID_LIMIT,
+        batch=batch,
+        progress=lambda done, total: progress(spec, done, total),
+    )
+    return images, card
+
+
+def _compare(judged: Judged, baseline: Judged, reference: Reference, seed: int) -> Compared:
+    ratio = judged.evaluation.figures["frechet"] / baseline.evaluation.figures["frechet"]
+    interval = None
+    kept = [features for features in (judged.features, baseline.features) if features is not None]
+    if len(kept) == 2:
+
+        def resampled(index: Tensor) -> float:
+            ours, theirs = (
+                frechet_distance(FeatureStatistics.of(f.values[index], f.protocol), reference.statistics) for f in kept
+            )
+            return ours / theirs
+
+        interval = bootstrap_interval(resampled, len(kept[0]), resamples=RESAMPLES, seed=seed)
+    return Compared(judged, baseline, ratio, interval)

@@ -1,0 +1,154 @@
+"""A policy's images under the yardstick: made from given seeds, turned into features, held against the real images.
+
+With several processes each makes a share of the images, in whole batches of the extractor, and the main one has them all: the
+features are those of one process, bit for bit where the extractor is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..core import ActionSpace, Context, FeatureExtractor, Generator, ImageSource, Noise, Policy, PromptScorer
+from ..images import draw_contexts, to_bytes
+from ..metrics import BATCH, Evaluation, Features, Reference, evaluate_features, extract_features, shared_reference
+from ..runtime import distributed
+from ..sampling import sample
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images done and of all."""
+
+
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is kept of a set of generated images.
+
+    Attributes:
+        features: (N, D), in the order of the seeds. labels: (N,) int64 class ids, None without classes.
+        knobs: (N, T, K) float32 physical values. shown: the first images, (n, 3, H, W) uint8.
+        clip: (N,) CLIP scores of image and prompt, None without prompts or without a network for them.
+    """
+
+    features: Features = field(repr=False)
+    labels: Tensor | None = field(repr=False)
+    knobs: Tensor = field(repr=False)
+    shown: Tensor = field(repr=False)
+    clip: Tensor | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+class Yardstick:
+    """A feature protocol with the real images' side of it, computed once."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        extractor: FeatureExtractor,
+        real: ImageSource | Reference,
+        *,
+        scorer: PromptScorer | None = None,
+        captions: ImageSource | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """
+        Args:
+            real: images, whose features are computed now (``progress`` counts them), or a Reference, which has them.
+            scorer: gives the CLIP scores of generators with prompts (``selection.choose_scorer``); None: there are none.
+            captions: see ``data.draw_contexts``.
+        """
+        self.generator, self.extractor, self.scorer, self.captions = generator, extractor, scorer, captions
+        self._reference = real if isinstance(real, Reference) else shared_reference(extractor, real, progress=progress)
+
+    @property
+    def reference(self) -> Reference:
+        """The real images' side; in the main process alone."""
+        assert self._reference is not None, "only the main process judges"
+        return self._reference
+
+    def make(
+        self,
+        policy: Policy,
+        space: ActionSpace,
+        seeds: Tensor,
+        *,
+        keep: int = 0,
+        batch: int | None = None,
+        progress: Progress | None = None,
+    ) -> Images:
+        """Images of a policy, one a seed. All processes call it; all images are in the main one, elsewhere a share.
+
+        Args:
+            seeds: (N,) int64. keep: how many of the first images to keep. batch: images in flight at once.
+        """
+        generator, everything = self.generator, len(seeds)
+        first, last = distributed.local_slice(everything, BATCH)
+        seeds, total = seeds[first:last], last - first
+        keep = max(0, keep - first)
+        values: list[Tensor] = []
+        chances: list[Tensor] = []
+        classes: list[Tensor] = []
+        knobs: list[Tensor] = []
+        waiting: list[Tensor] = []
+        prompts: list[str] = []
+        clip: list[Tensor] = []
+        shown = torch.empty(0, 3, *generator.image_size, dtype=torch.uint8)
+        done = 0
+
+        def contexts(noise: Noise) -> Context:
+            return draw_contexts(generator, noise, self.captions)
+
+        for samples in sample(generator, policy, space, seeds, contexts, batch=batch) if total else ():
+            pixels = to_bytes(samples.images)
+            shown = torch.cat([shown, pixels[: keep - len(shown)]]) if len(shown) < keep else shown
+            knobs.append(samples.knobs.cpu())
+            if samples.context.classes is not None:
+                classes.append(samples.context.classes.cpu())
+            if self.scorer is not None:
+                prompts += samples.context.prompts or ()
+            waiting.append(pixels)
+            done += len(pixels)
+            # Whole extractor batches only: the last bits of features depend on the batch, and seeds must not.
+            if sum(map(len, waiting)) >= BATCH or done == total:
+                pixels = torch.cat(waiting)
+                whole = total if done == total else len(pixels) // BATCH * BATCH
+                part = extract_features(self.extractor, pixels[:whole])
+                if self.scorer is not None and prompts:
+                    clip.append(self.scorer.scores(pixels[:whole].float() / 255, prompts[:whole]).cpu())
+                    prompts = prompts[whole:]
+                waiting = [pixels[whole:]]
+                values.append(part.values)
+                if part.probabilities is not None:
+                    chances.append(part.probabilities)
+            if progress is not None:
+                progress(done * everything // total, everything)  # the other processes are about as far
+        columns = [torch.cat(c) if c else None for c in (values, chances, classes, knobs, clip)]
+        parts = distributed.gather_on_main((columns, shown))
+        chance, label, score = (_joined([part[0][i] for part in parts]) for i in (1, 2, 4))
+        feature, knob = (_joined([part[0][i] for part in parts]) for i in (0, 3))
+        if feature is None or knob is None:  # another process, without a share
+            feature, knob = torch.empty(0, self.extractor.feature_dim), torch.empty(0)
+        features = Features(feature, chance, self.extractor.protocol)
+        return Images(features, label, knob, torch.cat([part[1] for part in parts]), score)
+
+    def judge(self, images: Images, *, seed: int = 0, bootstrap: int | None = None) -> Evaluation:
+        """All figures that the inputs allow (see ``metrics.evaluate_features``)."""
+        found = evaluate_features(
+            images.features, self.reference, labels=images.labels, clip=images.clip, seed=seed, bootstrap=bootstrap
+        )
+        if images.clip is None or self.scorer is None:
+            return found
+        return replace(found, settings={**found.settings, "clip": self.scorer.protocol})
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    if len(present) == 1:
+        return present[0]  # a copy of 50,000 features would be another 0.4 GB
+    return torch.cat(present) if present else None

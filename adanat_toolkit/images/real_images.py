@@ -1,0 +1,352 @@
+"""Real images: in memory, from a folder, from a zip. All of them are :class:`~adanat_toolkit.core.generator.ImageSource`.
+
+What ``--data PATH`` accepts, folder or ``.zip`` (``image_files`` says how an image is brought to the generator's size):
+
+- class folders: every image below ``PATH/NAME/`` belongs to class ``NAME``. Class ids are the positions of the sorted
+  names, unless all names are integers: then they are the ids themselves.
+- flat images directly below ``PATH``.
+- either of them with a ``metadata.jsonl`` beside the images: one JSON object a line with ``file`` (or ``file_name``)
+  and any of ``caption`` (or ``text``) and ``label`` (an integer). Then just the listed images are used, in that order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import CONTEXT, Context, ContextKind, Generator, ImageSource, Noise
+from ..errors import DataError
+from .files import EXTENSIONS, PREPROCESSING, ImageFiles, Progress, decode_many
+
+Encode = Callable[[Sequence[str]], Context]
+MEMORY_LIMIT = 2**30
+"""Bytes of uint8 pixels up to which a set is decoded once and kept; a larger one is decoded when it is read."""
+_HASHED_FILES = 256
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+class _Conditioned:
+    """Labels, captions and the kind of context that they are turned into; the part that all sources share."""
+
+    def __init__(
+        self, count: int, labels: Tensor | None, captions: Sequence[str] | None, class_names: Sequence[str] | None
+    ) -> None:
+        for what, value in (("labels", labels), ("captions", captions)):
+            if value is not None and len(value) != count:
+                raise DataError(f"{len(value)} {what} for {count} images; give one for every image, or none at all.")
+        if count == 0:
+            raise DataError("no images; give at least one.")
+        self._count = count
+        self.labels = None if labels is None else labels.to("cpu", torch.int64)
+        self.captions = None if captions is None else tuple(captions)
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.kind: ContextKind = "class" if labels is not None else "none"
+        self._encode: Encode | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def conditioned(self, kind: ContextKind, encode: Encode | None = None, num_classes: int | None = None) -> Any:
+        """The same images with contexts of the given kind (pixels are shared).
+
+        Args:
+            encode: prompts -> Context, for ``text``; pass ``generator.encode_prompts``.
+            num_classes: number of the generator's classes, for ``class``.
+
+        Raises:
+            DataError: the images have no labels (``class``) or captions (``text``), or a label is out of range.
+        """
+        if kind == "class":
+            if self.labels is None:
+                raise DataError(
+                    "the images have no classes, but the generator is class-conditional; sort them into class folders."
+                )
+            if num_classes is not None and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < num_classes:
+                raise DataError(
+                    f"labels {int(self.labels.min())}..{int(self.labels.max())} do not fit the generator's classes "
+                    f"0..{num_classes - 1}; use its own labels."
+                )
+        if kind == "text":
+            if self.captions is None:
+                raise DataError(
+                    "the images have no captions, but the generator is text-conditional; add a metadata.jsonl beside "
+                    'them with one {"file": "...", "caption": "..."} a line.'
+                )
+            if encode is None:
+                raise DataError("captions need an encoder; pass encode=generator.encode_prompts.")
+        other = copy(self)
+        other.kind, other._encode = kind, encode
+        return other
+
+    def contexts(self, index: Tensor) -> Context:
+        """Contexts of the images ``index`` (n,) int64, on the CPU."""
+        if self.kind == "class":
+            assert self.labels is not None
+            return Context(len(index), classes=self.labels[index.cpu()])
+        if self.kind == "text":
+            assert self.captions is not None and self._encode is not None
+            return self._encode([self.captions[i] for i in index.tolist()]).to("cpu")
+        return Context(len(index))
+
+    def label_frequencies(self, num_classes: int | None = None) -> Tensor:
+        """(num_classes,) float64 shares of the labels, summing to 1."""
+        if self.labels is None:
+            raise DataError("the images have no classes, so they have no label frequencies.")
+        counts = torch.bincount(self.labels, minlength=num_classes or 0).double()
+        return counts / counts.sum()
+
+
+class MemoryImages(_Conditioned):
+    """Images held in memory.
+
+    Args:
+        pixels: (M, 3, H, W) uint8.
+        labels: (M,) int64 class ids or None. captions: M prompts or None.
+        fingerprint: hash of where the pixels came from; None hashes pixels, labels and captions themselves.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        *,
+        labels: Tensor | None = None,
+        captions: Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[1] != 3:
+            raise DataError(f"pixels must be uint8 (M, 3, H, W), got {pixels.dtype} {tuple(pixels.shape)}.")
+        super().__init__(len(pixels), labels, captions, class_names)
+        self.pixels = pixels
+        self.fingerprint = fingerprint or self._content_hash()
+
+    def images(self, index: Tensor) -> Tensor:
+        """(n, 3, H, W) float32 in [0, 1] for (n,) int64 indices."""
+        return self.pixels[index.cpu()].float() / 255
+
+    def _content_hash(self) -> str:
+        digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
+        digest.update(self.pixels.contiguous().numpy().data)
+        digest.update(json.dumps([None if self.labels is None else self.labels.tolist(), self.captions]).encode())
+        return digest.hexdigest()[:16]
+
+
+class FileImages(_Conditioned):
+    """Images decoded every time they are read, for sets that do not fit the memory limit.
+
+    A corrupt image is found when it is read, by a DataError that names the file.
+    """
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        names: Sequence[str],
+        size: tuple[int, int],
+        *,
+        labels: Tensor | None,
+        captions: Sequence[str] | None,
+        class_names: Sequence[str] | None,
+        fingerprint: str,
+    ) -> None:
+        super().__init__(len(names), labels, captions, class_names)
+        self._files, self._names, self._size = files, tuple(names), size
+        self.fingerprint = fingerprint
+
+    def images(self, index: Tensor) -> Tensor:
+        """(n, 3, H, W) float32 in [0, 1] for (n,) int64 indices."""
+        return decode_many(self._files, [self._names[i] for i in index.tolist()], self._size).float() / 255
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def images_for(
+    generator: Generator, path: str | Path | None = None, *, progress: Progress | None = None
+) -> ImageSource | None:
+    """The real images a run uses: those at ``path``, or the generator's own, or None where it has none.
+
+    Raises:
+        DataError: see :func:`open_images`.
+    """
+    if path is None:
+        return generator.real_images()
+    return open_images(
+        path,
+        generator.image_size,
+        kind=generator.context_kind,
+        num_classes=generator.num_classes,
+        encode=generator.encode_prompts if generator.context_kind == "text" else None,
+        progress=progress,
+    )
+
+
+def draw_contexts(generator: Generator, noise: Noise, captions: ImageSource | None = None) -> Context:
+    """One context a sample, which depends on the sample's seed alone.
+
+    Args:
+        captions: images of the user's own for a text-conditional generator (see ``selection.own_captions``): every image's
+            caption is equally likely. None: the generator's own distribution.
+
+    Raises:
+        ConfigError: a text-conditional generator that ships no captions, and none are given.
+    """
+    if captions is None:
+        return generator.sample_contexts(noise)
+    index = (noise.uniform(CONTEXT, 0, (1,))[:, 0].double() * len(captions)).long()
+    return captions.contexts(index).to(generator.device)
+
+
+def open_images(
+    path: str | Path,
+    size: tuple[int, int],
+    *,
+    kind: ContextKind = "none",
+    num_classes: int | None = None,
+    encode: Encode | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+    progress: Progress | None = None,
+) -> MemoryImages | FileImages:
+    """Open a folder or a zip of images (the layouts are described at the top of this module).
+
+    Args:
+        size: (H, W) that the images are brought to.
+        kind: what the generator is conditioned on; ``class`` wants labels, ``text`` captions.
+        num_classes: the generator's, for ``class``.
+        encode: ``generator.encode_prompts``, for ``text``.
+        memory_limit: bytes; see :data:`MEMORY_LIMIT`.
+        progress: called with (images decoded, images in all).
+
+    Raises:
+        DataError: the path does not exist or has no readable image; an image is corrupt (the file is named); class
+            folders do not fit ``num_classes``; labels or captions are missing.
+    """
+    files = ImageFiles.open(Path(path))
+    listing = _read_listing(files, kind, num_classes)
+    height, width = size
+    details: dict[str, Any] = {
+        "labels": listing.labels,
+        "captions": listing.captions,
+        "class_names": listing.class_names,
+        "fingerprint": _fingerprint(files, listing, size),
+    }
+    source: MemoryImages | FileImages
+    if len(listing.names) * 3 * height * width > memory_limit:
+        source = FileImages(files, listing.names, size, **details)
+    else:
+        source = MemoryImages(decode_many(files, listing.names, size, progress), **details)
+    conditioned: MemoryImages | FileImages = source.conditioned(kind, encode, num_classes)
+    return conditioned
+
+
+@dataclass(frozen=True)
+class _Listing:
+    names: list[str]
+    labels: Tensor | None = None
+    captions: list[str] | None = None
+    class_names: list[str] | None = None
+
+
+def _read_listing(files: ImageFiles, kind: ContextKind, num_classes: int | None) -> _Listing:
+    images = [n for n in files.sizes if PurePosixPath(n).suffix.lower() in EXTENSIONS]
+    if not images:
+        what = "is empty" if not files.sizes else f"has {len(files.sizes)} files but no image"
+        raise DataError(f"{files.path} {what}; give a folder or zip with images ({', '.join(sorted(EXTENSIONS))}).")
+    if "metadata.jsonl" in files.sizes:
+        return _from_metadata(files)
+    flat = [n for n in images if "/" not in n]
+    if len(flat) == len(images):
+        return _Listing(images)
+    if flat:
+        raise DataError(
+            f"{files.path} has images beside class folders (such as {flat[0]}); move them into their class's folder."
+        )
+    folders = sorted({n.split("/")[0] for n in images})
+    ids = {name: position for position, name in enumerate(folders)}
+    if all(name.isdecimal() for name in folders):
+        ids = {name: int(name) for name in folders}
+    elif kind == "class" and num_classes is not None and len(folders) != num_classes:
+        raise DataError(
+            f"{files.path} has {len(folders)} class folders, but the generator has {num_classes} classes; give a "
+            "folder for every class (sorted names are taken in the order of class ids), or name folders by class id."
+        )
+    labels = torch.tensor([ids[n.split("/")[0]] for n in images])
+    return _Listing(images, labels, class_names=folders)
+
+
+def _from_metadata(files: ImageFiles) -> _Listing:
+    names: list[str] = []
+    captions: list[str | None] = []
+    labels: list[int | None] = []
+    for number, line in enumerate(files.read("metadata.jsonl").decode("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"line {number} of metadata.jsonl in {files.path}"
+        try:
+            row = json.loads(line)
+            name = row.get("file", row.get("file_name"))
+        except (json.JSONDecodeError, AttributeError) as error:
+            raise DataError(f"{where} is not a JSON object ({error}); write one object a line.") from error
+        if name not in files.sizes:
+            raise DataError(f"{where} names {name!r}, which is not there; correct or remove the line.")
+        names.append(name)
+        captions.append(row.get("caption", row.get("text")))
+        labels.append(row.get("label"))
+    if not names:
+        raise DataError(f"metadata.jsonl in {files.path} lists no image; write one object a line, or remove it.")
+
+    def complete(values: Sequence[Any], what: str) -> list[Any] | None:
+        missing = [n for n, v in zip(names, values, strict=True) if v is None]
+        if len(missing) == len(names):
+            return None
+        if missing:
+            raise DataError(
+                f"metadata.jsonl in {files.path} gives no {what} for {missing[0]}; give all images one, or none."
+            )
+        return list(values)
+
+    ids = complete(labels, "label")
+    if ids is not None and not all(isinstance(i, int) and i >= 0 for i in ids):
+        raise DataError(f"metadata.jsonl in {files.path} has a label that is not an integer >= 0; use class ids.")
+    return _Listing(names, None if ids is None else torch.tensor(ids), complete(captions, "caption"))
+
+
+def _fingerprint(files: ImageFiles, listing: _Listing, size: tuple[int, int]) -> str:
+    """Hash of names, order, byte sizes, labels, captions, target size and preprocessing, and of the content of all
+    files of a small set, or of 256 spread evenly over a large one (all of ImageNet would take minutes)."""
+    names = listing.names
+    digest = hashlib.sha256(f"{PREPROCESSING} {size}".encode())
+    digest.update(json.dumps([[n, files.sizes[n]] for n in names]).encode())
+    digest.update(json.dumps([None if listing.labels is None else listing.labels.tolist(), listing.captions]).encode())
+    stride = max(1, len(names) // _HASHED_FILES)
+    for name in names[::stride]:
+        digest.update(files.checksum(name))
+    return digest.hexdigest()[:16]
+
+
+# --- augmentation -----------------------------------------------------------------------------------------------------
+
+
+
+
+def draw_positions(uniform: Tensor, weights: Iterable[float] | Tensor) -> Tensor:
+    """Positions drawn in proportion to ``weights`` by inverting their cumulative sum.
+
+    Args:
+        uniform: (B,) float in (0, 1). weights: (K,) non-negative, not all 0.
+
+    Returns:
+        (B,) int64 in 0..K-1, on ``uniform``'s device.
+    """
+    shares = torch.as_tensor(weights, dtype=torch.float64)
+    cumulative = (shares.cumsum(0) / shares.sum()).to(uniform.device)
+    return torch.searchsorted(cumulative, uniform.double(), right=True).clamp(max=len(shares) - 1)

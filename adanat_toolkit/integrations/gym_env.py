@@ -1,0 +1,514 @@
+"""Generation as a gymnasium environment: one episode is one image, one step is one step of the generator.
+
+Importing this module registers the ids. Gymnasium 1.0 dropped the ``gymnasium.envs`` entry-point group, so something
+has to import it; ``adanat_toolkit.gym_env:ID`` makes gymnasium do so::
+
+    import gymnasium
+    envs = gymnasium.make_vec("adanat_toolkit.gym_env:adanat/MaskGIT-emoji64-v0", num_envs=64, steps=4)
+
+Every variant of the first-party generators has the id ``adanat/CLASS-VARIANT-v0``, a third-party generator's default
+variant has ``adanat/CLASS-v0``, and ``adanat/Generator-v0`` takes any ``generator="NAME:VARIANT"``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from ..core import (
+    DATA,
+    REWARD,
+    Context,
+    Generator,
+    ImageSource,
+    LearnedReward,
+    Noise,
+    RewardModel,
+    derive,
+    mix,
+    parse_schedule,
+)
+from ..errors import ConfigError, DataError, PluginError
+from ..images import draw_contexts, images_for
+from ..registry import FIRST_PARTY, create_generator, create_reward, discover
+from ..runtime import CPU_CHUNK, resolve_device, resolve_dtype
+from ..sampling import Rollout, embed
+from ..training import DataConfig
+
+Observations = dict[str, np.ndarray]
+RAW_LIMIT = 20.0
+"""Bounds of the action space, which Stable-Baselines3 insists on: beyond them a sigmoid is 0 or 1 to 2e-9. Actions
+outside are accepted all the same."""
+
+
+class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
+    """``num_envs`` images made side by side; all episodes have T steps and therefore end together.
+
+    Observations (of one environment; ``observation_space`` stacks them):
+
+    - ``features``: (N, D) float32, the generator's features. Zeros after the last step: no action follows, and
+      computing them would cost a forward of the generator.
+    - ``step``: 0..T, the index of the next step; T after the last one.
+    - ``context``: the class id; or the (P,) float32 pooled text embedding; or 0 for a generator without context.
+
+    Actions: (A,) float32 raw values of the acted knobs; the environment maps them to physical values (see
+    ``actions.ActionSpace``), and with ``residual`` a zero action follows the hand-made schedule.
+
+    Rewards: 0 but for an episode's last step, which gets the reward model's score. Episodes terminate, they are never
+    truncated.
+
+    Infos: ``seed`` (of the current episode's image, int64); ``knobs`` (K,) float32, the physical values just applied.
+    With same-step autoreset, what belongs to the finished episodes is in ``final_obs`` and ``final_info``, as in
+    gymnasium.
+
+    Args:
+        generator: ``NAME[:VARIANT]``, or a generator. generator_options: its options.
+        reward: ``NAME``, ``NAME:VARIANT``, a mixture ``A:1,B:0.3``, or a reward model. reward_options: its options. A
+            reward that learns does so when :meth:`update_reward` is called.
+        steps: T. schedule: hand-made schedule (None: the generator's best known). knobs: those that the actions set
+            (None: all). residual: add raw actions to the schedule's raw values.
+        features: False leaves ``features`` out of the observations and spares their transfer to the host.
+        data: folder or zip with real images, or an image source; None: the generator's own. A text-conditional generator
+            draws its prompts from the captions there.
+        micro_batch: images that go through the generator at once; None: 32 on a CPU, all of them elsewhere.
+        autoreset_mode: gymnasium's: ``SameStep``, ``NextStep`` or ``Disabled``.
+        render_mode: None or ``rgb_array``.
+        seed: initialises what a reward learns, and decides which real images it sees.
+
+    Raises:
+        ConfigError, PluginError, WeightsError, DataError: of the generator, the reward, or the real images.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - as gymnasium types it
+        "render_modes": ["rgb_array"],
+        "render_fps": 2,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        generator: str | Generator = "maskgit",
+        generator_options: dict[str, Any] | None = None,
+        reward: str | RewardModel = "adversarial",
+        reward_options: dict[str, Any] | None = None,
+        steps: int = 4,
+        schedule: str | None = None,
+        knobs: Sequence[str] | None = None,
+        residual: bool = True,
+        features: bool = True,
+        data: str | ImageSource | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        offline: bool = False,
+        micro_batch: int | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        render_mode: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, count in (("num_envs", num_envs), ("steps", steps), ("micro_batch", micro_batch)):
+            if count is not None and count < 1:
+                raise ConfigError(f"{name} = {count} must be at least 1.")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ConfigError(f"render_mode {render_mode!r} is not supported; use None or 'rgb_array'.")
+        if isinstance(generator, str):
+            target = resolve_device(device)
+            generator = create_generator(
+                generator, generator_options, device=target, dtype=resolve_dtype(dtype, target), offline=offline
+            )
+        self.generator = generator
+        table = parse_schedule(schedule or generator.default_schedule, generator.action_space, steps)
+        self.space = generator.action_space.bind(table, acted=knobs, residual=residual)
+        if self.space.size == 0:
+            raise ConfigError("knobs is empty: an environment needs at least one knob to act on.")
+        self._data = data
+        self._reward_seed = derive(seed, REWARD)
+        if isinstance(reward, str):
+            reward = create_reward(
+                reward,
+                reward_options,
+                generator=generator,
+                real=self.real,
+                device=generator.device,
+                seed=self._reward_seed,
+            )
+        self.reward = reward
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self.mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.mode}
+        size = micro_batch or (CPU_CHUNK if generator.device.type == "cpu" else num_envs)
+        self._parts = [slice(i, min(i + size, num_envs)) for i in range(0, num_envs, size)]
+        self._size = size
+        entries: dict[str, spaces.Space[Any]] = {
+            "step": spaces.Discrete(steps + 1),
+            "context": _context_space(generator),
+        }
+        if features:
+            shape = (generator.grid[0] * generator.grid[1], generator.feature_dim)
+            entries["features"] = spaces.Box(-np.inf, np.inf, shape, np.float32)
+        self._entries = entries
+        self.single_observation_space = spaces.Dict(entries)
+        self.single_action_space = spaces.Box(-RAW_LIMIT, RAW_LIMIT, (self.space.size,), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._base: Tensor | None = None  # (num_envs,) int64: the seeds of the first episodes since reset(seed=...)
+        self._episode = 0
+        self._step: int | None = None  # None before the first reset; T after the last step
+        self._updates = 0
+        self._shown: Tensor | None = None  # finished images, as long as render shows them
+        self.finished: Rollout | None = None
+        """The last finished episodes: contexts, raw and physical actions, images, and ``RewardModel.embed`` of them."""
+        self.seeds: Tensor | None = None
+        """(num_envs,) int64, the seeds of the current episodes' images."""
+
+    # --- the gymnasium interface --------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | Sequence[int] | Tensor | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observations, dict[str, Any]]:
+        """Start new episodes.
+
+        Args:
+            seed: s makes environment i's first image the one of seed s + i (the same that :func:`sampling.sample` makes
+                of this seed with the same actions); a sequence gives each environment its seed. Seeds of the episodes
+                that follow are derived from the environment's own, so that they do not depend on ``num_envs``. None
+                goes on with the next episode.
+            options: ``classes`` or ``prompts``: the contexts of this episode (one an environment), instead of those
+                that the seeds draw. ``reset_mask``: accepted when all True, since all episodes end together.
+
+        Raises:
+            ConfigError: a wrong number of seeds or contexts, a partial mask, or an unknown option.
+        """
+        chosen = dict(options or {})
+        self._check_mask(chosen.pop("reset_mask", None))
+        if seed is not None:
+            values = list(range(seed, seed + self.num_envs)) if isinstance(seed, int | np.integer) else _integers(seed)
+            if len(values) != self.num_envs:
+                raise ConfigError(f"{len(values)} seeds given for num_envs = {self.num_envs}; give one an environment.")
+            super().reset(seed=values[0])
+            self._base, self._episode = torch.tensor(values, dtype=torch.int64), 0
+        elif self._base is None:
+            drawn = self.np_random.integers(0, 2**63 - 1, self.num_envs)
+            self._base, self._episode = torch.from_numpy(drawn), 0
+        else:
+            self._episode += 1
+        self._shown = None
+        self._begin(self._contexts(chosen))
+        return self._observe(), self._infos()
+
+    def step(
+        self, actions: np.ndarray | Tensor
+    ) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One step of the generator for every environment.
+
+        Args:
+            actions: (num_envs, A) float32, raw.
+
+        Returns:
+            observations, rewards (float64), terminations, truncations (always False), infos.
+
+        Raises:
+            ConfigError: misshapen or non-finite actions, or no reset before the first step (or, with autoreset
+                disabled, after the last one).
+        """
+        raw = np.asarray(actions, dtype=np.float32)
+        if raw.shape != self.action_space.shape:
+            raise ConfigError(f"actions have shape {raw.shape}; they must have {self.action_space.shape}.")
+        if not np.isfinite(raw).all():
+            raise ConfigError("actions hold a value that is not finite; check what the policy computes.")
+        rewards, ended = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
+        if self._step is None:
+            raise ConfigError("step was called before reset; call reset first.")
+        if self._step == self.space.steps:  # the episodes ended with the last call
+            if self.mode is AutoresetMode.DISABLED:
+                raise ConfigError("the episodes have ended and autoreset is disabled; call reset first.")
+            self._shown = None
+            self._episode += 1
+            self._begin(self._contexts({}))
+            return self._observe(), rewards, ended, ended.copy(), self._infos()
+        knobs = self._advance(torch.from_numpy(raw.copy()).to(self.generator.device))
+        observations, infos = self._observe(), self._infos(knobs)
+        if self._step == self.space.steps:
+            self._finish()
+            rewards, ended = self.scores.double().cpu().numpy(), ~ended
+            if self.mode is AutoresetMode.SAME_STEP:
+                final: dict[str, Any] = {"final_obs": _each(observations, self.num_envs), "_final_obs": ended.copy()}
+                final |= {"final_info": infos, "_final_info": ended.copy()}
+                self._episode += 1
+                self._begin(self._contexts({}))
+                observations, infos = self._observe(), {**self._infos(), **final}
+        return observations, rewards, ended, np.zeros(self.num_envs, dtype=bool), infos
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """num_envs frames (H, W, 3) uint8 of the images so far: gray before the first step; after the last one the
+        finished images, also where the episode was reset in the same step. None without a render mode."""
+        if self.render_mode is None:
+            return None
+        if self._shown is not None:
+            images = self._shown
+        elif not self._step:
+            images = torch.full((self.num_envs, 3, *self.generator.image_size), 0.5)
+        else:
+            images = torch.cat([self.generator.decode(state) for state in self._states])
+        frames = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return tuple(frame.copy() for frame in frames)
+
+    # --- the reward ---------------------------------------------------------------------------------------------------
+
+    @property
+    def scores(self) -> Tensor:
+        """(num_envs,) float32 rewards of the last finished episodes, as they were scored."""
+        return self._scores
+
+    def update_reward(self) -> dict[str, float]:
+        """Train a reward that learns on the images just finished and on real ones; returns its figures.
+
+        Raises:
+            ConfigError: the reward does not learn, or no episode has finished. DataError: there are no real images.
+        """
+        if not isinstance(self.reward, LearnedReward):
+            raise ConfigError("this environment's reward does not learn, so there is nothing to update.")
+        if self.finished is None:
+            raise ConfigError("no episode has finished yet; update the reward after one.")
+        if self.real is None and "real_images" in self.reward.needs:
+            raise DataError(f"{self.generator.name} ships no real images to train the reward with; give data=FOLDER.")
+        from ..training import update_reward
+
+        self._updates += 1
+        return update_reward(
+            self.reward,
+            self.real,
+            self.finished,
+            data=DataConfig(),
+            device=self.generator.device,
+            seed=derive(self._reward_seed, DATA, self._updates),
+            micro_batch=self._size,
+        )
+
+    @cached_property
+    def real(self) -> ImageSource | None:
+        """Real images, opened when something asks for them."""
+        return images_for(self.generator, self._data) if isinstance(self._data, str | None) else self._data
+
+    @cached_property
+    def captions(self) -> ImageSource | None:
+        """Images whose captions the episodes' prompts are drawn from: those given as ``data``; None: the generator's own."""
+        given = self._data is not None and self.generator.context_kind == "text"
+        return self.real if given else None
+
+    # --- episodes -----------------------------------------------------------------------------------------------------
+
+    def _contexts(self, options: dict[str, Any]) -> Context:
+        """Seeds of the next episodes, and their contexts."""
+        assert self._base is not None
+        seeds = self._base if self._episode == 0 else mix(self._base ^ derive(self._episode)) & (2**63 - 1)
+        self.seeds = seeds
+        self._noise = Noise(seeds.to(self.generator.device))
+        classes, prompts = options.pop("classes", None), options.pop("prompts", None)
+        if options or (classes is not None and prompts is not None):
+            raise ConfigError(f"reset options {sorted(options)} are unknown; give classes or prompts, and reset_mask.")
+        given = classes if classes is not None else prompts
+        if given is None:
+            return draw_contexts(self.generator, self._noise, self.captions)
+        if len(given) != self.num_envs:
+            raise ConfigError(f"{len(given)} contexts given for num_envs = {self.num_envs}; give one an environment.")
+        if classes is not None:
+            return self.generator.encode_classes([int(c) for c in classes])
+        return self.generator.encode_prompts(list(given))
+
+    def _begin(self, context: Context) -> None:
+        self._context, self._step = context, 0
+        self._states = [
+            self.generator.reset(context.select(rows), self._noise.select(rows), self.space.steps)
+            for rows in self._parts
+        ]
+        self._actions: list[Tensor] = []
+        self._physical: list[Tensor] = []
+
+    @torch.no_grad()
+    def _advance(self, raw: Tensor) -> np.ndarray:
+        """Apply raw actions; returns the physical values (num_envs, K)."""
+        assert self._step is not None
+        self._shown = None
+        physical = self.space.to_physical(raw, self._step)
+        self._states = [
+            self.generator.step(state, physical[rows], self._noise.select(rows))
+            for state, rows in zip(self._states, self._parts, strict=True)
+        ]
+        self._actions.append(raw)
+        self._physical.append(physical)
+        self._step += 1
+        return physical.cpu().numpy().copy()
+
+    @torch.no_grad()
+    def _finish(self) -> None:
+        """Decode and score the images of the episodes that just ended."""
+        images, embedded = [], []
+        for state, rows in zip(self._states, self._parts, strict=True):
+            images.append(self.generator.decode(state))
+            embedded.append(embed(self.reward, self.generator, state, self._context.select(rows), images[-1]))
+        nothing = torch.zeros(self.num_envs, self.space.steps, device=self.generator.device)
+        self.finished = Rollout(
+            context=self._context,
+            features=None,
+            actions=torch.stack(self._actions, 1),
+            log_prob=nothing,
+            values=nothing,
+            physical=torch.stack(self._physical, 1),
+            embedded=torch.cat(embedded),
+            images=torch.cat(images),
+        )
+        self._shown = self.finished.images
+        assert self.finished.embedded is not None
+        self._scores = self.reward.score_embedded(self.finished.embedded, self._context).float()
+
+    def _observe(self) -> Observations:
+        """New arrays every time: users keep them."""
+        out: Observations = {"step": np.full(self.num_envs, self._step, dtype=np.int64)}
+        context = self._context
+        if context.classes is not None:
+            out["context"] = context.classes.cpu().numpy().astype(np.int64)
+        elif isinstance(self._entries["context"], spaces.Box):
+            out["context"] = _embedding(context).float().cpu().numpy().copy()
+        else:
+            out["context"] = np.zeros(self.num_envs, dtype=np.int64)
+        if "features" in self._entries:
+            if self._step == self.space.steps:
+                cells = self.generator.grid[0] * self.generator.grid[1]
+                out["features"] = np.zeros((self.num_envs, cells, self.generator.feature_dim), dtype=np.float32)
+            else:
+                seen = [self.generator.observe(state) for state in self._states]
+                out["features"] = np.concatenate([part.float().cpu().numpy() for part in seen])
+        return {key: out[key] for key in sorted(out)}
+
+    def _infos(self, knobs: np.ndarray | None = None) -> dict[str, Any]:
+        assert self.seeds is not None
+        infos: dict[str, Any] = {"seed": self.seeds.numpy().copy()}
+        if knobs is not None:
+            infos["knobs"] = knobs
+        return infos | {f"_{key}": np.ones(self.num_envs, dtype=bool) for key in infos}
+
+    def _check_mask(self, mask: np.ndarray | None) -> None:
+        if mask is not None and not np.asarray(mask, dtype=bool).all():
+            raise ConfigError(
+                "reset_mask leaves some episodes running, but all episodes of this environment end together; reset all "
+                "or use vectorization_mode='sync'."
+            )
+
+
+class GenerationEnv(gymnasium.Env[Observations, np.ndarray]):
+    """One image an episode: a :class:`GenerationVectorEnv` of one environment, with the same arguments (but for
+    ``autoreset_mode``), spaces, seeds and infos, without the leading axis.
+
+    For anything but debugging use ``gymnasium.make_vec``: one at a time, an image costs several times as much in bfloat16.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012 - as gymnasium types it
+
+    def __init__(self, *, render_mode: str | None = None, **settings: Any) -> None:
+        self.vector = GenerationVectorEnv(1, render_mode=render_mode, autoreset_mode=AutoresetMode.DISABLED, **settings)
+        self.observation_space = self.vector.single_observation_space
+        self.action_space = self.vector.single_action_space
+        self.render_mode = render_mode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observations, dict[str, Any]]:
+        """See :meth:`GenerationVectorEnv.reset`; ``options`` may hold ``class`` or ``prompt``."""
+        super().reset(seed=seed)
+        names = {"class": "classes", "prompt": "prompts"}
+        chosen = {names.get(key, key): [value] for key, value in (options or {}).items()}
+        return self._first(*self.vector.reset(seed=seed, options=chosen))
+
+    def step(self, action: np.ndarray) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
+        """See :meth:`GenerationVectorEnv.step`; ``action`` is (A,) float32, raw."""
+        observations, rewards, ended, _, infos = self.vector.step(np.asarray(action)[None])
+        observation, info = self._first(observations, infos)
+        return observation, float(rewards[0]), bool(ended[0]), False, info
+
+    def render(self) -> np.ndarray | None:
+        """(H, W, 3) uint8, or None without a render mode."""
+        frames = self.vector.render()
+        return None if frames is None else frames[0]
+
+    def update_reward(self) -> dict[str, float]:
+        """See :meth:`GenerationVectorEnv.update_reward`."""
+        return self.vector.update_reward()
+
+    def _first(self, observations: Observations, infos: dict[str, Any]) -> tuple[Observations, dict[str, Any]]:
+        one = {key: value[0] for key, value in observations.items()}
+        return one, {key: value[0] for key, value in infos.items() if not key.startswith("_")}
+
+
+def _context_space(generator: Generator) -> spaces.Space[Any]:
+    if generator.context_kind == "class":
+        assert generator.num_classes is not None
+        return spaces.Discrete(generator.num_classes)
+    if generator.context_kind == "text":
+        probe = generator.encode_prompts([""])
+        return spaces.Box(-np.inf, np.inf, (_embedding(probe).shape[1],), np.float32)
+    return spaces.Discrete(1)
+
+
+def _embedding(context: Context) -> Tensor:
+    """(B, P) of a text context: the pooled embedding, or the token states' mean where there is none."""
+    if context.pooled is not None:
+        return context.pooled
+    assert context.states is not None
+    return context.states.mean(1)
+
+
+def _integers(seeds: Sequence[int] | Tensor) -> list[int]:
+    return [int(value) for value in (seeds.tolist() if isinstance(seeds, Tensor) else seeds)]
+
+
+def _each(observations: Observations, count: int) -> np.ndarray:
+    """Batched observations as an object array of one dictionary an environment, gymnasium's form of ``final_obs``."""
+    out = np.empty(count, dtype=object)
+    for i in range(count):
+        out[i] = {key: value[i] for key, value in observations.items()}
+    return out
+
+
+def register_environments() -> list[str]:
+    """Register the ids (see the module's docstring) that are not registered yet; returns all of them.
+
+    A plug-in that cannot be loaded has no id; ``adanat plugins`` says why.
+    """
+    ids = {"adanat/Generator-v0": ""}
+    for plugin in discover("generator"):
+        if plugin.shadowed:
+            continue
+        name = plugin.target.rpartition(":")[2].rpartition(".")[2]
+        if plugin.distribution != FIRST_PARTY:  # importing it just to list its variants could be slow, or fail
+            ids.setdefault(f"adanat/{name}-v0", plugin.name)
+            continue
+        try:
+            variants = plugin.load().variants()
+        except PluginError:
+            continue
+        for variant in variants:
+            ids[f"adanat/{name}-{re.sub(r'[^A-Za-z0-9_.-]', '-', variant)}-v0"] = f"{plugin.name}:{variant}"
+    for key, spec in ids.items():
+        if key not in gymnasium.registry:
+            gymnasium.register(
+                key,
+                entry_point=f"{__name__}:GenerationEnv",
+                vector_entry_point=f"{__name__}:GenerationVectorEnv",
+                kwargs={"generator": spec} if spec else {},
+            )
+    return sorted(ids)
+
+
+register_environments()

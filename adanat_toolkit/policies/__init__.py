@@ -1,0 +1,30 @@
+"""Policies: networks, folders, and which generator one belongs to."""
+
+from .folder import export_policy, load_policy
+from .made_for import open_generator
+from .networks import (
+    SIZES,
+    AdaptiveNetwork,
+    AdaptiveOptions,
+    AdaptivePolicy,
+    FixedPolicy,
+    SharedOptions,
+    SharedPolicy,
+    StepEmbedding,
+    build_policy,
+)
+
+__all__ = [
+    "SIZES",
+    "AdaptiveNetwork",
+    "AdaptiveOptions",
+    "AdaptivePolicy",
+    "FixedPolicy",
+    "SharedOptions",
+    "SharedPolicy",
+    "StepEmbedding",
+    "build_policy",
+    "export_policy",
+    "load_policy",
+    "open_generator",
+]

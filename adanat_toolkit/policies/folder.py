@@ -1,0 +1,142 @@
+"""Policy files: what ``adanat train`` exports and ``adanat sample`` loads.
+
+``policy.safetensors`` holds the network, ``policy.json`` the kind, its options, the action space with the schedule, and
+which generator (grid, feature width, weights' fingerprint) it was made for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import RATIO_CURVES, ActionSpace, Generator, Policy, ReadsPolicies, parse_schedule
+from ..decoding import PUBLISHED_SAMPLERS, TokenGenerator, parse_sampler
+from ..errors import CheckpointError, ConfigError, nearest
+from ..registry import load, parse_options, toolkit_version
+from ..storage import load_tensors, local_policy, save_tensors
+from .networks import FixedPolicy
+
+FIXED_STEPS = 4
+"""Steps of a hand-made schedule when the user does not say."""
+
+
+def export_policy(
+    folder: Path,
+    policy: Policy,
+    weights: dict[str, Tensor],
+    *,
+    options: dict[str, Any],
+    space: ActionSpace,
+    generator: Generator,
+    facts: dict[str, Any],
+) -> None:
+    """Write a policy folder (see the module's docstring). ``weights``: state dict to store, ``facts``: training facts."""
+    card = {
+        "toolkit": toolkit_version(),
+        "kind": policy.kind,
+        "options": options,
+        "action_space": space.spec(),
+        "generator": {
+            "name": generator.name,
+            "fingerprint": generator.fingerprint,
+            "grid": list(generator.grid),
+            "feature_dim": generator.feature_dim,
+        },
+        "training": facts,
+    }
+    save_tensors(folder, "policy", weights, card)
+
+
+
+
+def load_policy(
+    spec: str, generator: Generator, steps: int | None = None
+) -> tuple[Policy, ActionSpace, dict[str, Any]]:
+    """A policy ready to sample with.
+
+    Args:
+        spec: ``fixed`` (the generator's best known schedule), ``fixed:SCHEDULE``, ``fixed:SAMPLER`` (a published sampler
+            with its own steps, ``fixed:maskgit``, or with options, ``fixed:halton,guidance=1.5``), a run folder, a
+            policy folder, a hub id ``owner/name[@revision]``, or the file of a published policy where the generator reads one.
+        steps: T of a fixed schedule (default 4) or sampler (default: its authors' number); a learned policy has its
+            own T, which this must equal if given.
+
+    Returns:
+        policy (on the generator's device, evaluation mode), its bound action space, and the policy's card.
+
+    Raises:
+        ConfigError: unknown schedule, sampler or path, a sampler for a generator without tokens, other steps than the
+            policy's, or a policy of another generator.
+        CheckpointError: damaged files.
+    """
+    name, _, schedule = spec.partition(":")
+    if name == "fixed":
+        return _fixed(schedule or generator.default_schedule, generator, steps)
+    folder = Path(local_policy(spec))
+    if folder.is_file():
+        if isinstance(generator, ReadsPolicies):
+            policy, space, card = generator.read_policy(folder, steps)
+            return policy.to(generator.device).eval(), space, card
+        raise ConfigError(
+            f"{spec} is a file, and no published policies are known for {generator.name}; give a run or policy folder."
+        )
+    if (folder / "policy" / "policy.json").exists():
+        folder = folder / "policy"
+    if not (folder / "policy.json").exists():
+        raise ConfigError(
+            f"no policy at {spec!r}: give a run folder, a folder with policy.json, or fixed[:SCHEDULE] for a hand-made one."
+        )
+    weights, card = load_tensors(folder, "policy")
+    made_for = card["generator"]
+    if made_for["fingerprint"] != generator.fingerprint:
+        raise ConfigError(
+            f"the policy at {spec} was trained for {made_for['name']} (weights {made_for['fingerprint']}), this generator is "
+            f"{generator.name} (weights {generator.fingerprint}). Use --generator {made_for['name']} with the same weights."
+        )
+    space = generator.action_space.rebind(card["action_space"])
+    if steps is not None and steps != space.steps:
+        raise ConfigError(
+            f"the policy at {spec} makes an image in {space.steps} steps, not {steps}; leave --steps out or train one with it."
+        )
+    policy_class = load("policy", card["kind"])
+    options = parse_options(f"policy {card['kind']!r}", policy_class.Options, card["options"])
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn at random and then replaced
+        policy = policy_class(options, space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+    missing = {key: tuple(v.shape) for key, v in policy.state_dict().items()}
+    if missing != {key: tuple(v.shape) for key, v in weights.items()}:
+        raise CheckpointError(
+            f"{folder / 'policy.safetensors'} does not hold the tensors of a {card['kind']!r} policy."
+        )
+    policy.load_state_dict(weights)
+    return policy.to(generator.device).eval(), space, card
+
+
+def _fixed(text: str, generator: Generator, steps: int | None) -> tuple[Policy, ActionSpace, dict[str, Any]]:
+    """A hand-made schedule under the toolkit's step, or a published sampler with its own."""
+    head = text.split(",")[0].strip()
+    card: dict[str, Any] = {"kind": "fixed", "schedule": text}
+    sampler = None
+    if head in PUBLISHED_SAMPLERS:
+        if not isinstance(generator, TokenGenerator):
+            raise ConfigError(f"{generator.name} is no token generator, so the sampler {head!r} does not apply to it.")
+        sampler = parse_sampler(text)
+        table = sampler.schedule(
+            generator.action_space, sampler.default_steps if steps is None else steps, generator.cells
+        )
+        card |= {"sampler": head, "source": sampler.source}
+    else:
+        known = [*RATIO_CURVES, "adanat", *PUBLISHED_SAMPLERS]
+        if "=" not in head and head not in known:
+            raise ConfigError(
+                f"unknown schedule or sampler {head!r}{nearest(head, known)} Schedules: {', '.join(RATIO_CURVES)}, adanat; "
+                f"published samplers: {', '.join(PUBLISHED_SAMPLERS)}."
+            )
+        table = parse_schedule(text, generator.action_space, FIXED_STEPS if steps is None else steps)
+    space = generator.action_space.bind(table, acted=(), residual=False)
+    policy = FixedPolicy(
+        FixedPolicy.Options(), space=space, grid=generator.grid, feature_dim=generator.feature_dim, sampler=sampler
+    )
+    return policy, space, card

@@ -1,0 +1,223 @@
+"""Policies: ``adaptive`` (AdaNAT's network), ``shared`` (sees the step only), ``fixed`` (a hand-made schedule)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..core import ActionSpace, PluginOptions, Policy
+from ..decoding import DecodingRule
+
+STEP_FREQUENCIES = 256
+
+
+class StepEmbedding(nn.Module):
+    """256 sinusoids (128 cosines, then 128 sines) of the raw step index, then Linear, SiLU, Linear."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(STEP_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, step: Tensor) -> Tensor:
+        """(B,) integers or floats -> (B, width)."""
+        half = STEP_FREQUENCIES // 2
+        exponent = torch.arange(half, dtype=torch.float32, device=step.device) / half
+        angles = step.float()[:, None] * torch.exp(-math.log(10000.0) * exponent)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
+
+
+class AdaptiveNorm(nn.Module):
+    """LayerNorm without affine (eps 1e-6), then x (1 + scale) + shift with (shift, scale) from SiLU of the step embedding."""
+
+    def __init__(self, width: int, condition: int) -> None:
+        super().__init__()
+        self.width = width
+        modulation = nn.Linear(condition, 2 * width)
+        nn.init.zeros_(modulation.weight)
+        nn.init.zeros_(modulation.bias)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), modulation)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
+        if x.ndim == 3:
+            shift, scale = shift[:, None], scale[:, None]
+        return F.layer_norm(x, (self.width,), eps=1e-6) * (1 + scale) + shift
+
+
+class AdaptiveNetwork(nn.Module):
+    """AdaNAT's policy network (appendix A) for any grid h x w and any feature width.
+
+    The published sizes are hidden 512, pointwise 128, mlp (1024, 512) on a 16x16 grid; state-dict names are the published
+    ones. The grid is halved by a depth-wise convolution (rounded up for odd sides).
+    """
+
+    def __init__(
+        self, in_channels: int, outputs: int, grid: tuple[int, int], hidden: int, pointwise: int, mlp: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.x_embedder = nn.Identity() if in_channels == hidden else nn.Linear(in_channels, hidden)
+        self.t_embedder = StepEmbedding(hidden)
+        self.adaLN1 = AdaptiveNorm(hidden, hidden)
+        self.dw_conv = nn.Conv2d(hidden, hidden, 3, stride=2, padding=1, groups=hidden)
+        self.pw_conv = nn.Conv2d(hidden, pointwise, 1)
+        cells = ((grid[0] + 1) // 2) * ((grid[1] + 1) // 2)
+        self.linear1 = nn.Linear(pointwise * cells, mlp[0])
+        self.adaLN2 = AdaptiveNorm(mlp[0], hidden)
+        self.linear2 = nn.Linear(mlp[0], mlp[1])
+        self.adaLN3 = AdaptiveNorm(mlp[1], hidden)
+        self.linear3 = nn.Linear(mlp[1], outputs)
+        nn.init.zeros_(self.linear3.weight)  # a fresh policy is the schedule itself (or the neutral raw action)
+        nn.init.zeros_(self.linear3.bias)
+
+    def forward(self, features: Tensor, step: Tensor) -> Tensor:
+        """features (B, h * w, in_channels) row-major, step (B,) -> (B, outputs)."""
+        c = self.t_embedder(step)
+        x = self.adaLN1(self.x_embedder(features), c)
+        x = x.transpose(1, 2).unflatten(2, self.grid)
+        x = F.gelu(self.pw_conv(F.gelu(self.dw_conv(x)))).flatten(1)
+        x = F.gelu(self.adaLN2(self.linear1(x), c))
+        x = F.gelu(self.adaLN3(self.linear2(x), c))
+        return self.linear3(x)
+
+
+SIZES: dict[str, tuple[int, int, tuple[int, int]]] = {
+    "paper": (512, 128, (1024, 512)),
+    "small": (128, 32, (256, 128)),
+}
+"""Named sizes: hidden width, pointwise channels, MLP widths. ``small`` suits generators of a few million parameters."""
+
+
+class AdaptiveOptions(PluginOptions):
+    size: Literal["auto", "paper", "small"] = "auto"
+    """``auto``: small for grids of at most 8 x 8 cells or features narrower than 256 channels, else the paper's."""
+    feature_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Features are rounded to this type before the policy reads them, since that is how rollouts store them."""
+    step_head: bool = False
+    """Add what a small network makes of the step alone: what is best for all samples is then learnt at once, and apart
+    from what differs between them. The published network has none."""
+    feature_scale: float = Field(1.0, gt=0)
+    """Factor of what the network makes of the features. Below 1 it learns more slowly than ``step_head``."""
+
+
+class AdaptivePolicy(Policy):
+    """Sees the step and the generator's features of each sample (AdaNAT section 4.2)."""
+
+    Options = AdaptiveOptions
+    kind = "adaptive"
+
+    def __init__(
+        self, options: AdaptiveOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int
+    ) -> None:
+        super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
+        small = grid[0] * grid[1] <= 64 or feature_dim < 256
+        self.size = options.size if options.size != "auto" else ("small" if small else "paper")
+        self.feature_dtype = torch.bfloat16 if options.feature_dtype == "bfloat16" else torch.float32
+        self.arguments: dict[str, Any] = {"in_channels": feature_dim, "grid": grid}
+        self.actor = self._network(space.size)
+        self.step_head = StepNetwork(SIZES[self.size][0], space.size) if options.step_head else None
+        self.feature_scale = options.feature_scale
+
+    def _network(self, outputs: int) -> _Rounded:
+        hidden, pointwise, mlp = SIZES[self.size]
+        network = AdaptiveNetwork(**self.arguments, outputs=outputs, hidden=hidden, pointwise=pointwise, mlp=mlp)
+        return _Rounded(network, self.feature_dtype)
+
+    def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
+        out = self.feature_scale * self.actor(features, step)
+        return out if self.step_head is None else out + self.step_head(None, step)
+
+    def make_critic(self) -> nn.Module:
+        return self._network(1)
+
+
+class _Rounded(nn.Module):
+    """A network whose features are rounded to the type they are stored in, so that collection and update agree."""
+
+    def __init__(self, network: AdaptiveNetwork, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network, dtype
+
+    def forward(self, features: Tensor, step: Tensor) -> Tensor:
+        return self.network(features.to(self.dtype).float(), step)
+
+
+class SharedOptions(PluginOptions):
+    hidden: int = 128
+    """Width of the step embedding's MLP."""
+
+
+class SharedPolicy(Policy):
+    """Learned, but the same for all samples: sees the step only (what AutoNAT finds by search)."""
+
+    Options = SharedOptions
+    kind = "shared"
+    needs_features = False
+
+    def __init__(self, options: SharedOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int) -> None:
+        super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
+        self.hidden = options.hidden
+        self.actor = StepNetwork(options.hidden, space.size)
+
+    def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
+        return self.actor(features, step)
+
+    def make_critic(self) -> nn.Module:
+        return StepNetwork(self.hidden, 1)
+
+
+class StepNetwork(nn.Module):
+    def __init__(self, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.embedding = StepEmbedding(hidden)
+        self.head = nn.Linear(hidden, outputs)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
+        return self.head(F.silu(self.embedding(step)))
+
+
+class FixedPolicy(Policy):
+    """A hand-made schedule: it acts on no knob, so every knob follows the schedule of its action space."""
+
+    kind = "fixed"
+    needs_features = False
+    trainable = False
+
+    def __init__(
+        self,
+        options: PluginOptions,
+        *,
+        space: ActionSpace,
+        grid: tuple[int, int],
+        feature_dim: int,
+        sampler: DecodingRule | None = None,
+    ) -> None:
+        """``sampler``: the published sampler that the schedule belongs to, whose steps are taken then."""
+        super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
+        self.sampler = sampler
+
+    def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
+        return torch.zeros(step.shape[0], 0, device=step.device)
+
+
+def build_policy(
+    policy_class: type[Policy],
+    options: PluginOptions,
+    *,
+    space: ActionSpace,
+    grid: tuple[int, int],
+    feature_dim: int,
+    seed: int,
+) -> tuple[Policy, nn.Module | None]:
+    """A policy and its critic (None when it cannot be trained) with weights that depend on ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy = policy_class(options, space=space, grid=grid, feature_dim=feature_dim)
+        return policy, policy.make_critic() if policy.trainable else None

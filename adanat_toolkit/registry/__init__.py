@@ -1,0 +1,26 @@
+"""Plug-ins by name: found, loaded, their options parsed."""
+
+from .discovery import FIRST_PARTY, GROUPS, discover, load
+from .factories import create_features, create_generator, create_reward
+from .options import GeneratorConfig, Settings, explain, parse_options, parse_override
+from .probe import plugin_report
+from .scaffold import new_plugin
+from .version import toolkit_version
+
+__all__ = [
+    "FIRST_PARTY",
+    "GROUPS",
+    "GeneratorConfig",
+    "Settings",
+    "create_features",
+    "create_generator",
+    "create_reward",
+    "discover",
+    "explain",
+    "load",
+    "new_plugin",
+    "parse_options",
+    "parse_override",
+    "plugin_report",
+    "toolkit_version",
+]

@@ -1,0 +1,44 @@
+"""Where things run: devices and compute types, micro-batches, processes."""
+
+from .devices import (
+    COMPILED,
+    CPU_CHUNK,
+    dtype_name,
+    has_fast_bfloat16,
+    in_chunks,
+    minimum_batch,
+    padded,
+    resolve_device,
+    resolve_dtype,
+)
+from .distributed import gather, is_main, rank, world_size
+from .launcher import LAUNCHED, ProcessError, check_devices, environment, join, launch, leave, record_failure
+from .micro_batch import MemoryShortage, MicroBatch, measured_size, whole
+
+__all__ = [
+    "COMPILED",
+    "CPU_CHUNK",
+    "LAUNCHED",
+    "MemoryShortage",
+    "MicroBatch",
+    "ProcessError",
+    "check_devices",
+    "dtype_name",
+    "environment",
+    "gather",
+    "has_fast_bfloat16",
+    "in_chunks",
+    "is_main",
+    "join",
+    "launch",
+    "leave",
+    "measured_size",
+    "minimum_batch",
+    "padded",
+    "rank",
+    "record_failure",
+    "resolve_device",
+    "resolve_dtype",
+    "whole",
+    "world_size",
+]

@@ -1,0 +1,126 @@
+"""Devices, compute dtypes and chunks: the few places where hardware shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import ConfigError
+
+CPU_CHUNK = 32
+"""Samples that go through a network at once on a CPU: larger chunks fall out of the cache and are up to twice as slow
+(benchmarks/throughput.md)."""
+MINIMUM_BATCH = {torch.bfloat16: 8, torch.float32: 2}
+"""Smallest batches of networks on a CPU: below, the matrix library picks other kernels, whose rounding would make an image
+depend on the batch it is made in. In float32 it is convolutions of a single image, on CPUs without AVX-512."""
+MINIMUM_ON_DEVICE = 2
+"""The same elsewhere: single samples take other kernels, and a compiled network would be compiled once more for them."""
+MINIMUM_ROWS = 4
+"""The same for networks that have one row a sample in a matrix product, as policies do (float32)."""
+COMPILED: dict[str, Any] = {"dynamic": True}
+"""How networks are compiled (arguments of ``torch.compile``): once for all batch sizes, since micro-batches differ."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps`` -> a device that exists.
+
+    In one of several processes ``auto`` and ``cuda`` are the process's own CUDA device (see ``launching.join``).
+
+    Raises:
+        ConfigError: the device is not there, with what is.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available() and dist.is_available() and dist.is_initialized():
+        return torch.device("cuda", torch.cuda.current_device())
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r} is not a device; use auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            found = (
+                f"{count} CUDA device(s) found" if count else "no CUDA device was found (driver or CPU build of torch)"
+            )
+            raise ConfigError(f"device {name!r} is not available: {found}. Use --device cpu, or see adanat doctor.")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device 'mps' is not available on this machine. Use --device cpu.")
+    return device
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.bfloat16`` -> ``bfloat16``, as settings and tables have it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products are faster than float32 ones: any recent GPU, and CPUs with AMX tiles."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` (bfloat16 where it is fast, else float32), ``float32``, ``bfloat16``.
+
+    Raises:
+        ConfigError: another name.
+    """
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r} is not supported; use auto, {' or '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def in_chunks(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], *tensors: Tensor, chunk: int | None = None, minimum: int = 1
+) -> tuple[Tensor, ...]:
+    """``function(*tensors)`` computed in chunks along the first axis, outputs concatenated (always a tuple).
+
+    Args:
+        chunk: samples at once; None picks :data:`CPU_CHUNK` on a CPU and everything at once elsewhere.
+        minimum: smaller chunks are padded by repeating their last sample, and the surplus is cut.
+    """
+    total = tensors[0].shape[0]
+    size = chunk or (CPU_CHUNK if tensors[0].device.type == "cpu" else total)
+    parts: list[tuple[Tensor, ...]] = []
+    for start in range(0, total, size) if total else (0,):
+        pieces = [t[start : start + size] for t in tensors]
+        count = pieces[0].shape[0]
+        out = function(*(_at_least(minimum, piece) for piece in pieces))
+        out = (out,) if isinstance(out, Tensor) else out
+        parts.append(tuple(o[:count] for o in out))
+    if len(parts) == 1:
+        return parts[0]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def padded(network: Callable[..., Tensor], rows: int, *inputs: Tensor | None) -> Tensor:
+    """``network(*inputs)`` of at least ``rows`` rows: the last one is repeated, and the surplus is cut from the output."""
+    count = next(len(x) for x in inputs if x is not None)
+    return network(*(None if x is None else _at_least(rows, x) for x in inputs))[:count]
+
+
+def _at_least(rows: int, x: Tensor) -> Tensor:
+    """``x`` with its last row repeated up to so many; an empty one stays empty."""
+    return torch.cat([x, x[-1:].expand(rows - len(x), *x.shape[1:])]) if 0 < len(x) < rows else x
+
+
+def minimum_batch(dtype: torch.dtype, device: torch.device, *, rows: bool = False) -> int:
+    """The smallest batch for which an image does not depend on the batch (see :data:`MINIMUM_BATCH`).
+
+    Args:
+        rows: the network has one row a sample in a matrix product (see :data:`MINIMUM_ROWS`).
+    """
+    if device.type != "cpu":
+        return MINIMUM_ON_DEVICE
+    return max(MINIMUM_BATCH.get(dtype, 1), MINIMUM_ROWS if rows else 1)

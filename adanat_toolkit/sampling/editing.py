@@ -1,0 +1,195 @@
+"""Masked editing: the tokens of a real image are kept outside a mask, and a policy fills in the rest.
+
+The tokenizer turns the image into codes, the mask's pixels into cells (a cell may change where any of its pixels is
+masked), and the rollout starts from there: the masking ratio is then a share of the cells to fill. What is kept is
+codes, so the tokenizer's reconstruction of the image stands outside the mask, or, on request, the image's own pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..core import ActionSpace, Context, Generator, Policy
+from ..decoding import TokenGenerator
+from ..errors import ConfigError, DataError
+from ..images import centred_crop, decode_image
+from .rollout import Start
+from .sample import Samples, sample
+
+T = TypeVar("T")
+
+MASKED = 128
+"""Grey level from which on a mask's pixel is to be filled in."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What to edit.
+
+    Attributes:
+        image: (3, H, W) float32 in [0, 1] at the generator's size. mask: (H, W) bool, the pixels to fill in.
+        keep_pixels: put the image's own pixels outside the mask in place of the tokenizer's.
+    """
+
+    image: Tensor
+    mask: Tensor
+    keep_pixels: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """JSON-able: what tells two edits apart."""
+        digest = hashlib.sha256(self.image.float().cpu().numpy().tobytes())
+        digest.update(self.mask.cpu().numpy().tobytes())
+        return {
+            "content": digest.hexdigest()[:16],
+            "masked_pixels": int(self.mask.sum()),
+            "keep_pixels": self.keep_pixels,
+        }
+
+
+def read_edit(image: Path, mask: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """An image file and its mask, brought to a generator's size the same way.
+
+    Args:
+        image: any format that Pillow reads; preprocessed as in ``image_files``.
+        mask: the path of an image of the same size in pixels, white where the image is to be filled in; or a box
+            ``LEFT,TOP,RIGHT,BOTTOM`` in the image's pixels, of which the right and bottom edges are outside.
+        size: (H, W) of the generator.
+
+    Returns:
+        (3, H, W) float32 in [0, 1], and (H, W) bool: pixels of which any part is masked.
+
+    Raises:
+        DataError: a file cannot be read, the mask has another size or is empty. ConfigError: a malformed box.
+    """
+    pixels = _decode(image, lambda data: decode_image(data, size).float() / 255)
+    wide, high = _decode(image, _size_of)
+    full = _box(mask, wide, high) if _is_box(mask) else _mask_file(Path(mask), image, wide, high)
+    left, top, right, bottom = centred_crop((wide, high), (size[1], size[0]))
+    cropped = full[top:bottom, left:right].float()
+    small = F.adaptive_max_pool2d(cropped[None, None], size)[0, 0] > 0
+    if not small.any():
+        raise DataError(
+            f"mask {mask!r} is empty: none of its pixels is to be filled in. White pixels of a mask file, or those in "
+            f"the box, are (the image is first cropped to {right - left} x {bottom - top} pixels at its centre)."
+        )
+    return pixels, small
+
+
+def editable_cells(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Cells that a mask touches: (H, W) bool pixels -> (N,) bool of an (h, w) grid, row-major."""
+    return (F.adaptive_max_pool2d(mask[None, None].float(), grid) > 0).flatten()
+
+
+def start_of_edit(generator: Generator, image: Tensor, mask: Tensor) -> Start:
+    """The codes of an image, unknown where the mask is: a start of one sample.
+
+    Args:
+        image: (3, H, W) float32 in [0, 1] at the generator's size. mask: (H, W) bool.
+
+    Raises:
+        ConfigError: the generator has no tokens, or its tokenizer no encoder. DataError: another size, an empty mask.
+    """
+    if not isinstance(generator, TokenGenerator):
+        raise ConfigError(f"{generator.name} has no tokens, so masked editing does not apply; use another generator.")
+    if tuple(image.shape) != (3, *generator.image_size) or tuple(mask.shape) != generator.image_size:
+        raise DataError(
+            f"the image is {list(image.shape)} and the mask {list(mask.shape)}; {generator.name} needs "
+            f"{[3, *generator.image_size]} and {list(generator.image_size)}."
+        )
+    editable = editable_cells(mask, generator.grid).to(generator.device)
+    if not editable.any():
+        raise DataError("the mask is empty, so there is nothing to fill in; mark at least one pixel.")
+    tokens = generator.encode_images(image[None].to(generator.device))
+    return Start(tokens.masked_fill(editable, generator.mask_id), editable[None])
+
+
+def edit(
+    generator: Generator,
+    policy: Policy,
+    space: ActionSpace,
+    what: Edit,
+    seeds: Tensor,
+    context: Context | None = None,
+    *,
+    batch: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Iterator[Samples]:
+    """Variants of an image, one a seed, each filled in by the policy; the arguments beside ``what`` are ``sample``'s.
+
+    Raises:
+        ConfigError, DataError: see :func:`start_of_edit`.
+    """
+    one = start_of_edit(generator, what.image, what.mask)
+    start = Start(one.tokens.expand(len(seeds), -1), one.editable.expand(len(seeds), -1))
+    for part in sample(generator, policy, space, seeds, context, batch=batch, on_batch=on_batch, start_from=start):
+        if what.keep_pixels:
+            own, inside = what.image.to(part.images.device), what.mask.to(part.images.device)
+            part = replace(part, images=torch.where(inside, part.images, own))
+        yield part
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _decode(file: Path, decode: Callable[[bytes], T]) -> T:
+    try:
+        return decode(file.read_bytes())
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file} is not a readable image ({error}); give a PNG, JPEG or WebP file.") from None
+
+
+def _open(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as opened:
+        return ImageOps.exif_transpose(opened)
+
+
+def _size_of(data: bytes) -> tuple[int, int]:
+    return _open(data).size
+
+
+def _grey(data: bytes) -> Tensor:
+    """(height, width) uint8; transparent pixels of a mask are black, that is kept."""
+    image = _open(data).convert("RGBA")
+    grey = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("L")
+    return torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(grey.height, grey.width)
+
+
+def _mask_file(file: Path, image: Path, wide: int, high: int) -> Tensor:
+    grey = _decode(file, _grey)
+    if tuple(grey.shape) != (high, wide):
+        raise DataError(
+            f"mask {file} has {grey.shape[1]} x {grey.shape[0]} pixels and {image} has {wide} x {high}; make the mask "
+            "as large as the image."
+        )
+    return grey >= MASKED
+
+
+def _is_box(mask: str) -> bool:
+    return mask.count(",") == 3 and not Path(mask).exists()
+
+
+def _box(text: str, wide: int, high: int) -> Tensor:
+    try:
+        left, top, right, bottom = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"mask box {text!r} is not LEFT,TOP,RIGHT,BOTTOM in whole pixels, such as 16,16,48,48."
+        ) from None
+    if not (0 <= left < right <= wide and 0 <= top < bottom <= high):
+        raise ConfigError(
+            f"mask box {text!r} is empty or leaves the image of {wide} x {high} pixels; it must satisfy "
+            f"0 <= LEFT < RIGHT <= {wide} and 0 <= TOP < BOTTOM <= {high}."
+        )
+    mask = torch.zeros(high, wide, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    return mask

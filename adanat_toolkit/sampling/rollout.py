@@ -1,0 +1,214 @@
+"""Trajectories on the device: contexts -> [observe -> policy -> step] x T -> decode -> embed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import ACTION, ActionSpace, Context, Generator, Noise, Policy, RewardModel
+from ..decoding import TokenGenerator
+from ..errors import ConfigError
+from ..runtime import MicroBatch, minimum_batch, padded
+
+
+def gaussian_log_prob(actions: Tensor, mean: Tensor, sigma: float) -> Tensor:
+    """Log-density of N(mean, sigma^2 I), summed over the last axis: (..., A) -> (...)."""
+    z = (actions - mean) / sigma
+    return -0.5 * (z * z).sum(-1) - actions.shape[-1] * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where masked editing begins (see ``TokenGenerator.reset``): what is known, and what may be filled in.
+
+    Attributes:
+        tokens: (B, N) int64, ``mask_id`` where ``editable``. editable: (B, N) bool.
+    """
+
+    tokens: Tensor
+    editable: Tensor
+
+    def select(self, index: Tensor | slice) -> Start:
+        """The start of some of the samples."""
+        return Start(self.tokens[index], self.editable[index])
+
+
+@dataclass
+class Rollout:
+    """What B trajectories left behind, all on the generator's device.
+
+    Attributes:
+        context: contexts of the samples.
+        features: (B, T, N, D) in the policy's storage type, or None for a policy that does not read them.
+        actions: (B, T, A) raw. log_prob, values: (B, T). physical: (B, T, K).
+        embedded: (B, ...) from ``RewardModel.embed`` (None without a reward). images: (B, 3, H, W), where kept.
+    """
+
+    context: Context
+    features: Tensor | None
+    actions: Tensor
+    log_prob: Tensor
+    values: Tensor
+    physical: Tensor
+    embedded: Tensor | None
+    images: Tensor | None
+
+
+def mean_action(policy: Policy, features: Tensor | None, step: Tensor) -> Tensor:
+    """(B, A): ``policy(features, step)``, so that a sample's action does not depend on how few it is taken with."""
+    return padded(policy, minimum_batch(torch.float32, step.device, rows=True), features, step)
+
+
+@torch.no_grad()
+def collect(
+    generator: Generator,
+    policy: Policy,
+    space: ActionSpace,
+    context: Context,
+    noise: Noise,
+    *,
+    critic: nn.Module | None = None,
+    sigma: float = 0.0,
+    action_noise: Noise | None = None,
+    reward: RewardModel | None = None,
+    micro_batch: MicroBatch | int | None = None,
+    keep_features: bool = True,
+    keep_images: int = 0,
+    start_from: Start | None = None,
+) -> Rollout:
+    """Generate one image a context under the policy.
+
+    Args:
+        context, noise: B samples; a sample's image depends on its own entries only.
+        sigma: standard deviation of exploration in raw coordinates; 0 takes the mean.
+        action_noise: seeds of the exploration (default: ``noise``).
+        micro_batch: samples in flight at once; None for all. It is halved where memory runs out (see ``memory``).
+        keep_images: how many of the first images to keep.
+        start_from: for masked editing of a token generator; None starts from nothing.
+
+    Raises:
+        ConfigError: masked editing, or a published sampler, with a generator that has no tokens. MemoryShortage: even
+            one sample is too many.
+    """
+    explore = noise if action_noise is None else action_noise
+
+    def part(rows: slice) -> Rollout:
+        return _collect(
+            generator,
+            policy,
+            space,
+            context.select(rows),
+            noise.select(rows),
+            explore.select(rows),
+            critic,
+            sigma,
+            reward,
+            keep_features,
+            max(0, min(keep_images - rows.start, rows.stop - rows.start)),
+            None if start_from is None else start_from.select(rows),
+        )
+
+    parts = MicroBatch.of(micro_batch).map(part, len(context))
+    return parts[0] if len(parts) == 1 else _join(parts)
+
+
+def _collect(
+    generator: Generator,
+    policy: Policy,
+    space: ActionSpace,
+    context: Context,
+    noise: Noise,
+    explore: Noise,
+    critic: nn.Module | None,
+    sigma: float,
+    reward: RewardModel | None,
+    keep_features: bool,
+    keep_images: int,
+    start_from: Start | None,
+) -> Rollout:
+    size, device = len(context), generator.device
+    state = _reset(generator, policy, context, noise, space.steps, start_from)
+    features, actions, log_probs, values, physicals = [], [], [], [], []
+    guided = None if policy.trainable else _guided_steps(space)
+    for t in range(space.steps):
+        step = torch.full((size,), t, dtype=torch.int64, device=device)
+        seen = None
+        if policy.needs_features:
+            seen = generator.observe(state)
+        elif guided is not None:
+            generator.observe(state, guided=guided[t])
+        mean = mean_action(policy, seen, step)
+        action = mean if sigma == 0 else mean + sigma * explore.normal(ACTION, t, (space.size,))
+        physical = space.to_physical(action, step)
+        actions.append(action)
+        physicals.append(physical)
+        if sigma > 0:
+            log_probs.append(gaussian_log_prob(action, mean, sigma))
+        if critic is not None:
+            values.append(critic(seen, step).squeeze(-1))
+        if keep_features and seen is not None:
+            features.append(seen.to(getattr(policy, "feature_dtype", seen.dtype)))
+        state = generator.step(state, physical, noise)
+    nothing = torch.zeros(size, space.steps, device=device)
+    images = generator.decode(state) if keep_images else None
+    return Rollout(
+        context=context,
+        features=torch.stack(features, 1) if features else None,
+        actions=torch.stack(actions, 1),
+        log_prob=torch.stack(log_probs, 1) if log_probs else nothing,
+        values=torch.stack(values, 1) if values else nothing,
+        physical=torch.stack(physicals, 1),
+        embedded=None if reward is None else embed(reward, generator, state, context, images),
+        images=images[:keep_images] if images is not None and keep_images else None,
+    )
+
+
+def embed(
+    reward: RewardModel, generator: Generator, state: Any, context: Context, images: Tensor | None
+) -> Tensor:
+    """What the reward keeps of the finished images, which are decoded where it reads them; ``images`` if they were before."""
+    if reward.reads_latents:
+        return reward.embed_latents(generator.latents(state), context)
+    return reward.embed(generator.decode(state) if images is None else images, context)
+
+
+def _reset(
+    generator: Generator, policy: Policy, context: Context, noise: Noise, steps: int, start_from: Start | None
+) -> Any:
+    if policy.sampler is None and start_from is None:
+        return generator.reset(context, noise, steps)
+    if not isinstance(generator, TokenGenerator):
+        raise ConfigError(
+            f"{generator.name} is no token generator, so masked editing and published samplers do not apply; use "
+            "another generator, or another policy without an image to edit."
+        )
+    tokens, editable = (None, None) if start_from is None else (start_from.tokens, start_from.editable)
+    return generator.reset(context, noise, steps, tokens=tokens, editable=editable, sampler=policy.sampler)
+
+
+def _guided_steps(space: ActionSpace) -> list[bool]:
+    """At which steps a fixed schedule guides at all: elsewhere the unconditional forward is not run."""
+    if "guidance" not in space.names or space.schedule is None:
+        return [False] * space.steps
+    return (space.schedule[:, space.names.index("guidance")] != 0).tolist()
+
+
+def _join(parts: list[Rollout]) -> Rollout:
+    def cat(values: list[Tensor | None]) -> Tensor | None:
+        present = [v for v in values if v is not None]
+        return torch.cat(present) if present else None
+
+    return Rollout(
+        context=Context.cat([p.context for p in parts]),
+        features=cat([p.features for p in parts]),
+        actions=torch.cat([p.actions for p in parts]),
+        log_prob=torch.cat([p.log_prob for p in parts]),
+        values=torch.cat([p.values for p in parts]),
+        physical=torch.cat([p.physical for p in parts]),
+        embedded=cat([p.embedded for p in parts]),
+        images=cat([p.images for p in parts]),
+    )

@@ -1,0 +1,117 @@
+"""Apply a policy: images that depend on their seed, context and policy only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import ActionSpace, Context, Generator, Noise, Policy
+from ..runtime import CPU_CHUNK, MicroBatch, measured_size
+from .rollout import Start, collect
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A batch of finished images.
+
+    Attributes:
+        seeds: (B,) int64. context: their contexts. images: (B, 3, H, W) float32 in [0, 1].
+        knobs: (B, T, K) float32 physical values, in the order of ``space.names``.
+    """
+
+    seeds: Tensor
+    context: Context
+    images: Tensor
+    knobs: Tensor
+
+
+def default_batch(device: torch.device) -> int:
+    """Samples in flight at once when the user does not say."""
+    return CPU_CHUNK if device.type == "cpu" else 256
+
+
+def sample(
+    generator: Generator,
+    policy: Policy,
+    space: ActionSpace,
+    seeds: Tensor,
+    context: Context | Callable[[Noise], Context] | None = None,
+    *,
+    batch: int | None = None,
+    sigma: float = 0.0,
+    on_batch: Callable[[int], None] | None = None,
+    start_from: Start | None = None,
+) -> Iterator[Samples]:
+    """Images in batches, in the order of ``seeds``.
+
+    Args:
+        seeds: (n,) int64, one an image. context: n contexts; or a function that draws them by their seeds, a batch at a
+            time; None: the generator's ``sample_contexts``.
+        batch: samples at once; it does not change the images, and is halved where memory runs out.
+        sigma: exploration noise in raw coordinates (0: the policy's mean).
+        on_batch: called with the number of images done.
+        start_from: n starts, for masked editing (see ``editing.edit``).
+    """
+    noise = Noise(seeds.to(generator.device))
+    draw = generator.sample_contexts if context is None else context
+
+    def contexts(rows: slice) -> Context:
+        return draw.select(rows) if isinstance(draw, Context) else draw(noise.select(rows))
+
+    size = batch or _fitting_batch(generator, policy, space, contexts, noise, start_from)
+    at_once = MicroBatch(size, what="images", remedy="use --dtype bfloat16, or a device with more memory")
+    for start in range(0, len(seeds), size):
+        rows = slice(start, start + size)
+        part = collect(
+            generator,
+            policy,
+            space,
+            contexts(rows),
+            noise.select(rows),
+            sigma=sigma,
+            keep_features=False,
+            keep_images=size,
+            micro_batch=at_once,
+            start_from=None if start_from is None else start_from.select(rows),
+        )
+        assert part.images is not None
+        yield Samples(seeds[rows].cpu(), part.context, part.images, part.physical)
+        if on_batch is not None:
+            on_batch(min(start + size, len(seeds)))
+
+
+def _fitting_batch(
+    generator: Generator,
+    policy: Policy,
+    space: ActionSpace,
+    contexts: Callable[[slice], Context],
+    noise: Noise,
+    start_from: Start | None,
+) -> int:
+    """:func:`default_batch`, or less where the memory that a few images need says so."""
+
+    def probe(count: int) -> None:
+        rows = slice(0, count)
+        start = None if start_from is None else start_from.select(rows)
+        collect(
+            generator,
+            policy,
+            space,
+            contexts(rows),
+            noise.select(rows),
+            keep_features=False,
+            keep_images=count,
+            micro_batch=count,
+            start_from=start,
+        )
+
+    most = default_batch(generator.device)
+    return measured_size(probe, generator.device, most=min(most, len(noise))) or most
+
+
+def seed_range(first: int, count: int) -> Tensor:
+    """Seeds ``first .. first + count - 1``: (count,) int64."""
+    return torch.arange(first, first + count, dtype=torch.int64)

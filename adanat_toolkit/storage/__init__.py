@@ -1,0 +1,20 @@
+"""What lies on disk: files that are whole or absent, run folders, the hub."""
+
+from .files import held, load_tensors, prepare_folder, read_rows, save_tensors, write_file, write_json
+from .hub import POLICY_FILES, is_hub_id, local_policy, upload_folder
+from .run_folder import RunFolder
+
+__all__ = [
+    "POLICY_FILES",
+    "RunFolder",
+    "held",
+    "is_hub_id",
+    "load_tensors",
+    "local_policy",
+    "prepare_folder",
+    "read_rows",
+    "save_tensors",
+    "upload_folder",
+    "write_file",
+    "write_json",
+]

@@ -1,0 +1,75 @@
+"""Policies on the Hugging Face hub. What is fetched is two files without code: safetensors and JSON."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..errors import ConfigError, OutputError
+
+_HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w.-]+))?")
+POLICY_FILES = ("policy.safetensors", "policy.json")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text reads ``owner/name[@revision]`` and no file or folder has that name."""
+    return _HUB_ID.fullmatch(text) is not None and not Path(text).exists()
+
+
+def local_policy(spec: str, *, offline: bool = False) -> str:
+    """A policy spec that needs no network: a hub id becomes the folder that its files were fetched to.
+
+    Args:
+        spec: anything that ``load_policy`` takes, or ``owner/name[@revision]``. offline: take it from the hub's cache only;
+            the environment variable HF_HUB_OFFLINE=1 does the same.
+
+    Raises:
+        ConfigError: there is neither such a folder nor such a repository, or it cannot be fetched.
+    """
+    match = _HUB_ID.fullmatch(spec)
+    if match is None or spec.startswith("fixed:") or Path(spec).exists():
+        return spec
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                match["repo"],
+                revision=match["revision"],
+                allow_patterns=list(POLICY_FILES),
+                local_files_only=offline,
+            )
+        )
+    except Exception as error:  # the hub client raises a dozen kinds: no network, no such repository, gated, no cache
+        why = "--offline forbids fetching it, and it is not in the hub's cache"
+        raise ConfigError(
+            f"no policy at {spec!r}: there is no such folder, and as a hub repository: "
+            f"{why if offline else _first_line(error)}. Give a run folder, a policy folder or a hub id that exists."
+        ) from None
+    if not all((folder / name).is_file() for name in POLICY_FILES):
+        raise ConfigError(f"the hub repository {spec} holds no policy ({' and '.join(POLICY_FILES)}).")
+    return str(folder)
+
+
+def upload_folder(folder: Path, repository: str, *, public: bool) -> str:
+    """Create the repository where it does not exist, and upload a folder as one commit; gives its address.
+
+    Raises:
+        OutputError: no login, no network, or no right to write there.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=not public, exist_ok=True)
+        api.upload_folder(folder_path=str(folder), repo_id=repository, commit_message="Publish policy")
+    except Exception as error:  # as above
+        raise OutputError(
+            f"cannot publish to the hub repository {repository}: {_first_line(error)}. Log in with `hf auth login`, or "
+            f"give a folder (./{repository})."
+        ) from None
+    return f"https://huggingface.co/{repository}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,146 @@
+"""What a training run keeps: opening or resuming its folder, writing checkpoints, and the state of optimisers and modules.
+
+Only the main process reads and writes the folder; the others are given what it read, so that machines need not share a disk
+and no process sees a folder that is being tidied up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..policies import export_policy
+from ..runtime import distributed
+from ..storage import RunFolder, load_tensors, prepare_folder, save_tensors, write_json
+from .config import differences
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+IGNORED_ON_RESUME = (
+    "device",
+    "micro_batch",
+    "keep_checkpoints",
+    "checkpoint_every",
+    "offline",
+    "evaluate_every",
+    "tracker",
+)
+"""Settings that a resumed run may change: they do not change what is computed (to rounding, for the device)."""
+
+
+def save_run(trainer: Trainer, folder: RunFolder) -> None:
+    """Write a checkpoint and the exported policy. Called in the main process."""
+    facts = {
+        "iteration": trainer.iteration,
+        "seed": trainer.config.seed,
+        "generator": trainer.generator.fingerprint,
+        "real_images": trainer.real.fingerprint if trainer.real is not None else None,
+    }
+    config = trainer.config
+    # The policy first: a run that is killed in between goes on from the older checkpoint and exports it again.
+    export_policy(
+        folder.path / "policy",
+        trainer.policy,
+        trainer.average if config.policy.average else trainer.policy.state_dict(),
+        options=config.policy.options,
+        space=trainer.space,
+        generator=trainer.generator,
+        facts={
+            "trajectories": trainer.iteration * config.batch,
+            "reward": config.reward.name,
+            "seed": config.seed,
+            "engine": config.engine,
+        },
+    )
+    save_tensors(folder.checkpoint(trainer.iteration), "state", trainer.state(), facts)
+    folder.prune(config.keep_checkpoints)
+
+
+def open_run(trainer: Trainer, folder: RunFolder) -> None:
+    """Start a new run folder, or bring the trainer to where the one that is there stopped. All processes call it.
+
+    Raises:
+        OutputError: it cannot be written. CheckpointError: what is there is damaged or belongs to another run; nothing is
+            changed then.
+    """
+    known = distributed.is_main() and folder.config is not None
+    saved = distributed.from_main(_read(trainer, folder) if distributed.is_main() else None)
+    if saved is not None:
+        tensors, trainer.iteration = saved
+        trainer.load_state(tensors)
+    if known:
+        folder.recover()
+        folder.truncate_metrics(trainer.iteration)
+
+
+def _read(trainer: Trainer, folder: RunFolder) -> tuple[dict[str, Tensor], int] | None:
+    """The newest checkpoint and its iteration, once everything fits; None for a run that has none."""
+    config = trainer.config.model_dump(mode="json")
+    prepare_folder(folder.path)
+    stored = folder.config
+    if stored is None:
+        if folder.checkpoints():
+            raise CheckpointError(f"{folder.path} has checkpoints but no config.json; choose another --out.")
+        write_json(folder.path / "config.json", config)
+        return None
+    changed = [d for d in differences(stored, config) if d.partition(":")[0] not in IGNORED_ON_RESUME]
+    if changed:
+        raise CheckpointError(
+            f"{folder.path} holds a run with other settings ({'; '.join(changed)}). Give the same settings to resume it, "
+            "or another --out to start anew. Nothing was changed."
+        )
+    saved = folder.checkpoints()
+    if not saved:
+        return None
+    tensors, facts = load_tensors(folder.checkpoint(saved[-1]), "state")
+    for key, own in (
+        ("generator", trainer.generator.fingerprint),
+        ("real_images", trainer.real.fingerprint if trainer.real is not None else None),
+    ):
+        if facts.get(key) != own:
+            raise CheckpointError(
+                f"{folder.checkpoint(saved[-1])} was made with another {key.replace('_', ' ')} "
+                f"({facts.get(key)}, now {own}). Use the original one, or another --out. Nothing was changed."
+            )
+    return tensors, int(facts["iteration"])
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer, prefix: str = "") -> dict[str, Tensor]:
+    """An optimiser's state as flat tensors, ``{prefix}{parameter index}.{name}``; hyper-parameters belong to the config."""
+    return {
+        f"{prefix}{index}.{name}": torch.as_tensor(value)
+        for index, entry in optimiser.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+    """Inverse of :func:`optimiser_state` (without prefix)."""
+    nested: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        index, _, name = key.partition(".")
+        # Adam counts its steps in a CPU tensor unless it is capturable.
+        nested.setdefault(int(index), {})[name] = value.cpu().clone() if name == "step" else value.clone()
+    optimiser.load_state_dict({"state": nested, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def load_module(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load a module's state.
+
+    Raises:
+        CheckpointError: naming the tensors that are missing, extra or misshapen.
+    """
+    own = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    wrong = sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key))
+    if wrong:
+        first = wrong[0]
+        raise CheckpointError(
+            f"the checkpoint does not fit: {len(wrong)} tensors differ, first {what}{first} "
+            f"(expected {own.get(first)}, found {given.get(first)}). It belongs to another configuration."
+        )
+    module.load_state_dict(state)

@@ -1,0 +1,270 @@
+"""The run's configuration: typed, frozen, unknown keys rejected; presets; how flags, files and ``--set`` are merged.
+
+Later sources win: defaults < preset < ``--config FILE.yaml`` < flags < ``--set a.b=c``. Options belong to the plug-in that they
+were given with: a later source that names another one drops them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..errors import ConfigError, nearest
+from ..registry import GeneratorConfig, Settings, explain, parse_override
+
+
+class PPOConfig(BaseModel):
+    """Everything the update depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    learning_rate: float = Field(5e-4, gt=0)
+    learning_rate_decay: Literal["none", "linear"] = "none"
+    """``linear``: to zero at the last iteration."""
+    epochs: int = Field(4, ge=1)
+    minibatches: int = Field(2, ge=1)
+    """Mini-batches an epoch, cut from all states of all processes."""
+    clip: float = Field(0.2, gt=0)
+    gamma: float = Field(1.0, gt=0, le=1)
+    gae_lambda: float = Field(1.0, ge=0, le=1)
+    """1: Monte-Carlo returns, no bootstrapping."""
+    standardise: Literal["returns", "reward"] = "reward"
+    """What is standardised over the global batch: returns of all steps (the paper), or the terminal reward."""
+    normalise_advantages: bool = False
+    value_coefficient: float = Field(0.5, ge=0)
+    max_gradient_norm: float | None = Field(1.0, gt=0)
+    """None: no clipping (the paper)."""
+    target_kl: float | None = Field(None, gt=0)
+    """Stop the epochs of an iteration once the approximate KL exceeds this."""
+    sigma: float = Field(0.6, gt=0)
+    """Standard deviation of every raw coordinate at the start."""
+    sigma_drop: float = Field(0.3, ge=0)
+    sigma_drop_at: tuple[float, ...] = (0.6,)
+    """Where sigma falls by ``sigma_drop``: below 1 a share of the run's iterations, from 1 on an iteration index."""
+    sigma_floor: float = Field(0.1, gt=0)
+    group: int = Field(1, ge=1)
+    """Trajectories that share one context and one token noise (common random numbers); with 2 or more, the group's mean
+    reward is subtracted before standardising, which removes what the context and the noise contribute to the reward."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PPOConfig:
+        if self.standardise == "returns" and (self.group > 1 or self.gae_lambda < 1):
+            raise ValueError(
+                "standardise = 'returns' is the paper's rule, which knows neither ppo.group nor ppo.gae_lambda; leave both "
+                "at 1 or set standardise = 'reward'"
+            )
+        return self
+
+    @classmethod
+    def paper(cls) -> PPOConfig:
+        """The published settings."""
+        return cls(
+            learning_rate=1e-5,
+            epochs=5,
+            minibatches=1,
+            standardise="returns",
+            max_gradient_norm=None,
+            sigma_drop_at=(500,),
+        )
+
+    def sigma_at(self, iteration: int, iterations: int) -> float:
+        """Sigma of rollout ``iteration`` (0-based) of ``iterations``.
+
+        A drop listed for iteration i is in force from the rollout after the update of iteration i, as published.
+        """
+        marks = [at * iterations if at < 1 else at for at in self.sigma_drop_at]
+        return max(self.sigma - self.sigma_drop * sum(mark <= iteration - 1 for mark in marks), self.sigma_floor)
+
+    def learning_rate_at(self, iteration: int, iterations: int) -> float:
+        if self.learning_rate_decay == "linear":
+            return self.learning_rate * (1 - iteration / iterations)
+        return self.learning_rate
+
+
+
+
+
+
+class RewardConfig(Settings):
+    name: str = "adversarial"
+    """``NAME``, ``NAME:VARIANT`` or a mixture ``A:1,B:0.3``."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    warmup: int = Field(0, ge=0)
+    """Iterations at the start in which only the reward learns (their trajectories count)."""
+
+
+class PolicyConfig(Settings):
+    name: str = "adaptive"
+    options: dict[str, Any] = Field(default_factory=dict)
+    schedule: str | None = None
+    """What residual actions are added to; None is the generator's best known hand-made schedule."""
+    residual: bool = True
+    knobs: tuple[str, ...] | None = None
+    """Knobs the policy sets (None: all); the others follow the schedule."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """Decay of an exponential moving average of the weights, exported instead of the last weights; 0 is off."""
+
+
+class DataConfig(Settings):
+    path: str | None = None
+    """Folder or zip file with real images; None: the generator's own."""
+    flip: bool = True
+    """Mirror half of the real images at random."""
+    shift: int = Field(0, ge=0)
+    """Shift real images by up to so many pixels."""
+
+
+class RunConfig(Settings):
+    """Everything a training run depends on, fully resolved."""
+
+    generator: GeneratorConfig = GeneratorConfig()
+    reward: RewardConfig = RewardConfig()
+    policy: PolicyConfig = PolicyConfig()
+    ppo: PPOConfig = PPOConfig()
+    data: DataConfig = DataConfig()
+    engine: str = "adanat"
+    """What runs PPO: the toolkit's own loop, ``sb3`` for Stable-Baselines3's (docs/gymnasium-and-sb3.md), or another
+    plug-in of the group ``adanat.engines``."""
+    steps: int = Field(4, ge=1)
+    """T, generation steps of an image."""
+    trajectories: int = Field(8192, ge=1)
+    """Total number of trajectories (images generated for training), the unit of work."""
+    batch: int = Field(128, ge=2)
+    """Trajectories of one iteration, over all processes."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Samples in flight at once in one process; None: derived from the device."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: str = "auto"
+    dtype: str = "auto"
+    """Compute type of the generator; the policy is always trained in float32."""
+    offline: bool = False
+    checkpoint_every: int = Field(10, ge=1)
+    """Iterations between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    tracker: tuple[str, ...] = ()
+    """Where figures go besides ``metrics.jsonl``: plug-ins of the group ``adanat.trackers``."""
+    evaluate_every: int = Field(0, ge=0)
+    """Iterations between readings of the held-out yardstick (docs/logged-names.md); 0: none."""
+    evaluate_images: int = Field(512, ge=16)
+    """Images of a reading; always those of the same seeds."""
+    evaluate_features: str | None = None
+    """Feature protocol of the readings; None: the generator's own."""
+
+    @property
+    def iterations(self) -> int:
+        return -(-self.trajectories // self.batch)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "demo": {
+        "steps": 4,
+        "trajectories": 8192,
+        "ppo": {"learning_rate": 1.5e-3, "learning_rate_decay": "linear"},
+        "policy": {"average": 0.9},
+    },
+    "gpu": {"batch": 1024, "trajectories": 153_600, "checkpoint_every": 20},
+    "paper": {
+        "ppo": PPOConfig.paper().model_dump(),
+        "policy": {"options": {"size": "paper", "feature_dtype": "float32"}, "residual": False},
+        "reward": {"options": {"architecture": "paper"}},
+        "batch": 4096,
+        "trajectories": 4_096_000,
+        "data": {"flip": False},
+    },
+}
+"""``demo``: minutes on two CPU cores. ``gpu``: larger batches for one GPU. ``paper``: the published algorithm (ImageNet
+recipe: no residual). Add ``--set policy.residual=true --set policy.schedule=adanat`` for the published CC3M recipe."""
+
+
+def resolve(
+    *,
+    preset: str = "default",
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """Merge all sources and validate.
+
+    Args:
+        flags: nested mapping of flags that were given. overrides: ``a.b=c`` texts, values read as YAML.
+
+    Raises:
+        ConfigError: unknown preset or key, unreadable file, or a value out of range.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}{nearest(preset, PRESETS)} Presets: {', '.join(PRESETS)}.")
+    values = merge({}, PRESETS[preset])
+    if file is not None:
+        values = _merge_source(values, read_yaml(file))
+    values = _merge_source(values, flags or {})
+    for text in overrides:
+        values = _merge_source(values, parse_override(text))
+    return validate(values)
+
+
+def _merge_source(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`merge`; where the later source names another plug-in, the earlier one's options do not stay with it."""
+    kept = dict(values)
+    for part in ("generator", "reward", "policy"):
+        old, new = kept.get(part), over.get(part)
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and "options" in old and "name" in new:
+            named = old.get("name", RunConfig.model_fields[part].default.name)
+            if new["name"] != named:
+                kept[part] = {key: value for key, value in old.items() if key != "options"}
+    return merge(kept, over)
+
+
+def validate(values: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig of nested values.
+
+    Raises:
+        ConfigError: naming the key, the value and what is expected.
+    """
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, RunConfig, "configuration")) from None
+    group = config.ppo.group
+    if config.batch % group:
+        raise ConfigError(f"batch = {config.batch} must be a multiple of ppo.group = {group}; choose another batch.")
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, as printed by --dry-run.")
+    return loaded
+
+
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested merge; ``over`` wins."""
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        out[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """``key: old -> new`` for every setting that differs."""
+    out = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return out

@@ -1,0 +1,213 @@
+"""Proximal policy optimisation with a fixed-variance Gaussian: returns, advantages, loss, update.
+
+Readable top to bottom. ``PPOConfig()`` is the toolkit's default; ``PPOConfig.paper()`` is the published algorithm (AdaNAT
+section 4.3 and its appendix): full-batch epochs, Monte-Carlo returns standardised over all steps, no gradient clipping.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..core import SHUFFLE, derive
+from ..runtime import MicroBatch, distributed
+from ..sampling import gaussian_log_prob
+from .config import PPOConfig
+
+
+def gaussian_entropy(dimensions: int, sigma: float) -> float:
+    """Differential entropy of N(mean, sigma^2 I). A constant here, since sigma is not learned."""
+    return dimensions * (0.5 + 0.5 * math.log(2 * math.pi) + math.log(sigma))
+
+
+def discounted_returns(rewards: Tensor, ends: Tensor, gamma: float) -> Tensor:
+    """Sums of later rewards times powers of gamma, restarting at episode ends.
+
+    Args:
+        rewards: (S, B), one row a step. ends: (S,) bool, True at the last step of an episode.
+
+    Returns:
+        (S, B).
+    """
+    out, running = torch.empty_like(rewards), torch.zeros_like(rewards[0])
+    for s in reversed(range(rewards.shape[0])):
+        running = rewards[s] if bool(ends[s]) else rewards[s] + gamma * running
+        out[s] = running
+    return out
+
+
+def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimates (Schulman et al. 2016) of whole episodes: (B, T), (B, T) -> (B, T)."""
+    advantages, running = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        following = values[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(running)
+        running = rewards[:, t] + gamma * following - values[:, t] + gamma * lam * running
+        advantages[:, t] = running
+    return advantages
+
+
+def targets(reward: Tensor, values: Tensor, config: PPOConfig) -> tuple[Tensor, Tensor]:
+    """Value targets and advantages from terminal rewards.
+
+    Args:
+        reward: (B,) terminal rewards of this process; values: (B, T) critic values at collection.
+
+    Returns:
+        (targets, advantages), both (B, T).
+    """
+    steps = values.shape[1]
+    if config.standardise == "returns":  # the published order: returns of all steps and episodes together
+        powers = config.gamma ** torch.arange(steps - 1, -1, -1, device=reward.device, dtype=reward.dtype)
+        returns = reward[:, None] * powers
+        mean, std = distributed.mean_and_std(returns)
+        returns = (returns - mean) / (std + 1e-7)
+        return returns, returns - values
+    centred = reward
+    if config.group > 1:
+        centred = reward - reward.view(-1, config.group).mean(1).repeat_interleave(config.group)
+    mean, std = distributed.mean_and_std(centred)
+    terminal = torch.zeros_like(values)
+    terminal[:, -1] = (centred - mean) / (std + 1e-7)
+    advantages = gae(terminal, values, config.gamma, config.gae_lambda)
+    return advantages + values, advantages
+
+
+def ppo_loss(
+    mean: Tensor, value: Tensor, batch: Batch, sigma: float, config: PPOConfig, count: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped objective plus value loss, as a sum over the local states divided by the global ``count``."""
+    log_prob = gaussian_log_prob(batch.actions, mean, sigma)
+    log_ratio = log_prob - batch.log_prob
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+    policy_loss = -torch.minimum(ratio * batch.advantages, clipped * batch.advantages).sum() / count
+    value_loss = ((value - batch.targets) ** 2).sum() / count
+    with torch.no_grad():
+        figures = {
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "approx_kl": ((ratio - 1) - log_ratio).sum() / count,  # Schulman's k3 estimator: positive, low variance
+            "clip_fraction": ((ratio - 1).abs() > config.clip).float().sum() / count,
+        }
+    return policy_loss + config.value_coefficient * value_loss, figures
+
+
+@dataclass
+class Batch:
+    """States of this process, flattened over samples and steps (M of them).
+
+    features: (M, N, D) or None; step: (M,) int64; actions: (M, A); log_prob, targets, advantages: (M,); index: (M,) int64,
+    the states' global positions, which decide their mini-batch.
+    """
+
+    features: Tensor | None
+    step: Tensor
+    actions: Tensor
+    log_prob: Tensor
+    targets: Tensor
+    advantages: Tensor
+    index: Tensor
+
+    def select(self, rows: Tensor) -> Batch:
+        features = None if self.features is None else self.features[rows]
+        return Batch(
+            features,
+            self.step[rows],
+            self.actions[rows],
+            self.log_prob[rows],
+            self.targets[rows],
+            self.advantages[rows],
+            self.index[rows],
+        )
+
+
+def ppo_update(
+    policy: nn.Module,
+    critic: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    *,
+    sigma: float,
+    config: PPOConfig,
+    total: int,
+    seed: int,
+    micro_batch: MicroBatch | int | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> dict[str, float]:
+    """All epochs of one iteration.
+
+    Args:
+        total: number of states of all processes together. seed: decides the mini-batches.
+        micro_batch: states that go through the networks at once; None for whole mini-batches. It is halved where memory runs
+            out.
+        on_step: called after every optimiser step.
+
+    Returns:
+        Figures averaged over the mini-batches that were used: policy_loss, value_loss, approx_kl, clip_fraction,
+        gradient_norm, epochs (how many ran).
+    """
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    if config.normalise_advantages:
+        mean, std = distributed.mean_and_std(batch.advantages)
+        batch = Batch(**{**vars(batch), "advantages": (batch.advantages - mean) / (std + 1e-8)})
+    at_once = MicroBatch.of(micro_batch)
+    history: list[Tensor] = []
+    names: list[str] = []
+    epoch, number = 0, min(config.minibatches, total)
+    for epoch in range(1, config.epochs + 1):
+        for rows, count in _minibatches(batch, total, number, derive(seed, SHUFFLE, epoch)):
+
+            def gradients(size: int, rows: Tensor = rows, count: int = count) -> dict[str, Tensor]:
+                optimiser.zero_grad(set_to_none=True)
+                sums: dict[str, Tensor] = {}
+                for piece in rows.split(size):
+                    own = batch.select(piece)
+                    mean_action = policy(own.features, own.step)
+                    value = critic(own.features, own.step).squeeze(-1)
+                    loss, figures = ppo_loss(mean_action, value, own, sigma, config, count)
+                    loss.backward()
+                    sums = {key: sums.get(key, 0) + figure for key, figure in figures.items()}
+                return sums
+
+            sums = at_once.attempt(gradients, len(rows))
+            distributed.sum_gradients(parameters)
+            limit = config.max_gradient_norm if config.max_gradient_norm is not None else math.inf
+            norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+            optimiser.step()
+            if on_step is not None:
+                on_step()
+            names = [*sums, "gradient_norm"]
+            shared = distributed.sum_over_ranks(torch.stack(list(sums.values())))
+            history.append(torch.cat([shared, norm.detach().to(shared.dtype)[None]]))
+        if config.target_kl is not None:
+            kl = torch.stack(history[-number:])[:, names.index("approx_kl")].mean()
+            if float(kl) > config.target_kl:
+                break
+    averages = torch.stack(history).mean(0).tolist()
+    return {**dict(zip(names, averages, strict=True)), "epochs": float(epoch)}
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over all processes; 0 is no better than the mean, below 0 worse."""
+    _, spread = distributed.mean_and_std(returns)
+    _, residual = distributed.mean_and_std(returns - values)
+    return float("nan") if float(spread) == 0 else 1 - float(residual / spread) ** 2
+
+
+def _minibatches(batch: Batch, total: int, number: int, seed: int) -> list[tuple[Tensor, int]]:
+    """(local rows, global size) of each mini-batch: a permutation of all states that every process computes alike."""
+    device = batch.index.device
+    if number == 1:
+        return [(torch.arange(len(batch.index), device=device), total)]
+    generator = torch.Generator().manual_seed(seed)
+    part_of = torch.empty(total, dtype=torch.int64)
+    edges = [total * i // number for i in range(number + 1)]
+    order = torch.randperm(total, generator=generator)
+    for i in range(number):
+        part_of[order[edges[i] : edges[i + 1]]] = i
+    own = part_of.to(device)[batch.index]
+    return [((own == i).nonzero().squeeze(1), edges[i + 1] - edges[i]) for i in range(number)]

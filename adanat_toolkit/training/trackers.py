@@ -1,0 +1,63 @@
+"""The trackers of a training run: opened before the first iteration, given every row, never able to stop the run."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..core import Tracker
+from ..registry import load
+
+
+class Trackers:
+    """Trackers by name, as a context manager around a run.
+
+    A tracker that fails while the run is under way is reported once and dropped: ``metrics.jsonl`` has every row anyway.
+
+    Raises:
+        PluginError: a name is unknown, or its tracker cannot be opened.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path, config: dict[str, Any]) -> None:
+        self.open: dict[str, Tracker] = {}
+        try:
+            for name in dict.fromkeys(names):
+                self.open[name] = load("tracker", name).create(folder, config)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Trackers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """The finite numbers of a row of metrics, at its number of trajectories."""
+        figures = {
+            name: float(value)
+            for name, value in row.items()
+            if isinstance(value, int | float) and math.isfinite(value) and name not in ("iteration", "trajectories")
+        }
+        for name, tracker in list(self.open.items()):
+            try:
+                tracker.log(figures, int(row["trajectories"]))
+            except Exception as error:  # the tracker's own code: a full disk, no network
+                warnings.warn(f"tracker {name!r} failed and is left out from now on: {error}", stacklevel=2)
+                del self.open[name]
+
+    def close(self) -> None:
+        """Flush and release all."""
+        for name, tracker in list(self.open.items()):
+            try:
+                tracker.close()
+            except Exception as error:
+                warnings.warn(f"tracker {name!r} failed to close: {error}", stacklevel=2)
+        self.open.clear()

@@ -1,0 +1,134 @@
+"""Published policies: a folder that samples as the run does, a card that says what was measured, and the hub's cache."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from adanat_cli.main import app
+from adanat_toolkit.commands.publish import CARD, PICTURE, PUBLISHED, publish
+from adanat_toolkit.errors import ConfigError, OutputError
+from adanat_toolkit.evaluation import RESULT
+from adanat_toolkit.policies import load_policy
+from adanat_toolkit.sampling import sample, seed_range
+from adanat_toolkit.storage import is_hub_id, local_policy
+from adanat_toolkit.training import Trainer, validate
+
+from ..helpers.tiny import TinyGenerator, install_tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    with pytest.MonkeyPatch.context() as patch:
+        install_tiny(folder / "site", patch)
+        config = validate(
+            {"generator": {"name": "tiny"}, "reward": {"name": "dark"}, "steps": 2, "batch": 8, "trajectories": 16}
+            | {"device": "cpu", "ppo": {"epochs": 1, "learning_rate": 0.05}}
+        )
+        Trainer(config).run(folder / "run")
+    return folder / "run"
+
+
+def evaluation(run: Path, sha256: str | None = None) -> dict[str, Any]:
+    """What ``adanat evaluate --out`` writes, for the policy of a run."""
+    card = json.loads((run / "policy" / "policy.json").read_text())
+    card["sha256"] = sha256 or card["sha256"]
+    row = {"policy": str(run), "steps": 2, "card": card, "baseline": "fixed:cosine"}
+    row |= {"figures": {"frechet": 12.345, "recall": 0.5}, "intervals": {"frechet": [11.5, 13.5]}}
+    row |= {"ratio": {"frechet": 0.75}, "ratio_interval": {"frechet": [0.7, 0.8]}}
+    baseline = {"policy": "fixed:cosine", "steps": 2, "figures": {"frechet": 16.46, "recall": 0.25}, "intervals": {}}
+    facts = {"images": 2000, "seeds": [0, 1999], "real_images": 10934, "protocol": "net-1234", "device": "cpu"}
+    facts |= {"dtype": "float32", "protocol_card": {"resize": "none, 64x64"}}
+    return {**facts, "baselines": [baseline], "policies": [row]}
+
+
+def images(spec: str) -> torch.Tensor:
+    generator = TinyGenerator()
+    policy, space, _ = load_policy(spec, generator)
+    return torch.cat([part.images for part in sample(generator, policy, space, seed_range(5, 4))])
+
+
+def test_a_folder(run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "mine"
+    result = publish(run, str(target), TinyGenerator())
+    assert result == {"target": str(target), "url": None, "files": list(PUBLISHED), "evaluated": False}
+    assert sorted(p.name for p in target.iterdir()) == sorted(PUBLISHED)
+    assert torch.equal(images(str(target)), images(str(run)))
+    text = (target / CARD).read_text()
+    assert text.startswith("---\nlicense: apache-2.0\n") and "# mine" in text and "tiny:class" in text
+    assert "published without an evaluation" in text and "reward `dark`" in text and "16 images of its own" in text
+    with Image.open(target / PICTURE) as picture:
+        assert picture.width > 2 * 4 * 5
+    assert f"]({PICTURE})" in text
+    publish(run, str(target), TinyGenerator())  # again, over itself
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="holds no policy"):
+        publish(run, str(tmp_path / "other"), TinyGenerator())
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["notes.txt"]
+
+
+def test_figures_are_those_of_this_policy(run: Path, tmp_path: Path) -> None:
+    (tmp_path / RESULT).write_text(json.dumps(evaluation(run)))
+    publish(run, str(tmp_path / "mine"), TinyGenerator(), evaluation=tmp_path, licence="mit")
+    text = (tmp_path / "mine" / CARD).read_text()
+    for part in ("license: mit", "| frechet | 12.35 [11.5, 13.5] | 16.46 |", "0.750 (95 % interval 0.700 to 0.800)"):
+        assert part in text, part
+    assert "2000 images of seeds 0 to 1999 against 10934 real images" in text and "`net-1234`" in text
+    (tmp_path / RESULT).write_text(json.dumps(evaluation(run, sha256="0" * 64)))
+    with pytest.raises(ConfigError, match="judges other policies"):
+        publish(run, str(tmp_path / "other"), TinyGenerator(), evaluation=tmp_path)
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(ConfigError, match="is no result of adanat evaluate"):
+        publish(run, str(tmp_path / "other"), TinyGenerator(), evaluation=tmp_path / "nowhere")
+
+
+def test_the_commands(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_tiny(tmp_path / "site", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    done = runner.invoke(app, ["publish", str(run), "./mine", "--json", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["files"] == list(PUBLISHED)
+    made = runner.invoke(app, ["sample", "--policy", "mine", "--generator", "tiny", "--num", "2", "--out", "out", "-q"])
+    assert made.exit_code == 0, made.output
+    assert len(list((tmp_path / "out").glob("0*.png"))) == 2
+    refused = runner.invoke(app, ["publish", str(run), "owner/name", "--offline"])
+    assert refused.exit_code == 1 and "forbids publishing" in refused.output
+
+
+def test_hub_ids_come_from_the_cache_when_offline(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(ConfigError, match=r"no policy at 'owner/mine'.*--offline forbids"):
+        local_policy("owner/mine", offline=True)
+    snapshot = tmp_path / "hub" / "models--owner--mine" / "snapshots" / ("a" * 40)
+    publish(run, str(snapshot), TinyGenerator())
+    refs = tmp_path / "hub" / "models--owner--mine" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40)
+    folder = local_policy("owner/mine", offline=True)
+    assert Path(folder) == snapshot
+    assert torch.equal(images(folder), images(str(run)))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert torch.equal(images("owner/mine"), images(str(run)))
+
+
+def test_what_a_hub_id_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("owner/name") and is_hub_id("owner/name@v1.0")
+    for text in ("name", "./owner/name", "/owner/name", "a/b/c", "fixed:cosine", "../a/b", "~/a"):
+        assert not is_hub_id(text), text
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert not is_hub_id("owner/name")
+    assert local_policy("owner/name") == "owner/name"
+    assert re.fullmatch(r"fixed:.*", local_policy("fixed:halton/x"))

@@ -1,0 +1,294 @@
+"""The run folder: nothing is half written, and what is damaged or foreign is refused and left alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from adanat_toolkit.errors import CheckpointError, InUseError, OutputError
+from adanat_toolkit.storage import RunFolder, held, load_tensors, prepare_folder, save_tensors, write_file, write_json
+from adanat_toolkit.storage import files as runs
+
+TENSORS: dict[str, Tensor] = {
+    "a": torch.arange(6.0).view(2, 3),
+    "b": torch.tensor(7),
+    "c": torch.randn(4, generator=torch.Generator().manual_seed(0)).bfloat16(),
+    "d": torch.arange(6.0).view(2, 3).T,  # not contiguous
+    "e": torch.zeros(0, 3),
+}
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_tensors_round_trip(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "x" / "000003", "state", TENSORS, {"iteration": 3, "nested": {"k": [1, 2]}})
+    tensors, facts = load_tensors(tmp_path / "x" / "000003", "state")
+    assert tensors.keys() == TENSORS.keys()
+    for key, value in TENSORS.items():
+        assert tensors[key].dtype == value.dtype and torch.equal(tensors[key], value)
+    assert facts["iteration"] == 3 and facts["nested"] == {"k": [1, 2]}
+    assert set(snapshot(tmp_path)) == {"x/000003/state.safetensors", "x/000003/state.json"}
+
+
+@pytest.mark.parametrize("name", ["folder", "file"])
+def test_what_another_process_holds(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / name
+    program = "import sys, time, pathlib; from adanat_toolkit.storage.files import held\n"
+    program += f"with held(pathlib.Path({str(path)!r})): print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(InUseError, match=f"another process is writing to {path}"), held(path):
+            raise AssertionError("both are in")
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    with held(path):
+        pass
+    with held(path):  # the first one let go of it
+        pass
+
+
+def test_tensors_that_share_memory(tmp_path: Path) -> None:
+    whole = torch.arange(4.0)
+    save_tensors(tmp_path / "s", "state", {"whole": whole, "part": whole[1:3], "again": whole}, {})
+    assert load_tensors(tmp_path / "s", "state")[0]["part"].tolist() == [1.0, 2.0]
+
+
+def test_saving_again_replaces_the_folder(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "policy", "policy", {"a": torch.zeros(3)}, {"n": 1})
+    save_tensors(tmp_path / "policy", "policy", {"a": torch.ones(3)}, {"n": 2})
+    tensors, facts = load_tensors(tmp_path / "policy", "policy")
+    assert tensors["a"].tolist() == [1, 1, 1] and facts["n"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["policy"]
+
+
+@pytest.mark.parametrize("call", range(1, 9))
+def test_an_interruption_at_any_call_loses_nothing(call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The n-th file operation never returns, as in a kill: the old or the new version can be read afterwards."""
+
+    class Killed(BaseException):
+        pass
+
+    save_tensors(tmp_path / "policy", "policy", {"a": torch.zeros(3)}, {"n": 1})
+    count = 0
+
+    def counted(name: str) -> None:
+        original = getattr(os, name)
+
+        def wrapper(*args: object, **options: object) -> object:
+            nonlocal count
+            count += 1
+            if count == call:
+                raise Killed
+            return original(*args, **options)
+
+        monkeypatch.setattr(os, name, wrapper)
+
+    for name in ("fsync", "replace", "mkdir", "rmdir"):
+        counted(name)
+    # A killed process does not clean up either.
+    real_rmtree = runs.shutil.rmtree
+    monkeypatch.setattr(runs.shutil, "rmtree", lambda *a, **k: None if count >= call else real_rmtree(*a, **k))
+    try:
+        save_tensors(tmp_path / "policy", "policy", {"a": torch.ones(3)}, {"n": 2})
+        finished = True
+    except Killed:
+        finished = False
+    monkeypatch.undo()
+    assert finished == (count < call)
+    RunFolder(tmp_path).recover()
+    tensors, facts = load_tensors(tmp_path / "policy", "policy")
+    assert tensors["a"].tolist() == [facts["n"] - 1.0] * 3
+    assert facts["n"] == 2 if finished else facts["n"] in (1, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["policy"]
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_full_disk_keeps_the_old_version(failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tensors(tmp_path / "policy", "policy", {"a": torch.zeros(3)}, {"n": 1})
+    write_json(tmp_path / "config.json", {"old": 1})
+    before = snapshot(tmp_path)
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, failing, full)
+    with pytest.raises(OutputError, match=r"No space left on device.*Nothing was lost; free space"):
+        save_tensors(tmp_path / "policy", "policy", {"a": torch.ones(3)}, {"n": 2})
+    with pytest.raises(OutputError, match="No space left on device"):
+        write_json(tmp_path / "config.json", {"new": 1})
+    monkeypatch.undo()
+    assert snapshot(tmp_path) == before
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for target in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(OutputError, match=r"cannot write to .*Choose another --out"):
+            prepare_folder(target)
+    with pytest.raises(OutputError, match="cannot write"):
+        write_file(tmp_path / "file" / "x.json", "{}")
+    with pytest.raises(OutputError, match="cannot write"):
+        save_tensors(tmp_path / "file" / "x", "state", TENSORS, {})
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="Permission denied"):
+            prepare_folder(tmp_path / "run")
+        with pytest.raises(OutputError, match="Permission denied"):
+            prepare_folder(tmp_path)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_prepare_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert prepare_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert not list((tmp_path / "a" / "b").iterdir())
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_tensors(tmp_path / "000001", "state", TENSORS, {"iteration": 1})
+    return tmp_path / "000001"
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_truncated_tensors(keep: int, saved: Path) -> None:
+    file = saved / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    before = snapshot(saved)
+    with pytest.raises(CheckpointError, match=r"damaged or truncated .*remove it to fall back"):
+        load_tensors(saved, "state")
+    assert snapshot(saved) == before
+
+
+def test_a_flipped_bit(saved: Path) -> None:
+    file = saved / "state.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match="checksum differs"):
+        load_tensors(saved, "state")
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b'{"format": 1, "sha', "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[1, 2]", "format None"),
+        (b'{"format": 99}', "format 99; this version reads format 1"),
+    ],
+)
+def test_damaged_card(card: bytes, message: str, saved: Path) -> None:
+    (saved / "state.json").write_bytes(card)
+    with pytest.raises(CheckpointError, match=message):
+        load_tensors(saved, "state")
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
+def test_missing_file(name: str, saved: Path) -> None:
+    (saved / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"{name}: No such file"):
+        load_tensors(saved, "state")
+
+
+def test_not_tensors_at_all(saved: Path) -> None:
+    """A file with the right checksum that safetensors cannot read."""
+    import hashlib
+
+    (saved / "state.safetensors").write_bytes(b"not tensors")
+    card = json.loads((saved / "state.json").read_text())
+    card["sha256"] = hashlib.sha256(b"not tensors").hexdigest()
+    (saved / "state.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_tensors(saved, "state")
+
+
+# --- the run's files --------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_listed_and_pruned(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.checkpoints() == []
+    for iteration in (2, 10, 4, 1_000_000):
+        save_tensors(folder.checkpoint(iteration), "state", {"a": torch.zeros(1)}, {"iteration": iteration})
+    (tmp_path / "checkpoints" / ".000012.99.tmp").mkdir()  # half written
+    (tmp_path / "checkpoints" / "000099").write_text("a file")
+    (tmp_path / "checkpoints" / "5-backup").mkdir()  # the user's
+    assert folder.checkpoints() == [2, 4, 10, 1_000_000]
+    folder.prune(2)
+    assert folder.checkpoints() == [10, 1_000_000]
+    assert (tmp_path / "checkpoints" / "5-backup").is_dir()
+
+
+def test_recover(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    save_tensors(folder.checkpoint(3), "state", {"a": torch.zeros(1)}, {})
+    save_tensors(tmp_path / "policy", "policy", {"a": torch.zeros(1)}, {})
+    write_json(tmp_path / "config.json", {})
+    expected = snapshot(tmp_path)
+    os.replace(tmp_path / "policy", tmp_path / ".policy.old")  # killed before the successor took its place
+    (tmp_path / ".policy.77.tmp").mkdir()
+    (tmp_path / ".policy.77.tmp" / "policy.safetensors").write_bytes(b"half")
+    (tmp_path / "checkpoints" / ".000004.77.tmp").mkdir()
+    (tmp_path / ".config.json.77.tmp").write_bytes(b"{")
+    folder.recover()
+    assert snapshot(tmp_path) == expected
+    os.rename(tmp_path / "policy", tmp_path / ".policy.old")
+    save_tensors(tmp_path / "policy", "policy", {"a": torch.ones(1)}, {})  # killed after it did
+    folder.recover()
+    assert not (tmp_path / ".policy.old").exists()
+    assert load_tensors(tmp_path / "policy", "policy")[0]["a"].tolist() == [1]
+
+
+def test_metrics(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.metrics() == []
+    for iteration in range(1, 5):
+        folder.append_metrics({"iteration": iteration, "x": iteration / 3})
+    with open(tmp_path / "metrics.jsonl", "a") as handle:
+        handle.write('{"iteration": 5, "x": 1.6')  # cut off by a kill
+    assert [row["iteration"] for row in folder.metrics()] == [1, 2, 3, 4]
+    folder.truncate_metrics(2)
+    assert folder.metrics() == [{"iteration": 1, "x": 1 / 3}, {"iteration": 2, "x": 2 / 3}]
+    folder.append_metrics({"iteration": 3})
+    assert [row["iteration"] for row in folder.metrics()] == [1, 2, 3]
+    folder.truncate_metrics(0)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_damage_inside_the_metrics_loses_no_row(tmp_path: Path) -> None:
+    folder, file = RunFolder(tmp_path), tmp_path / "metrics.jsonl"
+    file.write_text('{"iteration": 1}\n{"iterat\n{"iteration": 3}\n')
+    with pytest.raises(CheckpointError, match=r"line 2 of 3 in .*metrics\.jsonl is damaged"):
+        folder.truncate_metrics(3)
+    assert len(file.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b"3"])
+def test_damaged_config(content: bytes, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.config is None
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        _ = folder.config

@@ -1,0 +1,164 @@
+"""Configuration: sources and their order, validation, differences."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from adanat_toolkit.errors import ConfigError
+from adanat_toolkit.registry import parse_override
+from adanat_toolkit.training import PRESETS, PPOConfig, RunConfig, differences, merge, resolve, validate
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("batch: 64\nsteps: 6\nppo:\n  clip: 0.3\n  epochs: 7\n")
+    flags = {"steps": 8, "ppo": {"epochs": 9}}
+    config = resolve(preset="gpu", file=file, flags=flags, overrides=["ppo.epochs=2", "seed=5"])
+    assert config.trajectories == PRESETS["gpu"]["trajectories"]  # preset
+    assert (config.batch, config.ppo.clip) == (64, 0.3)  # file over preset
+    assert config.steps == 8  # flag over file
+    assert (config.ppo.epochs, config.seed) == (2, 5)  # --set over all
+    assert config.ppo.gamma == 1.0  # default
+
+
+def test_defaults_are_valid_and_presets_are_too() -> None:
+    assert resolve() == RunConfig()
+    for preset in PRESETS:
+        resolve(preset=preset)
+    assert resolve(preset="paper").ppo == PPOConfig.paper()
+
+
+def test_iterations_round_up() -> None:
+    assert resolve(overrides=["trajectories=100", "batch=32"]).iterations == 4
+    assert resolve(overrides=["trajectories=96", "batch=32"]).iterations == 3
+    assert resolve(overrides=["trajectories=1", "batch=32"]).iterations == 1
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_printed_can_be_read_back(preset: str, tmp_path: Path) -> None:
+    config = resolve(preset=preset, overrides=["ppo.learning_rate=1e-4", "reward.options.width=32"])
+    dumped = config.model_dump(mode="json")
+    assert differences(json.loads(json.dumps(dumped)), dumped) == []
+    file = tmp_path / "again.yaml"
+    file.write_text(yaml.safe_dump(dumped))
+    assert resolve(file=file) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=1", {"a": 1}),
+        ("a.b.c=0.5", {"a": {"b": {"c": 0.5}}}),
+        ("a=1e-4", {"a": 1e-4}),  # YAML 1.1 alone reads this as text
+        ("a=true", {"a": True}),
+        ("a=null", {"a": None}),
+        ("a=", {"a": None}),
+        ("a=[x, y]", {"a": ["x", "y"]}),
+        ("a=cosine,guidance=0:3", {"a": "cosine,guidance=0:3"}),
+        ("a=some text", {"a": "some text"}),
+    ],
+)
+def test_overrides(text: str, expected: dict) -> None:
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("ppoo.clip=1", r"unknown key 'ppoo'; did you mean 'ppo'\?"),
+        ("ppo.learning_rat=1", r"'ppo\.learning_rat'; did you mean 'learning_rate'"),
+        ("zzz=1", r"unknown key 'zzz'\. Known: generator, reward"),
+        ("policy..x=1", "unknown key 'policy.'"),
+        ("steps=0", r"steps = 0: .*greater than or equal to 1"),
+        ("steps=2.5", r"steps = 2\.5"),
+        ("trajectories=-3", "trajectories = -3"),
+        ("batch=1", "batch = 1"),
+        ("ppo.clip=nan", "ppo.clip"),
+        ("ppo.clip=.inf", r"ppo\.clip = inf: .*finite"),
+        ("ppo.gamma=1.5", r"ppo\.gamma = 1\.5"),
+        ("ppo=3", "ppo = 3"),
+        ("policy.average=1", r"policy\.average = 1"),
+        ("seed=-1", "seed = -1"),
+        ("seed=9223372036854775808", "seed = 9223372036854775808"),
+        ("engine=sb4", "engine = 'sb4'"),
+        ("ppo.clip", "must be written KEY=VALUE"),
+        ("=3", "must be written KEY=VALUE"),
+        ("ppo.clip=[1", "not valid YAML"),
+    ],
+)
+def test_bad_settings_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(overrides=[override])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [1", "is not valid YAML"),
+        (b"\xff\xfe\x00x", "is not valid YAML"),
+        (b"- 1\n- 2\n", "must hold a mapping"),
+        (b"", "must hold a mapping"),
+        (b"1: 2\n", "should be strings"),
+        (b"batchs: 3\n", "did you mean 'batch'"),
+    ],
+)
+def test_bad_files(content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        resolve(file=file)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        resolve(file=tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*irectory"):
+        resolve(file=tmp_path)
+    with pytest.raises(ConfigError, match="did you mean 'paper'"):
+        resolve(preset="papr")
+
+
+def test_options_stay_with_the_plugin_they_were_given_with(tmp_path: Path) -> None:
+    assert resolve(preset="paper").reward.options == {"architecture": "paper"}
+    other = resolve(preset="paper", flags={"reward": {"name": "imagereward", "options": {"batch": 4}}})
+    assert other.reward.options == {"batch": 4} and other.reward.name == "imagereward"
+    assert resolve(preset="paper", overrides=["policy.name=shared"]).policy.options == {}
+    same = resolve(preset="paper", flags={"reward": {"name": "adversarial"}}, overrides=["reward.options.updates=3"])
+    assert same.reward.options == {"architecture": "paper", "updates": 3}
+    file = tmp_path / "run.yaml"
+    file.write_text("reward: {name: fid, options: {group: 8}}")
+    assert resolve(file=file).reward.options == {"group": 8}
+    assert resolve(file=file, flags={"reward": {"name": "fid:influence"}}).reward.options == {}
+
+
+def test_groups_must_divide_the_batch() -> None:
+    with pytest.raises(ConfigError, match=r"batch = 10 must be a multiple of ppo\.group = 4"):
+        validate({"batch": 10, "ppo": {"group": 4}})
+
+
+def test_configurations_are_frozen() -> None:
+    config = resolve()
+    with pytest.raises(ValidationError):
+        config.steps = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        config.ppo.clip = 0.3  # type: ignore[misc]
+
+
+def test_merge_leaves_its_arguments_alone() -> None:
+    base, over = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 5}, "d": {"e": 1}}
+    assert merge(base, over) == {"a": {"b": 5, "c": 2}, "d": {"e": 1}}
+    assert base == {"a": {"b": 1, "c": 2}, "d": 3}
+    before = json.dumps(PRESETS)
+    resolve(preset="paper", overrides=["reward.options.norm=none", "policy.options.size=small"])
+    assert json.dumps(PRESETS) == before
+
+
+def test_differences_name_nested_keys() -> None:
+    old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
+    assert differences(old, new) == ["a.c: 2 -> 4", "d: 3 -> None", "e: None -> 5"]
+    assert differences(old, old) == []

@@ -1,0 +1,374 @@
+"""Training end to end: what it leaves behind, that it resumes bit-exactly after a kill at any moment, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, InUseError, OutputError
+from adanat_toolkit.policies import load_policy
+from adanat_toolkit.registry import create_generator
+from adanat_toolkit.sampling import sample, seed_range
+from adanat_toolkit.storage import RunFolder, held, load_tensors
+from adanat_toolkit.training import Trainer, merge, validate
+from adanat_toolkit.training.checkpoint import load_optimiser, optimiser_state
+
+from ..helpers.tiny import install_tiny
+from ..helpers.train_process import run_process, write_images
+
+EMBEDDED: dict[str, Any] = {
+    "generator": {"name": "maskgit"},
+    "reward": {"options": {"batch": 4, "updates": 2}},
+    "steps": 2,
+    "trajectories": 20,
+    "batch": 4,
+    "checkpoint_every": 2,
+    "keep_checkpoints": 2,
+    "device": "cpu",
+    "dtype": "float32",
+    "seed": 3,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "adaptive": {
+        "policy": {"name": "adaptive", "average": 0.9},
+        "ppo": {"group": 2, "learning_rate_decay": "linear", "sigma_drop_at": [0.5]},
+        "reward": {"options": {"replay": 16}},
+        "data": {"shift": 2},
+    },
+    "shared": {"policy": {"name": "shared"}, "reward": {"warmup": 1}, "ppo": {"gae_lambda": 0.9}},
+}
+KILLS: dict[str, list[dict[str, Any]]] = {
+    "adaptive": [
+        {"stop_before": "config.json"},  # nothing but the folder
+        {"stop_after": 1},  # metrics without a checkpoint
+        {"stop_before": "state.json"},  # the first checkpoint, half written
+        {"stop_before": "/000002"},  # written, not yet in its place; the policy is
+        {"stop_after": 3},
+        {"stop_before": "metrics.jsonl"},  # in the middle of resuming
+        {"stop_before": ".policy.old"},
+        {"stop_before": "/policy"},  # the old policy is moved aside, the new one is not there yet
+        {"stop_before": "/000005"},  # the last checkpoint: the run would end here
+    ],
+    "shared": [{"stop_after": 2}, {"stop_before": "policy.json"}, {"stop_before": "/000004"}],
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data") / "images")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file of a run; of the metrics, what does not depend on the clock."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    if "metrics.jsonl" in found:
+        found["metrics.jsonl"] = json.dumps(steady(RunFolder(folder).metrics())).encode()
+    return found
+
+
+def steady(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in row.items() if not k.startswith("seconds") and k != "trajectories_per_second"} for row in rows
+    ]
+
+
+def settings_of(kind: str, images: Path) -> dict[str, Any]:
+    return merge(merge(EMBEDDED, KINDS[kind]), {"data": {"path": str(images)}})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_any_moment_and_resumed_is_the_unbroken_run(kind: str, images: Path, tmp_path: Path) -> None:
+    settings = settings_of(kind, images)
+    run_process(settings, tmp_path / "unbroken")
+    for number, moment in enumerate(KILLS[kind]):
+        run_process(settings, tmp_path / "broken", **moment)
+        if number == 4:  # a line cut off in the middle
+            with open(tmp_path / "broken" / "metrics.jsonl", "a") as handle:
+                handle.write('{"iteration": 4, "rewa')
+    run_process(settings, tmp_path / "broken")
+    unbroken, broken = files(tmp_path / "unbroken"), files(tmp_path / "broken")
+    assert unbroken.keys() == broken.keys()
+    assert not [name for name in unbroken if unbroken[name] != broken[name]]
+    expected = {"config.json", "metrics.jsonl", "policy/policy.json", "policy/policy.safetensors"}
+    expected |= {f"checkpoints/{i:06d}/state.{end}" for i in (4, 5) for end in ("json", "safetensors")}
+    assert set(unbroken) == expected
+    check_run(tmp_path / "unbroken", settings)
+    # Running a finished run again changes nothing, and reports its last row.
+    run_process(settings, tmp_path / "broken")
+    assert files(tmp_path / "broken") == unbroken
+
+
+def check_run(out: Path, settings: dict[str, Any]) -> None:
+    """The metrics make sense, something was learned, and the exported policy is the trained one."""
+    rows = RunFolder(out).metrics()
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["trajectories"] for row in rows] == [4, 8, 12, 16, 20]
+    warmup = settings["reward"].get("warmup", 0)
+    for row in rows:
+        assert all(math.isfinite(v) for v in row.values())
+        assert 0 < row["reward/mean"] < 1 and "reward_model/loss" in row
+        assert ("ppo/policy_loss" in row) == (row["iteration"] > warmup)
+    if settings["ppo"].get("learning_rate_decay") == "linear":
+        assert [row["learning_rate"] for row in rows] == pytest.approx([5e-4 * (1 - i / 5) for i in range(5)])
+        assert [row["sigma"] for row in rows] == [0.6, 0.6, 0.6, 0.6, 0.3]  # after the update of iteration 2.5
+    first, _ = load_tensors(RunFolder(out).checkpoint(4), "state")
+    last, facts = load_tensors(RunFolder(out).checkpoint(5), "state")
+    assert facts["iteration"] == 5
+    exported, card = load_tensors(out / "policy", "policy")
+    source = "average." if settings["policy"].get("average") else "policy."
+    assert exported.keys() == {k.removeprefix(source) for k in last if k.startswith(source)}
+    assert all(torch.equal(exported[k], last[source + k]) for k in exported)
+    assert card["training"]["trajectories"] == 20 and card["kind"] == settings["policy"]["name"]
+    for part in ("policy.", "critic.", "reward.", "optimiser."):
+        assert any(not torch.equal(first[k], last[k]) for k in last if k.startswith(part)), part
+
+
+def test_the_same_command_continues(images: Path, tmp_path: Path) -> None:
+    """The command line, killed from outside as soon as it writes a checkpoint, at whatever moment that hits."""
+    out = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "adanat_cli", "train", "--steps", "2", "--trajectories", "16", "--batch", "4",
+        "--policy", "shared", "--device", "cpu", "--dtype", "float32", "--data", str(images), "--out", str(out),
+        "--set", "reward.options.batch=4", "--set", "checkpoint_every=2", "--quiet",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in the run it is compared with
+    process = subprocess.Popen(command, env=environment)
+    while process.poll() is None and not any((out / "checkpoints").glob("*")):
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not RunFolder(out).checkpoints() or RunFolder(out).checkpoints() == [2]
+    subprocess.run(command, env=environment, check=True)
+    run_process(json.loads((out / "config.json").read_text()), tmp_path / "unbroken")
+    assert files(out) == files(tmp_path / "unbroken")
+
+
+# --- with a generator of the test's own, as a plug-in -----------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings of a run with a tiny generator and a reward for small codes, installed as third-party plug-ins."""
+    install_tiny(tmp_path / "site", monkeypatch)
+    return {
+        "generator": {"name": "tiny"}, "reward": {"name": "dark"}, "policy": {"name": "shared"}, "steps": 3,
+        "trajectories": 64, "batch": 16, "checkpoint_every": 2, "device": "cpu", "dtype": "float32",
+        "ppo": {"learning_rate": 0.005},
+    }  # fmt: skip
+
+
+def train(settings: dict[str, Any], out: Path, **changes: Any) -> dict[str, Any]:
+    return Trainer(validate(merge(settings, changes))).run(out)
+
+
+@pytest.mark.parametrize(("kind", "trajectories"), [("shared", 3072), ("adaptive", 1024)])
+def test_a_policy_learns(kind: str, trajectories: int, tiny: dict[str, Any], tmp_path: Path) -> None:
+    """The reward for dark images rises, and the exported policy samples darker ones than the schedule it started from."""
+    train(tiny, tmp_path / "run", trajectories=trajectories, batch=64, policy={"name": kind})
+    rewards = [row["reward/mean"] for row in RunFolder(tmp_path / "run").metrics()]
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.03
+    generator = create_generator("tiny", device=torch.device("cpu"), dtype=torch.float32)
+    means = {}
+    for spec in (str(tmp_path / "run"), "fixed"):
+        policy, space, _ = load_policy(spec, generator, 3)
+        means[spec] = float(torch.cat([s.images for s in sample(generator, policy, space, seed_range(0, 400))]).mean())
+    assert means[str(tmp_path / "run")] < means["fixed"] - 0.02
+
+
+def test_seed_decides_the_run(tiny: dict[str, Any], tmp_path: Path) -> None:
+    first, again, other = (train(tiny, tmp_path / name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    assert steady([{**first, "run": ""}]) == steady([{**again, "run": ""}])
+    assert files(tmp_path / "a")["policy/policy.safetensors"] == files(tmp_path / "b")["policy/policy.safetensors"]
+    assert files(tmp_path / "a")["policy/policy.safetensors"] != files(tmp_path / "c")["policy/policy.safetensors"]
+    assert first["reward/mean"] != other["reward/mean"]
+
+
+def test_micro_batches_do_not_change_the_run(tiny: dict[str, Any], tmp_path: Path) -> None:
+    whole = train(tiny, tmp_path / "whole", policy={"name": "adaptive"})
+    cut = train(tiny, tmp_path / "cut", policy={"name": "adaptive"}, micro_batch=5)
+    assert cut["reward/mean"] == pytest.approx(whole["reward/mean"], abs=1e-6)
+    a, b = (load_tensors(tmp_path / name / "policy", "policy")[0] for name in ("whole", "cut"))
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-5
+
+
+def test_groups_share_context_and_noise(tiny: dict[str, Any]) -> None:
+    trainer = Trainer(validate(merge(tiny, {"ppo": {"group": 4}})))
+    rollout, _ = trainer._rollout(0.6)
+    classes = rollout.context.classes
+    assert classes is not None and torch.equal(classes, classes[::4].repeat_interleave(4))
+    assert len(rollout.actions.flatten(1).unique(dim=0)) == 16  # exploration is each trajectory's own
+    calm, _ = trainer._rollout(1e-9)
+    assert calm.embedded is not None
+    assert torch.equal(calm.embedded, calm.embedded[::4].repeat_interleave(4, 0))  # without it they are one image
+
+
+def test_other_settings_are_refused(tiny: dict[str, Any], tmp_path: Path) -> None:
+    train(tiny, tmp_path / "run")
+    before = files(tmp_path / "run")
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"steps": 4}, "steps: 3 -> 4"),
+        ({"seed": 9}, "seed: 0 -> 9"),
+        ({"ppo": {"clip": 0.1}}, r"ppo\.clip: 0\.2 -> 0\.1"),
+        ({"policy": {"name": "adaptive"}}, r"policy\.name: 'shared' -> 'adaptive'"),
+        ({"trajectories": 640}, "trajectories: 64 -> 640"),
+        ({"generator": {"options": {"width": 9}}}, r"generator\.options\.width"),
+    ]
+    for change, message in changes:
+        with pytest.raises(CheckpointError, match=rf"{message}.*another --out to start anew\. Nothing was changed"):
+            train(tiny, tmp_path / "run", **change)
+        assert files(tmp_path / "run") == before
+    # What does not change the result may be changed.
+    train(tiny, tmp_path / "run", micro_batch=3, keep_checkpoints=5, checkpoint_every=7, offline=True)
+    assert files(tmp_path / "run") == before
+
+
+@pytest.fixture
+def interrupted(tiny: dict[str, Any], tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    """A run that was stopped after 2 of 4 iterations."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["iteration"] == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        Trainer(validate(tiny)).run(tmp_path / "run", on_iteration=stop)
+    return tiny, tmp_path / "run"
+
+
+def refused(settings: dict[str, Any], out: Path, message: str, error: type[AdaNATError] = CheckpointError) -> None:
+    before = files(out)
+    with pytest.raises(error, match=message):
+        train(settings, out)
+    assert files(out) == before
+
+
+def test_damaged_checkpoints_are_refused(interrupted: tuple[dict[str, Any], Path]) -> None:
+    settings, out = interrupted
+    state = out / "checkpoints" / "000002" / "state.safetensors"
+    whole = state.read_bytes()
+    state.write_bytes(whole[: len(whole) // 2])
+    refused(settings, out, r"damaged or truncated.*left untouched")
+    state.unlink()
+    refused(settings, out, "No such file")
+    state.write_bytes(whole)
+    (out / "config.json").write_text('{"steps": ')
+    refused(settings, out, r"config\.json is damaged")
+    (out / "config.json").unlink()
+    refused(settings, out, r"has checkpoints but no config\.json")
+
+
+def test_checkpoints_of_another_run_are_refused(interrupted: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    settings, out = interrupted
+    card = out / "checkpoints" / "000002" / "state.json"
+    facts = json.loads(card.read_text())
+    card.write_text(json.dumps({**facts, "generator": "another"}))
+    refused(settings, out, r"made with another generator \(another, now tiny-class\)")
+    card.write_text(json.dumps({**facts, "real_images": "another"}))
+    refused(settings, out, "made with another real images")
+    # A checkpoint of a run with another network, copied here.
+    train(settings, tmp_path / "other", policy={"name": "adaptive"})
+    shutil.rmtree(card.parent)
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "000002", card.parent)
+    refused(settings, out, r"does not fit: .* tensors differ.*another configuration")
+
+
+def test_a_folder_that_is_being_trained_in_is_left_alone(interrupted: tuple[dict[str, Any], Path]) -> None:
+    settings, out = interrupted
+    with held(out):
+        refused(settings, out, "another process is writing to .*choose another --out", InUseError)
+    train(settings, out)
+
+
+def test_removing_the_newest_checkpoint_falls_back(interrupted: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    settings, out = interrupted
+    shutil.rmtree(out / "checkpoints" / "000002")
+    train(settings, out)
+    train(settings, tmp_path / "unbroken")
+    assert files(out) == files(tmp_path / "unbroken")
+
+
+def test_output_that_cannot_be_written(tiny: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="Choose another --out"):
+        train(tiny, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy": {"name": "fixed"}}, "nothing to learn"),
+        ({"policy": {"knobs": []}}, "at least one knob"),
+        ({"policy": {"knobs": ["guidence"]}}, "did you mean 'guidance'"),
+        ({"policy": {"schedule": "cosin"}}, "did you mean 'cosine'"),
+        ({"policy": {"options": {"hiden": 3}}}, "did you mean 'hidden'"),
+        ({"device": "cuda:99"}, "not available"),
+        ({"device": "tpu"}, "not a device"),
+        ({"dtype": "float16"}, "use auto, float32 or bfloat16"),
+    ],
+)
+def test_settings_are_checked_before_work_starts(
+    change: dict[str, Any], message: str, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(tiny, tmp_path / "run", **change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan(tiny: dict[str, Any]) -> None:
+    trainer = Trainer(validate(merge(tiny, {"policy": {"name": "adaptive"}})))
+    plan = trainer.plan()
+    assert plan["iterations"] == 4 and plan["trajectories"] == 64
+    assert plan["parameters"]["policy"] == sum(p.numel() for p in trainer.policy.parameters())
+    assert plan["memory_bytes"]["stored features of one iteration"] == 16 * 3 * 15 * 8 * 2
+    # The forwards that it announces are those that are run.
+    forwards = trainer.generator.forwards  # type: ignore[attr-defined]
+    for _ in range(4):
+        trainer.step()
+    after_first = [rows for rows, _ in forwards if rows >= 16]
+    assert sum(after_first) == plan["generator_forwards"]
+
+
+def test_knobs_that_are_not_acted_follow_the_schedule(tiny: dict[str, Any]) -> None:
+    settings = merge(tiny, {"policy": {"knobs": ["guidance"], "schedule": "linear,guidance=1,mask_temperature=2:0"}})
+    trainer = Trainer(validate(settings))
+    row = trainer.step()
+    assert [row[f"knob/mask_ratio/{t}"] for t in range(3)] == pytest.approx([2 / 3, 1 / 3, 0], abs=1e-6)
+    assert [row[f"knob_spread/mask_temperature/{t}"] for t in range(3)] == pytest.approx([0] * 3, abs=1e-6)
+    assert row["knob_spread/guidance/1"] > 0.1
+
+
+def test_optimiser_state_round_trip() -> None:
+    def make() -> tuple[torch.nn.Linear, torch.optim.Adam]:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(3, 2)
+        return layer, torch.optim.Adam(layer.parameters(), lr=0.1)
+
+    layer, adam = make()
+    for _ in range(3):
+        layer(torch.ones(1, 3)).sum().backward()
+        adam.step()
+    flat = optimiser_state(adam)
+    assert set(flat) == {f"{i}.{name}" for i in (0, 1) for name in ("step", "exp_avg", "exp_avg_sq")}
+    other, restored = make()
+    load_optimiser(restored, flat)  # copies: the two do not share their moments
+    other.load_state_dict(layer.state_dict())
+    for module, optimiser in ((layer, adam), (other, restored)):
+        optimiser.zero_grad()
+        module(torch.ones(1, 3)).square().sum().backward()
+        optimiser.step()
+    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), other.parameters(), strict=True))
