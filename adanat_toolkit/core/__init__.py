@@ -1,6 +1,6 @@
 """The contracts: generator, reward, policy, features, with shapes and units; knobs, schedules and noise."""
 
-from .actions import GUIDANCE, MASK_RATIO, MASK_TEMPERATURE, TOKEN_KNOBS, TOKEN_TEMPERATURE, ActionSpace, Knob
+from .actions import GUIDANCE, MASK_RATIO, MASK_TEMPERATURE, TIME, TOKEN_KNOBS, TOKEN_TEMPERATURE, ActionSpace, Knob
 from .context import Context, ContextKind
 from .features import FeatureExtractor, JointExtractor, PrecomputedExtractor, PromptScorer, Tracker
 from .generator import Generator, ImageSource
@@ -37,6 +37,7 @@ __all__ = [
     "REWARD",
     "SHUFFLE",
     "STEP",
+    "TIME",
     "TOKEN",
     "TOKEN_KNOBS",
     "TOKEN_TEMPERATURE",

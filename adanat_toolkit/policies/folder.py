@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import RATIO_CURVES, ActionSpace, Generator, Policy, ReadsPolicies, parse_schedule
+from ..core import RATIO_CURVES, ActionSpace, Generator, Policy, ReadsPolicies
 from ..decoding import PUBLISHED_SAMPLERS, TokenGenerator, parse_sampler
 from ..errors import CheckpointError, ConfigError, nearest
 from ..registry import load, parse_options, toolkit_version
@@ -126,6 +126,7 @@ def _fixed(text: str, generator: Generator, steps: int | None) -> tuple[Policy, 
         table = sampler.schedule(
             generator.action_space, sampler.default_steps if steps is None else steps, generator.cells
         )
+        space = generator.action_space.bind(table, acted=(), residual=False)
         card |= {"sampler": head, "source": sampler.source}
     else:
         known = [*RATIO_CURVES, "adanat", *PUBLISHED_SAMPLERS]
@@ -134,8 +135,7 @@ def _fixed(text: str, generator: Generator, steps: int | None) -> tuple[Policy, 
                 f"unknown schedule or sampler {head!r}{nearest(head, known)} Schedules: {', '.join(RATIO_CURVES)}, adanat; "
                 f"published samplers: {', '.join(PUBLISHED_SAMPLERS)}."
             )
-        table = parse_schedule(text, generator.action_space, FIXED_STEPS if steps is None else steps)
-    space = generator.action_space.bind(table, acted=(), residual=False)
+        space = generator.bind(text, FIXED_STEPS if steps is None else steps, acted=(), residual=False)
     policy = FixedPolicy(
         FixedPolicy.Options(), space=space, grid=generator.grid, feature_dim=generator.feature_dim, sampler=sampler
     )
