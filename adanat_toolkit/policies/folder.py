@@ -60,7 +60,8 @@ def load_policy(
     Args:
         spec: ``fixed`` (the generator's best known schedule), ``fixed:SCHEDULE``, ``fixed:SAMPLER`` (a published sampler
             with its own steps, ``fixed:maskgit``, or with options, ``fixed:halton,guidance=1.5``), a run folder, a
-            policy folder, a hub id ``owner/name[@revision]``, or the file of a published policy where the generator reads one.
+            policy folder, a hub id ``owner/name[@revision]``, or the file of a published policy where the generator reads
+            one, with changes of its recipe if any (``FILE,smoothing=0.4,guidance=1.5``).
         steps: T of a fixed schedule (default 4) or sampler (default: its authors' number); a learned policy has its
             own T, which this must equal if given.
 
@@ -75,10 +76,11 @@ def load_policy(
     name, _, schedule = spec.partition(":")
     if name == "fixed":
         return _fixed(schedule or generator.default_schedule, generator, steps)
-    folder = Path(local_policy(spec))
+    file, _, changes = spec.partition(",")
+    folder = Path(local_policy(file if Path(file).is_file() else spec))
     if folder.is_file():
         if isinstance(generator, ReadsPolicies):
-            policy, space, card = generator.read_policy(folder, steps)
+            policy, space, card = generator.read_policy(folder, steps, changes)
             return policy.to(generator.device).eval(), space, card
         raise ConfigError(
             f"{spec} is a file, and no published policies are known for {generator.name}; give a run or policy folder."

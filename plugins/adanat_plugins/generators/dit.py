@@ -8,6 +8,7 @@ forward, chooses the starting time, with features that are zero (AdaGen, arXiv:2
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -196,7 +197,7 @@ class LatentGenerator(Generator):
         output, features = in_chunks(run, latents, self.path.network_time(time), classes, minimum=minimum)
         return output, features
 
-    def read_policy(self, path: Any, steps: int | None, changes: str = "") -> Any:
+    def read_policy(self, path: FilePath, steps: int | None, changes: str = "") -> Any:
         """A policy published with AdaGen (see ``released_policy.read_policy``)."""
         from ..released_policy import read_policy
 
