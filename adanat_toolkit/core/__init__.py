@@ -1,6 +1,15 @@
 """The contracts: generator, reward, policy, features, with shapes and units; knobs, schedules and noise."""
 
-from .actions import GUIDANCE, MASK_RATIO, MASK_TEMPERATURE, TOKEN_KNOBS, TOKEN_TEMPERATURE, ActionSpace, Knob
+from .actions import (
+    GUIDANCE,
+    MASK_RATIO,
+    MASK_TEMPERATURE,
+    TOKEN_KNOBS,
+    TOKEN_TEMPERATURE,
+    ActionSpace,
+    Knob,
+    next_scale_knobs,
+)
 from .context import Context, ContextKind
 from .features import FeatureExtractor, JointExtractor, PrecomputedExtractor, PromptScorer, Tracker
 from .generator import Generator, ImageSource
@@ -61,6 +70,7 @@ __all__ = [
     "derive",
     "linear",
     "mix",
+    "next_scale_knobs",
     "parse_schedule",
     "sample_seeds",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from adanat_toolkit.core import CONTEXT, Noise
-from adanat_toolkit.interfaces import Context, ContextKind, PluginOptions
+from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions
 
 from ..weights import Asset, resolve
 from .tokenized import TokenizedGenerator, TokenizedOptions
@@ -29,8 +29,14 @@ class ClassConditional(TokenizedGenerator):
     num_classes: int
 
     def sample_contexts(self, noise: Noise) -> Context:
-        drawn = (noise.uniform(CONTEXT, 0, (1,))[:, 0] * self.num_classes).long()
-        return Context(len(noise), classes=drawn.to(self.device))
+        return uniform_classes(self, noise)
+
+
+def uniform_classes(generator: Generator, noise: Noise) -> Context:
+    """One class a seed, all equally likely."""
+    assert generator.num_classes is not None
+    drawn = (noise.uniform(CONTEXT, 0, (1,))[:, 0] * generator.num_classes).long()
+    return Context(len(noise), classes=drawn.to(generator.device))
 
 
 def published_files(
