@@ -1,6 +1,16 @@
 """The contracts: generator, reward, policy, features, with shapes and units; knobs, schedules and noise."""
 
-from .actions import GUIDANCE, MASK_RATIO, MASK_TEMPERATURE, TIME, TOKEN_KNOBS, TOKEN_TEMPERATURE, ActionSpace, Knob
+from .actions import (
+    GUIDANCE,
+    MASK_RATIO,
+    MASK_TEMPERATURE,
+    TIME,
+    TOKEN_KNOBS,
+    TOKEN_TEMPERATURE,
+    ActionSpace,
+    Knob,
+    next_scale_knobs,
+)
 from .context import Context, ContextKind
 from .features import FeatureExtractor, JointExtractor, PrecomputedExtractor, PromptScorer, Tracker
 from .generator import Generator, ImageSource
@@ -62,6 +72,7 @@ __all__ = [
     "derive",
     "linear",
     "mix",
+    "next_scale_knobs",
     "parse_schedule",
     "sample_seeds",
 ]

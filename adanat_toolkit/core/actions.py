@@ -26,33 +26,39 @@ class Knob:
 
     Attributes:
         name: the field's term, unique within a generator.
-        transform: ``sigmoid`` (physical in (0, 1)) or ``softplus`` (physical > 0; the identity above 20).
+        transform: ``sigmoid`` (physical in (0, scale)) or ``softplus`` (physical > 0; the identity above 20).
         meaning: one line with the unit, shown by ``adanat plugins`` and in reports.
         neutral: the physical value that a schedule which does not mention the knob uses; None: every schedule must.
+        scale: what the sigmoid is multiplied by: the largest value of a bounded knob.
     """
 
     name: str
     transform: Transform
     meaning: str
     neutral: float | None
+    scale: float = 1.0
+
+    @property
+    def high(self) -> float:
+        """The largest physical value."""
+        return self.scale if self.transform == "sigmoid" else float("inf")
 
     def to_physical(self, raw: Tensor) -> Tensor:
-        return torch.sigmoid(raw) if self.transform == "sigmoid" else F.softplus(raw)
+        return self.scale * torch.sigmoid(raw) if self.transform == "sigmoid" else F.softplus(raw)
 
     def to_raw(self, physical: Tensor) -> Tensor:
-        """Inverse of :meth:`to_physical`; values at the end of the range are moved inside it by 1e-6."""
+        """Inverse of :meth:`to_physical`; values at the end of the range are moved inside it by 1e-6 of it."""
         if self.transform == "sigmoid":
-            p = physical.double().clamp(1e-6, 1 - 1e-6)
+            p = (physical.double() / self.scale).clamp(1e-6, 1 - 1e-6)
             return torch.log(p) - torch.log1p(-p)
         p = physical.double().clamp_min(1e-6)
         return p + torch.log(-torch.expm1(-p))
 
     def check(self, values: Tensor) -> None:
         """Raises ConfigError where a physical value is outside the knob's range."""
-        high = 1.0 if self.transform == "sigmoid" else float("inf")
-        bad = values[~((values >= 0) & (values <= high) & torch.isfinite(values))]
+        bad = values[~((values >= 0) & (values <= self.high) & torch.isfinite(values))]
         if bad.numel():
-            limit = "[0, 1]" if self.transform == "sigmoid" else "[0, infinity)"
+            limit = f"[0, {self.high:g}]" if self.transform == "sigmoid" else "[0, infinity)"
             raise ConfigError(f"knob {self.name!r} has the value {float(bad[0]):g}; it must lie in {limit}.")
 
 
@@ -64,8 +70,20 @@ TOKEN_TEMPERATURE = Knob("token_temperature", "softplus", "divides the logits th
 GUIDANCE = Knob("guidance", "softplus", "g in cond + g (cond - uncond); 0 is no guidance", 0.0)
 TIME = Knob("time", "sigmoid", "noise level that the step goes to, on the generator's own scale from 0 to 1", None)
 """Of diffusion and flow generators. They move it by at least 0.01 a step, in their own direction."""
+TOP_P = Knob("top_p", "sigmoid", "share of the probability that tokens are drawn from, the likeliest first; 1 is all", 1.0)
 TOKEN_KNOBS = (MASK_RATIO, MASK_TEMPERATURE, TOKEN_TEMPERATURE, GUIDANCE)
 """The four knobs of a masked-token generator, in the published order."""
+
+
+def top_k_knob(vocabulary: int) -> Knob:
+    """How many of so many tokens may be drawn: ``vocabulary`` times the sigmoid of the raw value."""
+    meaning = "how many tokens may be drawn, the likeliest first (its integer part); below 1 is all"
+    return Knob("top_k", "sigmoid", meaning, float(vocabulary), float(vocabulary))
+
+
+def next_scale_knobs(vocabulary: int) -> tuple[Knob, ...]:
+    """The four knobs of a next-scale generator, in the published order."""
+    return GUIDANCE, top_k_knob(vocabulary), TOP_P, TOKEN_TEMPERATURE
 
 
 @dataclass(frozen=True)

@@ -212,11 +212,11 @@ def generator_obeys_its_knobs(case: GeneratorCase) -> None:
     # From the middle of each range: a schedule may rest where a knob has no effect, such as temperature 0.
     for column, knob in enumerate(g.action_space.knobs):
         if knob.transform == "sigmoid":
-            table[:-1, :, column] = table[:-1, :, column].clamp(0.5, 0.8)
+            table[:-1, :, column] = table[:-1, :, column].clamp(0.5 * knob.high, 0.8 * knob.high)
     plain = case.run(table)
     for column, knob in enumerate(g.action_space.knobs):
         changed = False
-        for value in (0.2, 0.95) if knob.transform == "sigmoid" else (5.0, 0.2):
+        for value in (0.2 * knob.high, 0.95 * knob.high) if knob.transform == "sigmoid" else (5.0, 0.2):
             turned = table.clone()
             turned[:, 1, column] = value
             result = case.run(turned)

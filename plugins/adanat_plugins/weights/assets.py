@@ -124,6 +124,18 @@ def _adanat(variant: str, role: str, file: str, parameters: int) -> Asset:
     return Asset((variant,), role, file, _ADANAT, _ADANAT_LICENCE, _ADANAT_OBTAIN, parameters)
 
 
+_VAR = ("var:d16", "var:d30")
+_VAR_HUB = "FoundationVision/var"
+_VAR_LICENCE = "MIT (repository and model card)"
+
+
+def _var(variants: tuple[str, ...], role: str, name: str, parameters: int) -> Asset:
+    return Asset(
+        variants, role, f"var/{name}", f"https://huggingface.co/{_VAR_HUB}", _VAR_LICENCE, f"download {name}", parameters,
+        hub=_VAR_HUB,
+    )
+
+
 _HALTON = ("maskgit:halton-256", "maskgit:halton-384")
 _HALTON_HUB = "llvictorll/Halton-MaskGIT"
 _BIGG = "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
@@ -167,6 +179,9 @@ ASSETS: tuple[Asset, ...] = (
     _google(256, "tokenizer", "tokenizer_imagenet256_checkpoint", 54_515_587),
     _google(512, "generator", "maskgit_imagenet512_checkpoint", 173_047_017),
     _google(512, "tokenizer", "tokenizer_imagenet512_checkpoint", 54_515_587),
+    _var(_VAR[:1], "generator", "var_d16.pth", 310_283_520),
+    _var(_VAR[1:], "generator", "var_d30.pth", 2_010_020_356),
+    _var(_VAR, "tokenizer", "vae_ch160v4096z32.pth", 108_948_355),
     Asset(("amused:256",), "pipeline", "amused/amused-256", "https://huggingface.co/amused/amused-256",
           "not checked: see the model card", "download the whole folder", hub="amused/amused-256"),
     Asset(("amused:512",), "pipeline", "amused/amused-512", "https://huggingface.co/amused/amused-512",
