@@ -172,7 +172,7 @@ class NextScale(Generator):
             module.compile(**COMPILED)
 
     def sample_contexts(self, noise: Noise) -> Context:
-        return uniform_classes(self, noise)
+        return uniform_classes(noise, self.num_classes, self.device)
 
     @torch.no_grad()
     def reset(self, context: Context, noise: Noise, steps: int) -> ScaleState:
