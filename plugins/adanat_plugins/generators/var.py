@@ -35,7 +35,8 @@ from .class_conditional import PublishedOptions, published_files, uniform_classe
 from .maskgit import embedded_tokenizer
 from .var_net import VAR, VARConfig
 
-PUBLISHED_DRAW = "top_k=900,top_p=0.96"
+TOP_K, TOP_P = 900, 0.96
+"""What VAR's authors sample with at every scale."""
 GUIDANCE = {"d16": 1.5, "d30": 2.0}
 """Guidance at the finest scale that AdaGen's configurations start from."""
 POLICY_GRID = (16, 16)
@@ -157,7 +158,7 @@ class NextScale(Generator):
         )
         network = load_var(files[0])
         tokenizer = load_tokenizer(files[1], network.config, device, dtype)
-        schedule = f"guidance={GUIDANCE[name]:g},{PUBLISHED_DRAW}"
+        schedule = f"guidance={GUIDANCE[name]:g},top_k={min(TOP_K, network.config.vocabulary)},top_p={TOP_P:g}"
         made = cls(
             f"var:{name}", network, tokenizer, grid=POLICY_GRID, default_schedule=schedule, device=device, dtype=dtype
         )
@@ -172,7 +173,11 @@ class NextScale(Generator):
             module.compile(**COMPILED)
 
     def sample_contexts(self, noise: Noise) -> Context:
-        return uniform_classes(self, noise)
+        return uniform_classes(noise, self.num_classes, self.device)
+
+    def decisions(self, steps: int) -> int:
+        """One action a step; more steps than scales are refused before anything runs."""
+        return len(spread_scales(steps, self.scales, self.name))
 
     @torch.no_grad()
     def reset(self, context: Context, noise: Noise, steps: int) -> ScaleState:
