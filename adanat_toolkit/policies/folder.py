@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import RATIO_CURVES, ActionSpace, Generator, Policy, ReadsPolicies, parse_schedule
+from ..core import RATIO_CURVES, ActionSpace, Generator, Policy, ReadsPolicies
 from ..decoding import PUBLISHED_SAMPLERS, TokenGenerator, parse_sampler
 from ..errors import CheckpointError, ConfigError, nearest
 from ..registry import load, parse_options, toolkit_version
@@ -60,7 +60,8 @@ def load_policy(
     Args:
         spec: ``fixed`` (the generator's best known schedule), ``fixed:SCHEDULE``, ``fixed:SAMPLER`` (a published sampler
             with its own steps, ``fixed:maskgit``, or with options, ``fixed:halton,guidance=1.5``), a run folder, a
-            policy folder, a hub id ``owner/name[@revision]``, or the file of a published policy where the generator reads one.
+            policy folder, a hub id ``owner/name[@revision]``, or the file of a published policy where the generator reads
+            one, with changes of its recipe if any (``FILE,smoothing=0.4,guidance=1.5``).
         steps: T of a fixed schedule (default 4) or sampler (default: its authors' number); a learned policy has its
             own T, which this must equal if given.
 
@@ -75,10 +76,11 @@ def load_policy(
     name, _, schedule = spec.partition(":")
     if name == "fixed":
         return _fixed(schedule or generator.default_schedule, generator, steps)
-    folder = Path(local_policy(spec))
+    file, _, changes = spec.partition(",")
+    folder = Path(local_policy(file if Path(file).is_file() else spec))
     if folder.is_file():
         if isinstance(generator, ReadsPolicies):
-            policy, space, card = generator.read_policy(folder, steps)
+            policy, space, card = generator.read_policy(folder, steps, changes)
             return policy.to(generator.device).eval(), space, card
         raise ConfigError(
             f"{spec} is a file, and no published policies are known for {generator.name}; give a run or policy folder."
@@ -126,6 +128,7 @@ def _fixed(text: str, generator: Generator, steps: int | None) -> tuple[Policy, 
         table = sampler.schedule(
             generator.action_space, sampler.default_steps if steps is None else steps, generator.cells
         )
+        space = generator.action_space.bind(table, acted=(), residual=False)
         card |= {"sampler": head, "source": sampler.source}
     else:
         known = [*RATIO_CURVES, "adanat", *PUBLISHED_SAMPLERS]
@@ -134,8 +137,7 @@ def _fixed(text: str, generator: Generator, steps: int | None) -> tuple[Policy, 
                 f"unknown schedule or sampler {head!r}{nearest(head, known)} Schedules: {', '.join(RATIO_CURVES)}, adanat; "
                 f"published samplers: {', '.join(PUBLISHED_SAMPLERS)}."
             )
-        table = parse_schedule(text, generator.action_space, FIXED_STEPS if steps is None else steps)
-    space = generator.action_space.bind(table, acted=(), residual=False)
+        space = generator.bind(text, FIXED_STEPS if steps is None else steps, acted=(), residual=False)
     policy = FixedPolicy(
         FixedPolicy.Options(), space=space, grid=generator.grid, feature_dim=generator.feature_dim, sampler=sampler
     )

@@ -141,6 +141,8 @@ _HALTON_HUB = "llvictorll/Halton-MaskGIT"
 _BIGG = "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
 _VQGAN_VARIANTS = ("maskgit:adanat-imagenet-l", "maskgit:adanat-imagenet-s", "muse:adanat-cc3m")
 
+_LATENT = ("dit:xl-2-256", "sit:xl-2-256")
+
 ASSETS: tuple[Asset, ...] = (
     _embedded(("maskgit:emoji64",), "generator", "maskgit.safetensors", 4_562_177,
               "a3be719b73388f433c50a6784373dce75e68985f89f45c5dcb85a4daaa98dfe2"),
@@ -184,6 +186,14 @@ ASSETS: tuple[Asset, ...] = (
           "not checked: see the model card", "download the whole folder", hub="amused/amused-256"),
     Asset(("amused:512",), "pipeline", "amused/amused-512", "https://huggingface.co/amused/amused-512",
           "not checked: see the model card", "download the whole folder", hub="amused/amused-512"),
+    Asset(_LATENT[:1], "generator", "dit/DiT-XL-2-256x256.pt", "the README of https://github.com/facebookresearch/DiT",
+          "CC-BY-NC-4.0 (repository): not for commercial use", "follow the README's link to DiT-XL/2 at 256x256",
+          675_129_632),
+    Asset(_LATENT[1:], "generator", "sit/SiT-XL-2-256.pt", "the README of https://github.com/willisma/SiT",
+          "MIT (repository)", "follow the README's link to SiT-XL/2 at 256x256", 675_129_632),
+    Asset(_LATENT, "tokenizer", "stable-diffusion/autoencoder_kl.pth",
+          "the README of https://github.com/LeapLabTHU/AdaGen (Stable Diffusion's autoencoder in its original layout)",
+          "not checked: see where it is published", "follow the README's link; diffusers' layout does not fit", 83_653_863),
 )
 
 
