@@ -90,10 +90,6 @@ class ScaleState:
     grown: tuple[Tensor, ...] = ()
 
 
-class VAROptions(PublishedOptions):
-    """Where the files are."""
-
-
 class NextScale(Generator):
     """VAR with its tokenizer.
 
@@ -108,7 +104,7 @@ class NextScale(Generator):
         tokenizer: of the same codebook and scales.
     """
 
-    Options: ClassVar[type[PluginOptions]] = VAROptions
+    Options: ClassVar[type[PluginOptions]] = PublishedOptions
     context_kind: ContextKind = "class"
     num_classes: int
 
@@ -129,7 +125,7 @@ class NextScale(Generator):
         self.fingerprint = fingerprint_state(network.state_dict())
         self.network = place(network, device, dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.scales = config.scales
+        self.scales, self.default_steps = config.scales, len(config.scales)
         self.grid, self.feature_dim = grid, config.width
         self.image_size = (config.scales[-1] * tokenizer.downsampling,) * 2
         self.num_classes = self.null_class = config.num_classes
@@ -149,8 +145,8 @@ class NextScale(Generator):
         if name not in cls.variants():
             known = ", ".join(cls.variants())
             raise ConfigError(f"var has no variant {name!r}{nearest(name, cls.variants())} Variants: {known}.")
-        chosen = parse_options("generator 'var'", VAROptions, options)
-        assert isinstance(chosen, VAROptions)
+        chosen = parse_options("generator 'var'", PublishedOptions, options)
+        assert isinstance(chosen, PublishedOptions)
         if name == "emoji64":
             return chosen.applied(_emoji64(chosen, device, dtype, offline))
         files = published_files(
@@ -365,7 +361,7 @@ def load_emoji64_tokenizer(file: Path, device: torch.device, dtype: torch.dtype)
 EMOJI64_SCHEDULE = "guidance=1.5,top_k=300,top_p=0.96"
 
 
-def _emoji64(options: VAROptions, device: torch.device, dtype: torch.dtype, offline: bool) -> Emoji64VAR:
+def _emoji64(options: PublishedOptions, device: torch.device, dtype: torch.dtype, offline: bool) -> Emoji64VAR:
     if options.tokenizer is not None:
         raise ConfigError("var:emoji64 ships with its tokenizer; leave the option tokenizer out.")
     network = load_var(resolve(options.weights, asset("var:emoji64", "generator"), offline=offline))
