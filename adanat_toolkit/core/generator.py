@@ -60,6 +60,8 @@ class Generator(ABC):
     class_names: tuple[str, ...] | None = None
     default_schedule: str
     """Schedule text of the best known hand-made baseline (see ``schedules.parse_schedule``)."""
+    default_steps: int = 4
+    """T of a hand-made schedule where nobody says another."""
     device: torch.device
     dtype: torch.dtype
     """Compute dtype of the network; logits and features are returned in float32."""

@@ -19,9 +19,6 @@ from ..registry import load, parse_options, toolkit_version
 from ..storage import load_tensors, local_policy, save_tensors
 from .networks import FixedPolicy
 
-FIXED_STEPS = 4
-"""Steps of a hand-made schedule when the user does not say."""
-
 
 def export_policy(
     folder: Path,
@@ -62,7 +59,7 @@ def load_policy(
             with its own steps, ``fixed:maskgit``, or with options, ``fixed:halton,guidance=1.5``), a run folder, a
             policy folder, a hub id ``owner/name[@revision]``, or the file of a published policy where the generator reads
             one, with changes of its recipe if any (``FILE,smoothing=0.4,guidance=1.5``).
-        steps: T of a fixed schedule (default 4) or sampler (default: its authors' number); a learned policy has its
+        steps: T of a fixed schedule (default: the generator's) or sampler (default: its authors' number); a learned policy has its
             own T, which this must equal if given.
 
     Returns:
@@ -137,7 +134,7 @@ def _fixed(text: str, generator: Generator, steps: int | None) -> tuple[Policy, 
                 f"unknown schedule or sampler {head!r}{nearest(head, known)} Schedules: {', '.join(RATIO_CURVES)}, adanat; "
                 f"published samplers: {', '.join(PUBLISHED_SAMPLERS)}."
             )
-        space = generator.bind(text, FIXED_STEPS if steps is None else steps, acted=(), residual=False)
+        space = generator.bind(text, generator.default_steps if steps is None else steps, acted=(), residual=False)
     policy = FixedPolicy(
         FixedPolicy.Options(), space=space, grid=generator.grid, feature_dim=generator.feature_dim, sampler=sampler
     )

@@ -82,6 +82,7 @@ class LatentGenerator(Generator):
     family: ClassVar[str]
     path: ClassVar[Path]
     context_kind: ContextKind = "class"
+    default_steps = 16
     Options: ClassVar[type[PluginOptions]] = PublishedOptions
 
     def __init__(

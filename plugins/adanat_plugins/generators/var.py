@@ -35,7 +35,8 @@ from .class_conditional import PublishedOptions, published_files, uniform_classe
 from .maskgit import embedded_tokenizer
 from .var_net import VAR, VARConfig
 
-PUBLISHED_DRAW = "top_k=900,top_p=0.96"
+TOP_K, TOP_P = 900, 0.96
+"""What VAR's authors sample with at every scale."""
 GUIDANCE = {"d16": 1.5, "d30": 2.0}
 """Guidance at the finest scale that AdaGen's configurations start from."""
 POLICY_GRID = (16, 16)
@@ -89,10 +90,6 @@ class ScaleState:
     grown: tuple[Tensor, ...] = ()
 
 
-class VAROptions(PublishedOptions):
-    """Where the files are."""
-
-
 class NextScale(Generator):
     """VAR with its tokenizer.
 
@@ -107,7 +104,7 @@ class NextScale(Generator):
         tokenizer: of the same codebook and scales.
     """
 
-    Options: ClassVar[type[PluginOptions]] = VAROptions
+    Options: ClassVar[type[PluginOptions]] = PublishedOptions
     context_kind: ContextKind = "class"
     num_classes: int
 
@@ -128,7 +125,7 @@ class NextScale(Generator):
         self.fingerprint = fingerprint_state(network.state_dict())
         self.network = place(network, device, dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.scales = config.scales
+        self.scales, self.default_steps = config.scales, len(config.scales)
         self.grid, self.feature_dim = grid, config.width
         self.image_size = (config.scales[-1] * tokenizer.downsampling,) * 2
         self.num_classes = self.null_class = config.num_classes
@@ -148,8 +145,8 @@ class NextScale(Generator):
         if name not in cls.variants():
             known = ", ".join(cls.variants())
             raise ConfigError(f"var has no variant {name!r}{nearest(name, cls.variants())} Variants: {known}.")
-        chosen = parse_options("generator 'var'", VAROptions, options)
-        assert isinstance(chosen, VAROptions)
+        chosen = parse_options("generator 'var'", PublishedOptions, options)
+        assert isinstance(chosen, PublishedOptions)
         if name == "emoji64":
             return chosen.applied(_emoji64(chosen, device, dtype, offline))
         files = published_files(
@@ -157,7 +154,7 @@ class NextScale(Generator):
         )
         network = load_var(files[0])
         tokenizer = load_tokenizer(files[1], network.config, device, dtype)
-        schedule = f"guidance={GUIDANCE[name]:g},{PUBLISHED_DRAW}"
+        schedule = f"guidance={GUIDANCE[name]:g},top_k={min(TOP_K, network.config.vocabulary)},top_p={TOP_P:g}"
         made = cls(
             f"var:{name}", network, tokenizer, grid=POLICY_GRID, default_schedule=schedule, device=device, dtype=dtype
         )
@@ -173,6 +170,10 @@ class NextScale(Generator):
 
     def sample_contexts(self, noise: Noise) -> Context:
         return uniform_classes(noise, self.num_classes, self.device)
+
+    def decisions(self, steps: int) -> int:
+        """One action a step; more steps than scales are refused before anything runs."""
+        return len(spread_scales(steps, self.scales, self.name))
 
     @torch.no_grad()
     def reset(self, context: Context, noise: Noise, steps: int) -> ScaleState:
@@ -360,7 +361,7 @@ def load_emoji64_tokenizer(file: Path, device: torch.device, dtype: torch.dtype)
 EMOJI64_SCHEDULE = "guidance=1.5,top_k=300,top_p=0.96"
 
 
-def _emoji64(options: VAROptions, device: torch.device, dtype: torch.dtype, offline: bool) -> Emoji64VAR:
+def _emoji64(options: PublishedOptions, device: torch.device, dtype: torch.dtype, offline: bool) -> Emoji64VAR:
     if options.tokenizer is not None:
         raise ConfigError("var:emoji64 ships with its tokenizer; leave the option tokenizer out.")
     network = load_var(resolve(options.weights, asset("var:emoji64", "generator"), offline=offline))
