@@ -59,8 +59,8 @@ def load_policy(
             with its own steps, ``fixed:maskgit``, or with options, ``fixed:halton,guidance=1.5``), a run folder, a
             policy folder, a hub id ``owner/name[@revision]``, or the file of a published policy where the generator reads
             one, with changes of its recipe if any (``FILE,smoothing=0.4,guidance=1.5``).
-        steps: T of a fixed schedule (default: the generator's) or sampler (default: its authors' number); a learned policy has its
-            own T, which this must equal if given.
+        steps: T of a fixed schedule (default: the generator's) or sampler (default: its authors' number); a learned policy
+            has its own T, which this must equal if given.
 
     Returns:
         policy (on the generator's device, evaluation mode), its bound action space, and the policy's card.

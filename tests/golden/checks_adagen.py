@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import adanat_toolkit.core as core
 from adanat_plugins.generators.dit import LatentGenerator
 from adanat_plugins.generators.dpm_solver import Diffusion, Flow
 from adanat_plugins.generators.maskgit import UViTClassGenerator
 from adanat_plugins.generators.uvit import UViT
 from adanat_plugins.released_policy import ADAGEN, Recipe
 from adanat_plugins.tokenizers.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from adanat_toolkit.core import GUIDANCE, TIME, TOKEN_KNOBS, ActionSpace, Noise
+from adanat_toolkit.core import GUIDANCE, TIME, TOKEN_KNOBS, ActionSpace, Noise, next_scale_knobs
 from adanat_toolkit.interfaces import Context
 from adanat_toolkit.registry import create_generator
 
@@ -62,7 +61,7 @@ def limits(fixture: Fixture, what: str) -> dict[str, float]:
 
 
 def recipe_of(name: str, config: dict[str, Any]) -> Recipe:
-    """The shipped recipe of a model, with the fixture's smoothing and guidance (which are the recipe's, where it has both)."""
+    """The shipped recipe of a model, with the fixture's smoothing and number of steps."""
     return replace(ADAGEN[name].changed(f"smoothing={config['action_smooth']}"), steps=config["gen_steps"])
 
 
@@ -79,46 +78,43 @@ def trajectory(space: ActionSpace, raw: Tensor) -> Tensor:
 
 
 def check_actions(fixture: Fixture, report: Report) -> None:
-    io = fixture.io
     for case, config in fixture.config["cases"].items():
-        family = config["model_family"]
-        if family == "var":
-            name, knobs, path = case.replace("_", ":"), core.next_scale_knobs(4096), None
-        else:
-            name, knobs, path = MODELS[family]
-        shared = fixture.manifest["tolerance"]["dit, sit" if path is not None else family]
-        exact, inverse = next(v for k, v in shared.items() if "zero_physical" in k), shared["residual"]
-        recipe = recipe_of(name, config)
-        report.holds(f"{case} is the shipped recipe", recipe == ADAGEN[name])
-        raw, order = io[f"{case}/raw"], [WORDS[key] for key in config["action_keys"]]
-        own = Knobs(knobs, raw.shape[1])
-        space = recipe.bind(own, config["gen_steps"], len(knobs))  # type: ignore[arg-type]
-        report.holds(f"{case} order of the knobs", list(space.acted) == order)
-        assert space.schedule is not None
-        columns = [i for i, name in enumerate(order) if name != "top_k"]
+        check_case(fixture, report, case, config)
 
-        def compare(what: str, value: Tensor, key: str, wide: dict[str, float] | None = None, case: str = case) -> None:
-            expected, tight = io[f"{case}/{key}"], exact
-            chosen = columns if "top_k" in order else list(range(len(order)))
-            report.close(f"{case} {what}", value[..., chosen], expected[..., chosen], **(wide or tight))
-            if "top_k" in order and wide is None:
-                k = order.index("top_k")
-                report.close(f"{case} {what}, top_k", value[..., k], expected[..., k], **shared["top_k column"])
 
-        compare("schedule", space.schedule.float(), "schedule")
-        report.close(f"{case} residual", space.base(), io[f"{case}/residual"], **inverse)
-        physical = trajectory(space, raw)
-        compare("physical", physical, "physical")
-        compare("fresh policy", trajectory(space, torch.zeros_like(raw[:1]))[0], "zero_physical")
-        if path is not None:
-            current, times = None, []
-            for proposed in physical[..., order.index("time")].unbind(1):
-                current = path.move(proposed, current)
-                times.append(current)
-            report.close(f"{case} times", torch.stack(times, 1), io[f"{case}/times"], **exact)
-            now, proposed = io[f"clamp_{family}/current"], io[f"clamp_{family}/proposed"]
-            report.close(f"{case} clamps", path.move(proposed, now), io[f"clamp_{family}/next"], **exact)
-            report.close(f"{case} first clamp", path.move(proposed, None), io[f"clamp_{family}/first"], **exact)
+def check_case(fixture: Fixture, report: Report, case: str, config: dict[str, Any]) -> None:
+    family = config["model_family"]
+    if family == "var":
+        model, knobs, path = case.replace("_", ":"), next_scale_knobs(4096), None
+    else:
+        model, knobs, path = MODELS[family]
+    io = {key.removeprefix(f"{case}/"): value for key, value in fixture.io.items() if key.startswith(f"{case}/")}
+    allowed = fixture.manifest["tolerance"]["dit, sit" if path is not None else family]
+    exact = next(limit for names, limit in allowed.items() if "zero_physical" in names)
+    recipe = recipe_of(model, config)
+    report.holds(f"{case} is the shipped recipe", recipe == ADAGEN[model])
+    own: Any = Knobs(knobs, io["raw"].shape[1])
+    space = recipe.bind(own, config["gen_steps"], len(knobs))
+    order = [WORDS[key] for key in config["action_keys"]]
+    report.holds(f"{case} order of the knobs", list(space.acted) == order)
+    assert space.schedule is not None
+    physical = trajectory(space, io["raw"])
+    fresh = trajectory(space, torch.zeros_like(io["raw"][:1]))[0]
+    for what, value in {"schedule": space.schedule.float(), "physical": physical, "zero_physical": fresh}.items():
+        for column, name in enumerate(order):
+            limit = allowed["top_k column"] if name == "top_k" else exact
+            report.close(f"{case} {what} {name}", value[..., column], io[what][..., column], **limit)
+    report.close(f"{case} residual", space.base(), io["residual"], **allowed["residual"])
+    if path is None:
+        return
+    current, times = None, []
+    for proposed in physical[..., order.index("time")].unbind(1):
+        current = path.move(proposed, current)
+        times.append(current)
+    report.close(f"{case} times", torch.stack(times, 1), io["times"], **exact)
+    clamps = {key: fixture.io[f"clamp_{family}/{key}"] for key in ("current", "proposed", "next", "first")}
+    report.close(f"{case} clamps", path.move(clamps["proposed"], clamps["current"]), clamps["next"], **exact)
+    report.close(f"{case} first clamp", path.move(clamps["proposed"], None), clamps["first"], **exact)
 
 
 # --- MaskGIT ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from adanat_plugins.generators.dit import LatentGenerator
-from adanat_plugins.generators.dpm_solver import Diffusion, Flow, Path as NoisePath, first_order, second_order
+from adanat_plugins.generators.dpm_solver import Diffusion, Flow, first_order, second_order
+from adanat_plugins.generators.dpm_solver import Path as NoisePath
 from adanat_plugins.released_policy import ADAGEN
 from adanat_toolkit.core import Noise
 from adanat_toolkit.errors import ConfigError, WeightsError
@@ -126,7 +127,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.M
         torch.save({"decoder.conv_in.weight": torch.zeros(1)}, tmp_path / "autoencoder_kl.pth")
         make("sit", tmp_path)
     monkeypatch.setenv("ADANAT_WEIGHTS", str(tmp_path / "nothing"))
-    with pytest.raises(WeightsError, match="(?s)dit:xl-2-256 needs its generator weights.*CC-BY-NC"):
+    with pytest.raises(WeightsError, match=r"(?s)dit:xl-2-256 needs its generator weights.*CC-BY-NC"):
         create_generator("dit:xl-2-256", {}, device=CPU, dtype=torch.float32, offline=True)
     with pytest.raises(ConfigError, match="sit has no variant 'xl-2-265'; did you mean"):
         create_generator("sit:xl-2-265", {}, device=CPU, dtype=torch.float32, offline=True)

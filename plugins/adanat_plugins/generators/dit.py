@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from adanat_toolkit.core import GUIDANCE, INITIAL, TIME, ActionSpace, Noise
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import Context, ContextKind, Generator, ImageSource, PluginOptions
+from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import COMPILED, in_chunks, minimum_batch
 
@@ -33,6 +33,9 @@ class LatentTokenizer(Protocol):
 
     channels: int
     downsampling: int
+
+    @property
+    def model(self) -> Any: ...
 
     def decode(self, latents: Tensor) -> Tensor: ...
 
@@ -115,7 +118,8 @@ class LatentGenerator(Generator):
         return {name: sum(p.numel() for p in part.parameters()) for name, part in modules.items()}
 
     def compile(self) -> None:
-        self.network.compile(**COMPILED)
+        for module in (self.network, self.tokenizer.model.decoder):
+            module.compile(**COMPILED)
 
     def sample_contexts(self, noise: Noise) -> Context:
         """Classes as likely as each other: published weights do not tell label frequencies."""
