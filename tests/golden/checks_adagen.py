@@ -16,14 +16,14 @@ from torch import Tensor
 from adanat_plugins.generators.dit import LatentGenerator
 from adanat_plugins.generators.dpm_solver import Diffusion, Flow
 from adanat_plugins.generators.maskgit import UViTClassGenerator
-from adanat_plugins.generators.uvit import UViT
-from adanat_plugins.released_policy import ADAGEN, Recipe
+from adanat_plugins.released_policy import ADAGEN, Recipe, published_policy
 from adanat_plugins.tokenizers.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from adanat_plugins.tokenizers.vqgan import VQGAN, VQGANConfig
 from adanat_toolkit.core import GUIDANCE, TIME, TOKEN_KNOBS, ActionSpace, Noise, next_scale_knobs
 from adanat_toolkit.interfaces import Context
 from adanat_toolkit.registry import create_generator
 
-from .checks_core import Codes
+from .checks_core import grid_of
 from .harness import Fixture, Report
 
 CPU = torch.device("cpu")
@@ -61,8 +61,20 @@ def limits(fixture: Fixture, what: str) -> dict[str, float]:
 
 
 def recipe_of(name: str, config: dict[str, Any]) -> Recipe:
-    """The shipped recipe of a model, with the fixture's smoothing and number of steps."""
-    return replace(ADAGEN[name].changed(f"smoothing={config['action_smooth']}"), steps=config["gen_steps"])
+    """The shipped recipe of a model with the fixture's own settings, as ``--policy FILE,NAME=VALUE`` gives them."""
+    steps, guidance = config["gen_steps"], config["cfg_init"]
+    changes = {"smoothing": config["action_smooth"], "guidance": guidance}
+    if name.startswith("maskgit"):
+        shares = [(i + 0.001) / steps for i in range(steps)]
+        changes["guidance"] = "/".join(str(guidance * share) for share in shares)
+        falling = (1 - (i + 1 - 0.001) / steps for i in range(steps))
+        changes["mask_temperature"] = "/".join(str(config["temp_init"] * share) for share in falling)
+    if name.startswith("var"):
+        changes |= {"top_k": config["topk"], "top_p": config["topp"]}
+    if "manual_samp_temp_init" in config:
+        changes["token_temperature"] = config["manual_samp_temp_init"]
+    text = ",".join(f"{key}={value}" for key, value in changes.items())
+    return replace(ADAGEN[name].changed(text), steps=steps)
 
 
 def trajectory(space: ActionSpace, raw: Tensor) -> Tensor:
@@ -72,6 +84,29 @@ def trajectory(space: ActionSpace, raw: Tensor) -> Tensor:
         smoothed = space.smoothed(raw[:, step], step, smoothed)
         rows.append(space.transformed(smoothed, step))
     return torch.stack(rows, 1)
+
+
+# --- policy -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def check_policy(fixture: Fixture, report: Report) -> None:
+    """The bare actor of a released file, as an adaptive policy."""
+    io, tolerance = fixture.io, fixture.manifest["tolerance"]
+    knobs = tuple(next(k for k in TOKEN_KNOBS if k.name == WORDS[key]) for key in fixture.manifest["action_keys"])
+    space = ActionSpace(knobs).bind(torch.full((int(io["timestep"].max()) + 1, len(knobs)), 0.5))
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "maskgit_policy.pth"
+        torch.save(fixture.state(), file)
+        cells, width = io["feat"].shape[1:]
+        policy, facts = published_policy(
+            file, space=space, grid=grid_of(fixture.config, cells), feature_dim=width
+        )
+    report.holds("the file is AdaGen's", facts.bare)
+    network = policy.actor.network
+    report.names_and_shapes(network.state_dict(), fixture)
+    report.close("step embedding", network.t_embedder(io["timestep"]), io["t_embed"], **tolerance)
+    report.close("raw actions", policy(io["feat"], io["timestep"]), io["out"], **tolerance)
 
 
 # --- actions ----------------------------------------------------------------------------------------------------------
@@ -85,16 +120,20 @@ def check_actions(fixture: Fixture, report: Report) -> None:
 def check_case(fixture: Fixture, report: Report, case: str, config: dict[str, Any]) -> None:
     family = config["model_family"]
     if family == "var":
-        model, knobs, path = case.replace("_", ":"), next_scale_knobs(4096), None
+        model, knobs, path = f"var:d{config['model_depth']}", next_scale_knobs(4096), None
     else:
         model, knobs, path = MODELS[family]
     io = {key.removeprefix(f"{case}/"): value for key, value in fixture.io.items() if key.startswith(f"{case}/")}
     allowed = fixture.manifest["tolerance"]["dit, sit" if path is not None else family]
     exact = next(limit for names, limit in allowed.items() if "zero_physical" in names)
-    recipe = recipe_of(model, config)
-    report.holds(f"{case} is the shipped recipe", recipe == ADAGEN[model])
     own: Any = Knobs(knobs, io["raw"].shape[1])
-    space = recipe.bind(own, config["gen_steps"], len(knobs))
+    space = recipe_of(model, config).bind(own, config["gen_steps"], len(knobs))
+    if fixture.name == "adagen_actions":  # the released configurations
+        shipped = ADAGEN[model].bind(own, ADAGEN[model].steps, len(knobs))
+        report.holds(f"{case} has the shipped smoothing and steps",
+                     (shipped.smoothing, shipped.steps) == (space.smoothing, space.steps))  # fmt: skip
+        assert shipped.schedule is not None and space.schedule is not None
+        report.close(f"{case} shipped schedule", shipped.schedule, space.schedule, atol=1e-9)
     order = [WORDS[key] for key in config["action_keys"]]
     report.holds(f"{case} order of the knobs", list(space.acted) == order)
     assert space.schedule is not None
@@ -120,18 +159,25 @@ def check_case(fixture: Fixture, report: Report, case: str, config: dict[str, An
 # --- MaskGIT ----------------------------------------------------------------------------------------------------------
 
 
+def load_maskgit(fixture: Fixture, folder: Path) -> UViTClassGenerator:
+    """The registered plug-in, from files as they are published (a small tokenizer with random weights)."""
+    torch.save({f"module.{name}": value for name, value in fixture.state().items()}, folder / "imagenet-l.pth")
+    tokenizer = VQGAN(VQGANConfig(fixture.config["uvit"]["codebook_size"], 32, 32, (1, 1), 1))
+    torch.save({"state_dict": tokenizer.state_dict()}, folder / "vqgan_jax_strongaug.ckpt")
+    options = {"weights": str(folder), "heads": fixture.config["uvit"]["num_heads"]}
+    made = create_generator("maskgit:adanat-imagenet-l", options, device=CPU, dtype=torch.float32, offline=True)
+    assert isinstance(made, UViTClassGenerator)
+    return made
+
+
 def check_maskgit(fixture: Fixture, report: Report) -> None:
     io, config = fixture.io, fixture.config
-    sizes = {key: value for key, value in config["uvit"].items() if key != "img_size"}
-    side = config["uvit"]["img_size"]
-    uvit = UViT(tokens=side**2, **sizes)
-    report.names_and_shapes(uvit.state_dict(), fixture)
-    uvit.load_state_dict(fixture.state())
-    generator = UViTClassGenerator(
-        "maskgit:golden", uvit, Codes(), grid=(side, side), image_size=(side, side), class_names=None, device=CPU,
-        dtype=torch.float32,
-    )  # fmt: skip
-    recipe = recipe_of("maskgit:adanat-imagenet-l", config)
+    with TemporaryDirectory() as folder:
+        generator = load_maskgit(fixture, Path(folder))
+    report.names_and_shapes(generator.network.state_dict(), fixture)
+    ids = (generator.cells, generator.mask_id, generator.null_class)
+    report.holds("cells, mask id, null class", ids == (config["seq_len"], config["mask_id"], config["null_class"]))
+    recipe = recipe_of(generator.name, config)
     space = recipe.bind(generator, config["gen_steps"], len(config["action_keys"]))
     report.holds("order of the knobs", [WORDS[key] for key in config["action_keys"]] == list(space.acted))
     context = Context(len(io["context"]), classes=io["context"].flatten())
@@ -147,7 +193,7 @@ def check_maskgit(fixture: Fixture, report: Report) -> None:
         report.equal(f"step {t}: proposal", state.proposal, io["sampled_ids"][t])
         if t + 1 < space.decisions:  # what the last step would mask again does not matter for the image
             report.equal(f"step {t}: next state", state.tokens, io["next_masked_ids"][t])
-    report.equal("what is decoded", generator.decode(state), io["final_ids"])
+    report.equal("what is decoded", state.proposal, io["final_ids"])
 
 
 # --- DiT and SiT ------------------------------------------------------------------------------------------------------
@@ -186,8 +232,7 @@ def check_rollout(fixture: Fixture, report: Report) -> None:
     path, context = generator.path, Context(len(io["context"]), classes=io["context"])
     for case, config in fixture.config["cases"].items():
         get = {key.removeprefix(f"{case}/"): value for key, value in io.items() if key.startswith(f"{case}/")}
-        recipe = recipe_of(generator.name, config).changed(f"guidance={config['cfg_init']}")
-        space = recipe.bind(generator, config["gen_steps"], 2)
+        space = recipe_of(generator.name, config).bind(generator, config["gen_steps"], 2)
         calls = 2 * (config["gen_steps"] // 2)
         report.holds(f"{case}: actions", space.decisions == calls + 1)
         noise, forwards = Given(get["z_init"]), []
@@ -224,6 +269,7 @@ def check_rollout(fixture: Fixture, report: Report) -> None:
 
 
 CHECKS = {
+    "adagen_policy": check_policy,
     "adagen_actions": check_actions,
     "adagen_maskgit_rollout": check_maskgit,
     "adagen_dit_rollout": check_rollout,
