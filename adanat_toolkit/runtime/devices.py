@@ -19,8 +19,9 @@ MINIMUM_BATCH = {torch.bfloat16: 8, torch.float32: 2}
 depend on the batch it is made in. In float32 it is convolutions of a single image, on CPUs without AVX-512."""
 MINIMUM_ON_DEVICE = 2
 """The same elsewhere: single samples take other kernels, and a compiled network would be compiled once more for them."""
-MINIMUM_ROWS = 4
-"""The same for networks that have one row a sample in a matrix product, as policies do (float32)."""
+MINIMUM_ROWS = 16
+"""The same for networks that have one row a sample in a matrix product, as policies do (float32): below 16 rows the library
+picks kernels by the number of rows, on CPUs with AVX-512 up to the last one."""
 COMPILED: dict[str, Any] = {"dynamic": True}
 """How networks are compiled (arguments of ``torch.compile``): once for all batch sizes, since micro-batches differ."""
 

@@ -198,7 +198,7 @@ class LatentGenerator(Generator):
             output, features = self.network(x.to(self.dtype), t, labels)
             return output[:, : self.latent_shape[0]].float(), features.float()
 
-        minimum = max(minimum_batch(self.dtype, self.device, rows=rows) for rows in (False, True))
+        minimum = minimum_batch(self.dtype, self.device)
         output, features = in_chunks(run, latents, self.path.network_time(time), classes, minimum=minimum)
         return output, features
 
