@@ -127,14 +127,11 @@ class GenerationPolicy(ActorCriticPolicy):
         actor: Policy,
         critic: nn.Module,
         sigma: float,
-        optimizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self._parts = {"actor": actor, "critic": critic}  # modules cannot be assigned before nn.Module.__init__
         self._sigma = sigma
-        # Their default Adam has eps 1e-5; ours is torch's.
-        chosen = optimizer_kwargs or {}
-        super().__init__(observation_space, action_space, lr_schedule, optimizer_kwargs=chosen, **kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         self.actor, self.critic = self._parts["actor"], self._parts["critic"]
@@ -260,7 +257,12 @@ class SB3Trainer(Trainer):
             max_grad_norm=float("inf") if ppo.max_gradient_norm is None else ppo.max_gradient_norm,
             target_kl=ppo.target_kl,
             device=self.device,
-            policy_kwargs={"actor": self.policy, "critic": self.critic, "sigma": ppo.sigma},
+            policy_kwargs={
+                "actor": self.policy,
+                "critic": self.critic,
+                "sigma": ppo.sigma,
+                "optimizer_kwargs": {"eps": ppo.adam_epsilon},
+            },
         )
         self.model.set_logger(Logger(folder=None, output_formats=[]))
         assert isinstance(self.model.policy, GenerationPolicy)

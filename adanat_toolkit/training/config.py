@@ -25,6 +25,8 @@ class PPOConfig(BaseModel):
     learning_rate: float = Field(5e-4, gt=0)
     learning_rate_decay: Literal["none", "linear"] = "none"
     """``linear``: to zero at the last iteration."""
+    adam_epsilon: float = Field(1e-5, gt=0)
+    """Adam's epsilon, for policy and critic. Where a gradient is nothing but rounding, a small one makes whole steps of it."""
     epochs: int = Field(4, ge=1)
     minibatches: int = Field(2, ge=1)
     """Mini-batches an epoch, cut from all states of all processes."""
@@ -64,6 +66,7 @@ class PPOConfig(BaseModel):
         """The published settings."""
         return cls(
             learning_rate=1e-5,
+            adam_epsilon=1e-8,
             epochs=5,
             minibatches=1,
             standardise="returns",

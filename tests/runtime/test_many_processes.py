@@ -54,7 +54,7 @@ def test_training_in_processes_resumed_by_another_number(images: Path, tmp_path:
     """One process, and two that are interrupted and followed by three."""
 
     def arguments(out: Path) -> list[str | Path]:
-        # Adam's first steps have the size of the learning rate even where the gradient is nothing but rounding.
+        # Adam makes steps even of gradients that are mostly rounding; a small rate keeps them below the tolerance.
         return train_arguments(images, out, "--json", "--set", "ppo.learning_rate=1e-4")
 
     alone, moved = tmp_path / "alone", tmp_path / "moved"
