@@ -30,6 +30,10 @@ class CheckpointError(AdaNATError):
     """A checkpoint or policy is damaged, or belongs to another run or generator."""
 
 
+class NotFiniteError(AdaNATError):
+    """NaN or infinity where a run would learn from it or keep it."""
+
+
 class OutputError(AdaNATError):
     """The output folder cannot be written."""
 

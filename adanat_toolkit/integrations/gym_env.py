@@ -43,7 +43,7 @@ from ..images import draw_contexts, images_for
 from ..registry import FIRST_PARTY, create_generator, create_reward, discover
 from ..runtime import CPU_CHUNK, resolve_device, resolve_dtype
 from ..sampling import Rollout, embed
-from ..training import DataConfig
+from ..training import DataConfig, checked_scores
 
 Observations = dict[str, np.ndarray]
 RAW_LIMIT = 20.0
@@ -371,7 +371,9 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         )
         self._shown = self.finished.images
         assert self.finished.embedded is not None
-        self._scores = self.reward.score_embedded(self.finished.embedded, self._context).float()
+        self._scores, _ = checked_scores(
+            self.reward, type(self.reward).__name__, self.finished.embedded, self._context
+        )
 
     def _observe(self) -> Observations:
         """New arrays every time: users keep them."""

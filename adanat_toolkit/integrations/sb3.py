@@ -27,9 +27,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from ..core import ACTION, LearnedReward, Noise, Policy, derive, sample_seeds
-from ..errors import ConfigError
+from ..errors import ConfigError, NotFiniteError
 from ..runtime import distributed
-from ..training import RunConfig, Trainer, targets
+from ..training import RunConfig, Trainer, require_finite_state, targets
 from .gym_env import GenerationVectorEnv, Observations
 
 
@@ -178,6 +178,11 @@ class GenerationPolicy(ActorCriticPolicy):
         return self.critic(*_inputs(obs))
 
     def _distribution(self, mean: Tensor) -> Distribution:
+        if not bool(mean.isfinite().all()):  # theirs waits for the device too, and raises a ValueError
+            raise NotFiniteError(
+                "the policy's actions are not finite (NaN or infinite), so the run was stopped; its last checkpoint is good. "
+                "Lower ppo.learning_rate, or set ppo.max_gradient_norm."
+            )
         assert isinstance(self.action_dist, DiagGaussianDistribution)
         return self.action_dist.proba_distribution(mean, self.log_std)
 
@@ -299,6 +304,7 @@ class SB3Trainer(Trainer):
             row |= {f"ppo/{ours}": float(found[f"train/{theirs}"]) for ours, theirs in FIGURES}
             row["ppo/epochs"] = float(self.model._n_updates - updates)
         self.iteration += 1
+        require_finite_state(self.iteration, self.state())
         row |= {
             "sigma": sigma,
             "learning_rate": rate,
@@ -341,6 +347,7 @@ class SB3Trainer(Trainer):
 
     def _terminal_reward(self, scores: Tensor) -> Tensor:
         """The standardised terminal reward of our engine; with all values zero it is the last step's target."""
+        self._require_finite(scores)
         values = torch.zeros(len(scores), self.config.steps, device=scores.device)
         return targets(scores, values, self.config.ppo)[0][:, -1]
 

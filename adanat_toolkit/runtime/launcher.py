@@ -52,10 +52,25 @@ class ProcessError(AdaNATError):
 
 
 def environment() -> tuple[int, int]:
-    """(rank, number of ranks) that a launcher gave to this process; (0, 1) without one."""
-    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():
+    """(rank, number of ranks) that a launcher gave to this process; (0, 1) without one.
+
+    Raises:
+        ConfigError: what stands there are no such numbers; nobody would answer a rank that does not exist.
+    """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    if not set(names) <= os.environ.keys():
         return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    given = ", ".join(f"{name}={os.environ[name]!r}" for name in names)
+    try:
+        rank, local, size = (int(os.environ[name]) for name in names)
+    except ValueError:
+        rank = local = size = -1
+    if not (0 <= rank < size and 0 <= local < size):
+        raise ConfigError(
+            f"the environment has {given}; whole numbers with 0 <= RANK, LOCAL_RANK < WORLD_SIZE are needed. Start the "
+            "processes with torchrun or --gpus, or unset these variables to run in one process."
+        )
+    return rank, size
 
 
 def join(device: str) -> None:

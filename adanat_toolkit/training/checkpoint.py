@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..policies import export_policy
 from ..runtime import distributed
 from ..storage import RunFolder, load_tensors, prepare_folder, save_tensors, write_json
@@ -77,12 +77,31 @@ def open_run(trainer: Trainer, folder: RunFolder) -> None:
     trainer.config = with_epsilon(trainer.config, epsilon)
     for group in trainer.optimiser.param_groups:
         group["eps"] = epsilon
+    if saved is None and (trainer.used or trainer.iteration):
+        saved = trainer.initial, 0
     if saved is not None:
         tensors, trainer.iteration = saved
         trainer.load_state(tensors)
     if known:
         folder.recover()
         folder.truncate_metrics(trainer.iteration)
+
+
+def same_in_all_processes(config: RunConfig) -> None:
+    """All processes call it together, and all raise together.
+
+    Raises:
+        ConfigError: names the settings that differ.
+    """
+    message = None
+    first, *others = distributed.gather_on_main(config.model_dump(mode="json"))
+    for rank, other in enumerate(others, 1):
+        apart = [d for d in differences(first, other) if d.partition(":")[0] not in ("device", "micro_batch", "offline")]
+        if apart and message is None:
+            message = f"ranks 0 and {rank} were given other settings ({'; '.join(apart)}); start all with the same command."
+    message = distributed.from_main(message)
+    if message is not None:
+        raise ConfigError(message)
 
 
 def with_epsilon(config: RunConfig, epsilon: float) -> RunConfig:
