@@ -142,6 +142,7 @@ def test_policy_is_ours_and_learns_in_plain_stable_baselines(generator):
 # --- the two engines --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize(
     "settings",
     [

@@ -50,6 +50,7 @@ def same_rows(one: Path, other: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.rounding
 def test_training_in_processes_resumed_by_another_number(images: Path, tmp_path: Path) -> None:
     """One process, and two that are interrupted and followed by three."""
 
