@@ -23,6 +23,12 @@ def run_name(config: RunConfig) -> str:
 
 
 
+
+
+
+
+
+
 def parse_classes(text: str, generator: Generator) -> list[int]:
     """Class ids of a text such as ``3,17`` or ``face-smiling,3``: ids, names, or the last part of ``A / B`` names.
 

@@ -1,6 +1,6 @@
 """Policies held against real images."""
 
-from .choices import choose_features, choose_scorer, own_captions, real_side, require_real_images
+from .choices import choose_features, choose_scorer, is_statistics, own_captions, real_side, require_real_images
 from .evaluate import MINIMUM, RESULT, Comparison, Judged, evaluate_policies, write_comparison
 from .yardstick import Images, Yardstick
 
@@ -14,6 +14,7 @@ __all__ = [
     "choose_features",
     "choose_scorer",
     "evaluate_policies",
+    "is_statistics",
     "own_captions",
     "real_side",
     "require_real_images",

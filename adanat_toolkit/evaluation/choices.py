@@ -75,6 +75,11 @@ def own_captions(generator: Generator, path: str | None, real: ImageSource | Ref
     return real
 
 
+def is_statistics(path: str) -> bool:
+    """Whether a path names a file of statistics, not images."""
+    return Path(path).suffix in (".safetensors", ".npz")
+
+
 def real_side(generator: Generator, path: str | None, extractor: FeatureExtractor) -> ImageSource | Reference:
     """What generated images are held against: real images, or their statistics alone.
 
@@ -85,7 +90,7 @@ def real_side(generator: Generator, path: str | None, extractor: FeatureExtracto
     Raises:
         DataError: there is nothing, it cannot be used, or the statistics are of another protocol.
     """
-    if path is None or Path(path).suffix not in (".safetensors", ".npz"):
+    if path is None or not is_statistics(path):
         return require_real_images(generator, path)
     statistics = FeatureStatistics.load(path, extractor.protocol)
     if statistics.protocol != extractor.protocol or len(statistics.mean) != extractor.feature_dim:

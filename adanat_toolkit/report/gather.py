@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core import Generator
 from ..errors import AdaNATError, CheckpointError, ConfigError, DataError, PluginError, WeightsError
-from ..evaluation import MINIMUM, choose_features, evaluate_policies, own_captions, real_side
+from ..evaluation import MINIMUM, choose_features, evaluate_policies, is_statistics, own_captions, real_side
 from ..images import images_for
 from ..policies import load_policy, open_generator
 from ..registry import create_features
@@ -52,7 +52,9 @@ class Settings:
         images: for the yardstick; 0: only what is stored. None: what is stored where every run of a generator has it, else
             :data:`IMAGES`.
         seed: first seed of pictures and yardstick. pictures: False leaves out all that takes a generator.
-        data, features: of the yardstick; None: the run's real images, the generator's own protocol.
+        data, features: of the yardstick; None: the generator's own real images and protocol. A path in a run's
+            config.json is not followed.
+        weights, options: of the generator, see ``open_generator``.
     """
 
     images: int | None = None
@@ -61,6 +63,7 @@ class Settings:
     data: str | None = None
     features: str | None = None
     weights: str | None = None
+    options: Sequence[str] = ()
     offline: bool = False
     device: str = "auto"
     dtype: str = "auto"
@@ -152,7 +155,7 @@ def gather(runs: Sequence[Run], settings: Settings, progress: Progress) -> Gathe
         elif generator is not None:
             results += _judge(generator, members, settings, out.notes, progress)
         if generator is not None:
-            out.groups += _look(generator, members, settings, progress)
+            out.groups += _look(generator, members, settings, out.notes, progress)
     out.blocks = blocks(results)
     return out
 
@@ -171,6 +174,7 @@ def _open(run: Run, settings: Settings) -> Generator:
             None,
             [str(run.path)],
             weights=settings.weights,
+            options=settings.options,
             device=settings.device,
             dtype=settings.dtype,
             offline=settings.offline,
@@ -209,6 +213,8 @@ def _judge(
     out: list[tuple[dict[str, Any], dict[str, Run], bool]] = []
     for data, members in by_data.items():
         try:
+            if data != settings.data:
+                raise DataError(f"{members[0].path / 'config.json'} names its real images {data!r}. {_GIVE_DATA}")
             name = choose_features(generator, settings.features)
             # A report that nobody asked for figures fetches no feature network for them.
             offline = settings.offline or settings.images is None
@@ -235,11 +241,16 @@ def _judge(
     return out
 
 
+_GIVE_DATA = "What a folder names is not opened: give it again if you trust it (--data ...)."
+
+
 def _with_hint(error: AdaNATError) -> AdaNATError:
     return type(error)(f"{error} Or give --num 0: no table, only what is stored.")
 
 
-def _look(generator: Generator, runs: Sequence[Run], settings: Settings, progress: Progress) -> list[Group]:
+def _look(
+    generator: Generator, runs: Sequence[Run], settings: Settings, notes: list[str], progress: Progress
+) -> list[Group]:
     groups: dict[int, Group] = {}
     seeds = seed_range(settings.seed, PROBED)
     images_in = cache(partial(images_for, generator))
@@ -249,7 +260,13 @@ def _look(generator: Generator, runs: Sequence[Run], settings: Settings, progres
         by_hand, hand_space, _ = load_policy("fixed", generator, steps)
         captions = None
         if generator.context_kind == "text" and run.config.data.path is not None:
-            captions = images_in(run.config.data.path)
+            if settings.data is not None and not is_statistics(settings.data):
+                captions = images_in(settings.data)
+            else:
+                notes.append(
+                    f"{run.name}: pictures are of the generator's own captions, not those of {run.config.data.path!r}. "
+                    f"{_GIVE_DATA}"
+                )
         if steps not in groups:
             images = probe(generator, by_hand, hand_space, seeds[:SHOWN], captions=captions, batch=settings.batch)
             groups[steps] = Group(generator.name, steps, generator.default_schedule, images)

@@ -36,7 +36,10 @@ def report(
     seed: options.Seed = 0,
     data: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER|ZIP|FILE", help="Real images of the yardstick; default: those of the run."),
+        typer.Option(
+            metavar="FOLDER|ZIP|FILE",
+            help="Real images of the yardstick; default: the generator's own. Those of a run must be given again.",
+        ),
     ] = None,
     features: options.Features = None,
     curves_only: Annotated[
@@ -44,6 +47,7 @@ def report(
     ] = False,
     batch: options.Batch = None,
     weights: options.Weights = None,
+    generator_option: options.GeneratorOptions = None,
     offline: options.Offline = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -67,6 +71,7 @@ def report(
         data=data,
         features=features,
         weights=weights,
+        options=generator_option or (),
         offline=offline,
         device=device,
         dtype=dtype,

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import PluginOptions
+from adanat_toolkit.interfaces import PluginOptions, Source
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from .emoji64 import FOLDER as EMOJI64
@@ -34,7 +34,7 @@ class ClipOptions(PluginOptions):
     """``emoji64`` (embedded), an open_clip model name such as ``ViT-L-14-quickgelu`` (OpenAI's weights want the names with
     ``-quickgelu``), or a folder with ``open_clip_config.json`` and weights. ``auto`` is the embedded one for the embedded
     generators."""
-    weights: str | None = Field(None, min_length=1)
+    weights: Source = Field(None, min_length=1)
     """Weights of a named model: a local file (images are normalised as OpenAI's CLIP wants them; give a folder where a model
     wants another recipe), or one of open_clip's tags (``openai``), which it downloads."""
 

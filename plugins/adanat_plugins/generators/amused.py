@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import Context, PluginOptions
+from adanat_toolkit.interfaces import Context, PluginOptions, Source
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
@@ -39,7 +39,7 @@ PARTS = ("transformer", "vqvae", "text_encoder", "tokenizer", "scheduler")
 
 
 class AmusedOptions(TokenizedOptions):
-    weights: str | None = None
+    weights: Source = None
     """Pipeline folder in diffusers' layout, a folder that holds it, or a hub id; None means the weights folder."""
 
 

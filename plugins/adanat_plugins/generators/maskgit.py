@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace, Noise
 from adanat_toolkit.errors import ConfigError, nearest
-from adanat_toolkit.interfaces import Context, ImageSource, TokenGenerator
+from adanat_toolkit.interfaces import Context, ImageSource, Source, TokenGenerator
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
@@ -113,9 +113,9 @@ class Emoji64MaskGIT(UViTClassGenerator):
 
 
 class MaskGITOptions(TokenizedOptions):
-    weights: str | None = None
+    weights: Source = None
     """Weights file, folder or hub id; None means the embedded or default file of the variant."""
-    tokenizer: str | None = None
+    tokenizer: Source = None
     """The same for the tokenizer of a variant with third-party weights."""
     heads: int | None = None
     """Attention heads of a checkpoint of an unpublished size (weights do not tell them)."""

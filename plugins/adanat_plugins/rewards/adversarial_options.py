@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from adanat_toolkit.interfaces import PluginOptions
+from adanat_toolkit.interfaces import PluginOptions, Source
 
 from .adversarial_losses import Loss
 from .augment import Augmentation
@@ -31,11 +31,11 @@ class AdversarialOptions(PluginOptions):
     the real images of every update are encoded); ``auto`` is the embedded one for emoji64, else DINO."""
     backbone_model: str | None = None
     """timm's or open_clip's name of another network of the same kind."""
-    backbone_weights: str | None = None
+    backbone_weights: Source = None
     """Its weights: a file or a hub id; None looks in the weights folder."""
     backbone_size: int | None = Field(None, ge=16)
     """Image side that a timm backbone works on (a multiple of its patch); None: 224. Smaller is faster."""
-    published: str | None = None
+    published: Source = None
     """A published AdaNAT training checkpoint: backbone and heads start from its discriminator (``paper`` only)."""
     pool: int = Field(1, ge=1)
     """Average pooling of the features' map before the heads (must divide its side)."""

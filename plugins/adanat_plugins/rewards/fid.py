@@ -19,6 +19,7 @@ from adanat_toolkit.interfaces import (
     LearnedReward,
     PluginOptions,
     RewardModel,
+    Source,
 )
 from adanat_toolkit.metrics import FeatureStatistics, statistics_of
 from adanat_toolkit.registry import create_features
@@ -42,7 +43,7 @@ class FidOptions(PluginOptions):
     """Feature protocol (``adanat plugins`` lists them). ``auto``: ``emoji64`` for the embedded generators, else
     ``inception-fidelity``. A yardstick with the features of the reward is no longer independent of it."""
     feature_options: dict[str, Any] = Field(default_factory=dict)
-    reference: str | None = None
+    reference: Source = None
     """Statistics of the real images: a file of ``adanat stats`` or a published ``.npz``. Default: computed."""
     group: int | None = Field(None, ge=2)
     """``shared``: samples that share one distance. Default: a quarter of the batch, but at most 64: a batch of one group

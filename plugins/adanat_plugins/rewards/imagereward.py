@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adanat_toolkit.errors import WeightsError
-from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions
+from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions, Source
 from adanat_toolkit.runtime import in_chunks, minimum_batch, resolve_dtype
 
 from ..prepare import forward_batch, prepare_images
@@ -67,9 +67,9 @@ VOCABULARY = RewardAsset(
 class ImageRewardOptions(PromptOptions):
     """Options of ImageReward."""
 
-    weights: str | None = None
+    weights: Source = None
     """``ImageReward.pt`` (or its tensors as safetensors): a file, a folder or a hub id. Default: weights folder."""
-    tokenizer: str | None = None
+    tokenizer: Source = None
     """``vocab.txt`` of bert-base-uncased: the file, a folder with it, or a hub id. Default: weights folder."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int | None = Field(None, ge=1)
