@@ -17,7 +17,7 @@ from ..evaluation import RESULT
 from ..images import grid, side_by_side, write_png
 from ..policies import load_policy
 from ..sampling import sample, seed_range
-from ..storage import POLICY_FILES, RunFolder, is_hub_id, prepare_folder, upload_folder, write_file
+from ..storage import POLICY_FILES, RunFolder, card_digest, is_hub_id, prepare_folder, upload_folder, write_file
 
 PICTURE = "comparison.png"
 CARD = "README.md"
@@ -205,7 +205,7 @@ def _evaluation_of(
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(f"{file} is no result of adanat evaluate --out; give its folder.") from None
     for row in rows:
-        if row["card"].get("sha256") == card["sha256"]:
+        if card_digest(row["card"]) == card_digest(card):
             return facts, row
     raise ConfigError(
         f"{file} judges other policies than the one in {run}: run adanat evaluate --policy {run} --out {given} again."

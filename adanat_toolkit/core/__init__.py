@@ -1,6 +1,15 @@
 """The contracts: generator, reward, policy, features, with shapes and units; knobs, schedules and noise."""
 
-from .actions import GUIDANCE, MASK_RATIO, MASK_TEMPERATURE, TOKEN_KNOBS, TOKEN_TEMPERATURE, ActionSpace, Knob
+from .actions import (
+    GUIDANCE,
+    MASK_RATIO,
+    MASK_TEMPERATURE,
+    MAX_STEPS,
+    TOKEN_KNOBS,
+    TOKEN_TEMPERATURE,
+    ActionSpace,
+    Knob,
+)
 from .context import Context, ContextKind
 from .features import FeatureExtractor, JointExtractor, PrecomputedExtractor, PromptScorer, Tracker
 from .generator import Generator, ImageSource
@@ -32,6 +41,7 @@ __all__ = [
     "INITIAL",
     "MASK_RATIO",
     "MASK_TEMPERATURE",
+    "MAX_STEPS",
     "RATIO_CURVES",
     "REMASK",
     "REWARD",

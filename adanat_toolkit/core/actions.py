@@ -18,6 +18,8 @@ from torch import Tensor
 from ..errors import ConfigError, nearest
 
 Transform = Literal["sigmoid", "softplus"]
+MAX_STEPS = 1024
+"""Steps of an image at most: beyond it a schedule is a mistake, and every step costs a forward of the generator."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Knob:
     def check(self, values: Tensor) -> None:
         """Raises ConfigError where a physical value is outside the knob's range."""
         high = 1.0 if self.transform == "sigmoid" else float("inf")
-        bad = values[~((values >= 0) & (values <= high) & torch.isfinite(values))]
+        # as float32, which is what a generator is given: 1e39 is none
+        bad = values[~((values >= 0) & (values <= high) & torch.isfinite(values.float()))]
         if bad.numel():
             limit = "[0, 1]" if self.transform == "sigmoid" else "[0, infinity)"
             raise ConfigError(f"knob {self.name!r} has the value {float(bad[0]):g}; it must lie in {limit}.")
@@ -113,6 +116,8 @@ class ActionSpace:
             raise ConfigError(
                 f"schedule has shape {tuple(schedule.shape)}; it must be (steps >= 1, {len(self.knobs)})."
             )
+        if schedule.shape[0] > MAX_STEPS:
+            raise ConfigError(f"schedule has {schedule.shape[0]:,} steps; at most {MAX_STEPS:,} are possible.")
         chosen = self.names if acted is None else tuple(acted)
         for name in chosen:
             if name not in self.names:
@@ -174,6 +179,16 @@ class ActionSpace:
         names = tuple(k["name"] for k in spec["knobs"])
         if names != self.names:
             raise ConfigError(f"the policy was made for knobs {list(names)}, this generator has {list(self.names)}.")
+        for own, knob in zip(self.knobs, spec["knobs"], strict=True):
+            if own.transform != knob["transform"]:
+                raise ConfigError(
+                    f"the policy was made for a knob {own.name!r} under {knob['transform']}, here it is under {own.transform}."
+                )
+        lengths = {len(row) for row in spec["schedule"]}
+        if lengths != {len(names)}:
+            raise ConfigError(
+                f"the policy's schedule has rows of {sorted(lengths)} values; one a knob is needed, {len(names)}."
+            )
         schedule = torch.tensor(spec["schedule"], dtype=torch.float64)
         return self.bind(schedule, acted=spec["acted"], residual=spec["residual"])
 

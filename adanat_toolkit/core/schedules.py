@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, nearest
-from .actions import ActionSpace, Knob
+from .actions import MAX_STEPS, ActionSpace, Knob
 
 
 def cosine(r: float) -> float:
@@ -76,6 +76,8 @@ def parse_schedule(text: str, space: ActionSpace, steps: int) -> Tensor:
     """
     if steps < 1:
         raise ConfigError(f"steps is {steps}; a schedule needs at least 1 step.")
+    if steps > MAX_STEPS:
+        raise ConfigError(f"steps is {steps:,}; a schedule has at most {MAX_STEPS:,}.")
     head, *rest = [part.strip() for part in text.split(",") if part.strip()] or [""]
     without_curve = "=" in head
     if without_curve:

@@ -99,7 +99,9 @@ def _refuse_sources(found: GeneratorConfig, folder: Path, given: Mapping[str, An
     }
     if named:
         shown = ", ".join(f"{shortened(key)[1:-1]} = {shortened(value, 200)}" for key, value in named.items())
-        flags = ["--weights ..." if key == "weights" else f"--generator-option {shortened(key)[1:-1]}=..." for key in named]
+        flags = [
+            "--weights ..." if key == "weights" else f"--generator-option {shortened(key)[1:-1]}=..." for key in named
+        ]
         raise ConfigError(
             f"{folder / 'config.json'} says where its generator comes from: {shown}. What a folder names is not followed: "
             f"give it again if you trust it ({' '.join(flags)})."

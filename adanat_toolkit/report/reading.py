@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from ..evaluation import RESULT
-from ..storage import RunFolder
+from ..storage import RunFolder, card_digest
 from ..storage import read_rows as read_json_lines
 from ..training import RunConfig, alarms, validate
 
@@ -152,7 +152,7 @@ def _evaluation(path: Path, card: dict[str, Any]) -> tuple[dict[str, Any] | None
     try:
         facts = json.loads(file.read_bytes())
         rows = facts["policies"]
-        mine = [row for row in rows if row["card"].get("sha256") == card["sha256"]]
+        mine = [row for row in rows if card_digest(row["card"]) == card_digest(card)]
     except FileNotFoundError:
         return None, False
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

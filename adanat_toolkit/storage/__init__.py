@@ -1,20 +1,39 @@
 """What lies on disk: files that are whole or absent, run folders, the hub."""
 
 from .documents import read_document, shortened
-from .files import held, load_tensors, prepare_folder, read_rows, save_tensors, write_file, write_json
+from .files import (
+    Card,
+    card_digest,
+    held,
+    load_checkpoint,
+    prepare_folder,
+    read_card,
+    read_rows,
+    read_tensors,
+    save_tensors,
+    write_file,
+    write_json,
+)
 from .hub import POLICY_FILES, is_hub_id, local_policy, upload_folder
 from .run_folder import RunFolder
+from .tensors import TensorFacts, facts_of
 
 __all__ = [
     "POLICY_FILES",
+    "Card",
     "RunFolder",
+    "TensorFacts",
+    "card_digest",
+    "facts_of",
     "held",
     "is_hub_id",
-    "load_tensors",
+    "load_checkpoint",
     "local_policy",
     "prepare_folder",
+    "read_card",
     "read_document",
     "read_rows",
+    "read_tensors",
     "save_tensors",
     "shortened",
     "upload_folder",

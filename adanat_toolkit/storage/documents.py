@@ -7,14 +7,15 @@ what the schema does not allow.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import os
 import stat
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -48,10 +49,13 @@ def shortened(value: object, length: int = 60) -> str:
     return text if len(text) <= length else text[:length] + "..."
 
 
-def read_bytes(
-    path: str | os.PathLike[str], *, error: type[AdaNATError], limit: int = MAX_DOCUMENT, remedy: str = REMEDY
-) -> bytes:
-    """The bytes of a regular file (or of a link to one) of at most ``limit`` bytes; never waits for a pipe or a device.
+@contextlib.contextmanager
+def regular_file(
+    path: str | os.PathLike[str], *, error: type[AdaNATError], limit: int, remedy: str = REMEDY
+) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file (or a link to one) of at most ``limit`` bytes, open for reading, and its size.
+
+    Nothing is waited for: a pipe or a device is refused without reading it. What fails while the block reads is an error too.
 
     Args:
         error: the class of the error. remedy: a sentence that says what to do.
@@ -71,7 +75,7 @@ def read_bytes(
             raise _Unreadable(f"is too large: {facts.st_size:,} bytes, at most {limit:,} are read")
         with os.fdopen(descriptor, "rb") as handle:
             descriptor = -1
-            data = handle.read(limit + 1)
+            yield handle, facts.st_size
     except (OSError, ValueError) as problem:  # a name with a zero byte is a ValueError
         raise error(f"cannot read {_name(path)}: {getattr(problem, 'strerror', None) or problem}. {remedy}") from None
     except _Unreadable as problem:
@@ -79,9 +83,21 @@ def read_bytes(
     finally:
         if descriptor >= 0:
             os.close(descriptor)
-    if len(data) > limit:
-        raise error(f"{_name(path)} is too large: more than {limit:,} bytes. {remedy}")
-    return data
+
+
+def read_bytes(
+    path: str | os.PathLike[str], *, error: type[AdaNATError], limit: int = MAX_DOCUMENT, remedy: str = REMEDY
+) -> bytes:
+    """The bytes of a :func:`regular_file`.
+
+    Raises:
+        error: as there, or the file grows beyond ``limit`` while it is read.
+    """
+    with regular_file(path, error=error, limit=limit, remedy=remedy) as (handle, _):
+        data = handle.read(limit + 1)
+        if len(data) > limit:
+            raise _Unreadable(f"is too large: more than {limit:,} bytes")
+        return data
 
 
 def parse_document(
@@ -102,6 +118,14 @@ def parse_document(
         return cast(T, _adapter(cast(Hashable, schema)).validate_json(text, strict=True))
     except _Unreadable as problem:
         raise error(f"{where} {problem}. {remedy}") from None
+    except ValidationError as problem:
+        raise error(f"{where} {_first_problem(problem)}. {remedy}") from None
+
+
+def check_value(value: Any, schema: type[T] | Any, *, where: str, error: type[AdaNATError], remedy: str = REMEDY) -> T:
+    """A part of a document that was read already, checked as :func:`parse_document` does."""
+    try:
+        return cast(T, _adapter(cast(Hashable, schema)).validate_python(value, strict=True))
     except ValidationError as problem:
         raise error(f"{where} {_first_problem(problem)}. {remedy}") from None
 

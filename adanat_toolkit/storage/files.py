@@ -18,13 +18,36 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import CheckpointError, InUseError, OutputError
+from .documents import check_value, read_bytes, read_document, shortened
+from .tensors import TensorFacts, read_header
 
-FORMAT = 1
+FORMAT = 2
+OLD_FORMAT = 1
+"""Without a digest: whatever the card says is checked for sense alone."""
+
+
+class Card(BaseModel):
+    """What every card beside tensors has."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    digest: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+
+
+class CheckpointCard(Card):
+    """What a checkpoint says of itself."""
+
+    iteration: int = Field(ge=0)
+    seed: int = Field(ge=0)
+    generator: str
+    real_images: str | None
 
 
 def prepare_folder(path: Path) -> Path:
@@ -115,6 +138,7 @@ def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], facts: 
     """
     payload = save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
     card = {"format": FORMAT, **facts, "sha256": hashlib.sha256(payload).hexdigest()}
+    card["digest"] = card_digest(card)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -137,32 +161,87 @@ def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], facts: 
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def load_tensors(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def card_digest(card: Mapping[str, Any]) -> str:
+    """SHA-256 of all a card says, the tensors' own hash among it: two cards with one digest give the same results."""
+    rest = {key: value for key, value in card.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def read_card(folder: Path, name: str, schema: type[Card] = Card) -> dict[str, Any]:
+    """``folder/name.json``, its digest and what ``schema`` says about its values checked.
+
+    Raises:
+        CheckpointError: it is missing, damaged, changed since it was written, or of another format.
+    """
+    path = folder / f"{name}.json"
+    card: dict[str, Any] = read_document(path, dict[str, Any], error=CheckpointError, remedy=_REMEDY)
+    if card.get("format") not in (FORMAT, OLD_FORMAT):
+        raise CheckpointError(
+            f"{path} has format {shortened(card.get('format'))}; this version reads {OLD_FORMAT} and {FORMAT}. {_REMEDY}"
+        )
+    check_value(card, schema, where=str(path), error=CheckpointError, remedy=_REMEDY)
+    expected = card_digest(card) if card["format"] == FORMAT else None
+    if card.get("digest") != expected:
+        raise CheckpointError(
+            f"{path} was changed or damaged since it was written: its checksum (digest) differs, so what it says may not be "
+            f"what the tensors were made with. {_REMEDY}"
+        )
+    return card
+
+
+def read_tensors(
+    folder: Path, name: str, card: Mapping[str, Any], expected: Mapping[str, TensorFacts] | None = None
+) -> dict[str, Tensor]:
+    """``folder/name.safetensors``, whose hash the card has.
+
+    Args:
+        expected: the tensors that fit, all of them; the file's header is held against it before anything else is read.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, damaged, or holds other tensors.
+    """
+    path = folder / f"{name}.safetensors"
+    found, size = read_header(path, error=CheckpointError, remedy=_REMEDY)
+    if expected is not None and found != expected:
+        wrong = next(key for key in sorted({*found, *expected}) if found.get(key) != expected.get(key))
+        raise CheckpointError(
+            f"{path} does not hold the tensors it should: {shortened(wrong)} is {found.get(wrong, 'missing')}, expected "
+            f"{expected.get(wrong, 'no such tensor')}. {_REMEDY}"
+        )
+    payload = read_bytes(path, error=CheckpointError, limit=size, remedy=_REMEDY)
+    if hashlib.sha256(payload).hexdigest() != card["sha256"]:
+        raise CheckpointError(f"{path} is damaged or truncated ({len(payload)} bytes, checksum differs). {_REMEDY}")
+    try:
+        return load(payload)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}. {_REMEDY}") from None
+
+
+def load_tensors(folder: Path, name: str, schema: type[Card] = Card) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Inverse of :func:`save_tensors`.
 
     Raises:
         CheckpointError: a file is missing, truncated, damaged or of another format.
     """
-    remedy = "It was left untouched; remove it to fall back to an older one, or choose another folder."
-    card_path, tensor_path = folder / f"{name}.json", folder / f"{name}.safetensors"
-    try:
-        card = json.loads(card_path.read_text())
-        payload = tensor_path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: {error.strerror}. {remedy}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise CheckpointError(f"{card_path} is damaged (not valid JSON). {remedy}") from None
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        found = card.get("format") if isinstance(card, dict) else None
-        raise CheckpointError(f"{card_path} has format {found!r}; this version reads format {FORMAT}. {remedy}")
-    if hashlib.sha256(payload).hexdigest() != card.get("sha256"):
+    card = read_card(folder, name, schema)
+    return read_tensors(folder, name, card), card
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of a checkpoint, a folder that is named by its iteration.
+
+    Raises:
+        CheckpointError: as :func:`load_tensors`; or it is of another iteration than its name says.
+    """
+    tensors, facts = load_tensors(folder, "state", CheckpointCard)
+    if facts["iteration"] != int(folder.name):
         raise CheckpointError(
-            f"{tensor_path} is damaged or truncated ({len(payload)} bytes, checksum differs). {remedy}"
+            f"{folder / 'state.json'} is of iteration {facts['iteration']}, its folder of {int(folder.name)}. {_REMEDY}"
         )
-    try:
-        return load(payload), card
-    except SafetensorError as error:
-        raise CheckpointError(f"{tensor_path} is damaged: {error}. {remedy}") from None
+    return tensors, facts
+
+
+_REMEDY = "It was left untouched; remove it to fall back to an older one, or choose another folder."
 
 
 def read_rows(file: Path) -> list[Any]:

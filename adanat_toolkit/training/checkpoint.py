@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, ConfigError
 from ..policies import export_policy
 from ..runtime import distributed
-from ..storage import RunFolder, load_tensors, prepare_folder, save_tensors, write_json
+from ..storage import RunFolder, load_checkpoint, prepare_folder, save_tensors, write_json
 from .config import RunConfig, differences, merge
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _read(trainer: Trainer, folder: RunFolder) -> tuple[float, tuple[dict[str, T
     saved = folder.checkpoints()
     if not saved:
         return epsilon, None
-    tensors, facts = load_tensors(folder.checkpoint(saved[-1]), "state")
+    tensors, facts = load_checkpoint(folder.checkpoint(saved[-1]))
     for key, own in (
         ("generator", trainer.generator.fingerprint),
         ("real_images", trainer.real.fingerprint if trainer.real is not None else None),

@@ -19,7 +19,8 @@ from adanat_toolkit.errors import ConfigError
 from adanat_toolkit.metrics import FeatureStatistics
 from adanat_toolkit.runtime import distributed
 from adanat_toolkit.runtime import launcher as launching
-from adanat_toolkit.storage import RunFolder, load_tensors
+from adanat_toolkit.storage import RunFolder
+from adanat_toolkit.storage.files import load_tensors
 
 from ..helpers.cli import adanat, contents, refused, train_arguments
 from ..helpers.ranks import failing_reward, ranks

@@ -20,7 +20,8 @@ from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, InU
 from adanat_toolkit.policies import load_policy
 from adanat_toolkit.registry import create_generator
 from adanat_toolkit.sampling import sample, seed_range
-from adanat_toolkit.storage import RunFolder, held, load_tensors
+from adanat_toolkit.storage import RunFolder, held
+from adanat_toolkit.storage.files import load_tensors
 from adanat_toolkit.training import Trainer, merge, validate
 from adanat_toolkit.training.checkpoint import load_optimiser, optimiser_state
 
