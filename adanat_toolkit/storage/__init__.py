@@ -16,7 +16,7 @@ from .files import (
 )
 from .hub import POLICY_FILES, is_hub_id, local_policy, upload_folder
 from .run_folder import RunFolder
-from .tensors import TensorFacts, facts_of
+from .tensors import TensorFacts, facts_of, read_header
 
 __all__ = [
     "POLICY_FILES",
@@ -32,6 +32,7 @@ __all__ = [
     "prepare_folder",
     "read_card",
     "read_document",
+    "read_header",
     "read_rows",
     "read_tensors",
     "save_tensors",

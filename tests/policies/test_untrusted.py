@@ -23,9 +23,9 @@ from adanat_toolkit.interfaces import PluginOptions, Source
 from adanat_toolkit.policies import export_policy, load_policy
 from adanat_toolkit.policies.folder import PolicyCard
 from adanat_toolkit.policies.networks import SharedOptions, SharedPolicy
-from adanat_toolkit.storage import facts_of, load_checkpoint, read_card, save_tensors
+from adanat_toolkit.storage import facts_of, load_checkpoint, read_card, read_header, save_tensors
 from adanat_toolkit.storage.files import load_tensors
-from adanat_toolkit.storage.tensors import DTYPES, read_header
+from adanat_toolkit.storage.tensors import DTYPES
 from adanat_toolkit.training import RunConfig
 
 from ..helpers.cli import adanat, refused
