@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from ..core import ActionSpace, Generator
@@ -17,12 +18,58 @@ from ..evaluation import RESULT
 from ..images import grid, side_by_side, write_png
 from ..policies import load_policy
 from ..sampling import sample, seed_range
-from ..storage import POLICY_FILES, RunFolder, card_digest, is_hub_id, prepare_folder, upload_folder, write_file
+from ..storage import (
+    POLICY_FILES,
+    RunFolder,
+    card_digest,
+    check_value,
+    is_hub_id,
+    prepare_folder,
+    read_document,
+    upload_folder,
+    write_file,
+)
 
 PICTURE = "comparison.png"
 CARD = "README.md"
 SHOWN = 16
 PUBLISHED = (*POLICY_FILES, CARD, PICTURE)
+_NO_RESULT = "This is no result of adanat evaluate --out; give its folder."
+
+
+class _Judged(BaseModel):
+    steps: int
+    figures: dict[str, float | None]
+    intervals: dict[str, list[float] | None]
+
+
+class _Frechet(BaseModel):
+    frechet: float
+
+
+class _Range(BaseModel):
+    frechet: list[float] = Field(min_length=2, max_length=2)
+
+
+class _Row(_Judged):
+    card: dict[str, Any]
+    baseline: str
+    ratio: _Frechet
+    ratio_interval: _Range | None
+
+
+class _Result(BaseModel):
+    """What a card takes from a result of ``adanat evaluate --out``."""
+
+    baselines: list[_Judged]
+    policies: list[_Row]
+    images: int
+    seeds: list[int] = Field(min_length=2, max_length=2)
+    real_images: int | None
+    protocol: str
+    protocol_card: dict[str, Any]
+    device: str
+    dtype: str
 
 
 def publish(
@@ -115,20 +162,22 @@ def model_card(
         "",
         "| | |",
         "|---|---|",
-        f"| kind | {card['kind']} |",
+        f"| kind | {_code(card['kind'])} |",
         f"| steps | {space.steps} |",
         f"| knobs it sets | {', '.join(space.acted)} |",
-        f"| generator | `{generator.name}`, weights `{card['generator']['fingerprint']}` (others are refused) |",
-        f"| trained on | {training['trajectories']} images of its own making, reward `{training['reward']}`, seed "
-        f"{training['seed']}, engine {training['engine']} |",
-        f"| toolkit | adanat-toolkit {card['toolkit']} |",
+        f"| generator | `{generator.name}`, weights {_code(card['generator']['fingerprint'])} (others are refused) |",
+        f"| trained on | {training['trajectories']} images of its own making, reward {_code(training['reward'])}, seed "
+        f"{training['seed']}, engine {_code(training['engine'])} |",
+        f"| toolkit | adanat-toolkit {_code(card['toolkit'])} |",
         f"| licence of these weights | {licence}; the generator's and its images' licences are its own |",
         "",
     ]
-    if metrics and "reward/mean" in metrics[0]:
+    means = [row.get("reward/mean") if isinstance(row, dict) else None for row in (*metrics[:1], *metrics[-1:])]
+    if means and all(isinstance(mean, int | float) for mean in means):
+        first, last = means
         head += [
-            f"Mean training reward: {metrics[0]['reward/mean']:.4g} in the first iteration, "
-            f"{metrics[-1]['reward/mean']:.4g} in the last; a reward that learns moves its own scale.",
+            f"Mean training reward: {first:.4g} in the first iteration, {last:.4g} in the last; a reward that learns moves "
+            "its own scale.",
             "",
         ]
     return "\n".join([*head, *_figures(judged), *_pictures(seed)]) + "\n"
@@ -138,12 +187,12 @@ def _figures(judged: tuple[dict[str, Any], dict[str, Any]] | None) -> list[str]:
     if judged is None:
         return ["## Figures", "", "This policy was published without an evaluation.", ""]
     facts, row = judged
-    baseline = next(b for b in facts["baselines"] if b["steps"] == row["steps"])
+    baseline = next((b for b in facts["baselines"] if b["steps"] == row["steps"]), {"figures": {}, "intervals": {}})
     lines = ["## Figures", "", "| figure | this policy | hand-made schedule |", "|---|---|---|"]
     for name, value in row["figures"].items():
         if name in baseline["figures"]:
             lines.append(
-                f"| {name} | {_value(row, name, value)} | {_value(baseline, name, baseline['figures'][name])} |"
+                f"| {_name(name)} | {_value(row, name, value)} | {_value(baseline, name, baseline['figures'][name])} |"
             )
     ratio, interval = row["ratio"]["frechet"], (row["ratio_interval"] or {}).get("frechet")
     within = "" if interval is None else f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
@@ -154,19 +203,34 @@ def _figures(judged: tuple[dict[str, Any], dict[str, Any]] | None) -> list[str]:
         f"Frechet distance over the hand-made one's: {ratio:.3f}{within}; below 1 is better.",
         "",
         f"Protocol: {facts['images']} images of seeds {first} to {last} against {real} real images; "
-        f"features `{facts['protocol']}`; hand-made schedule `{row['baseline']}`, same seeds and contexts; computed on "
-        f"{facts['device']} in {facts['dtype']}. Brackets are 95 % intervals.",
+        f"features {_code(facts['protocol'])}; hand-made schedule {_code(row['baseline'])}, same seeds and contexts; computed "
+        f"on {_code(facts['device'])} in {_code(facts['dtype'])}. Brackets are 95 % intervals.",
         "",
     ]
-    lines += [f"- {key}: {value}" for key, value in facts["protocol_card"].items()]
+    lines += [f"- {_name(key)}: {_code(value)}" for key, value in facts["protocol_card"].items()]
     return [*lines, ""]
+
+
+def _code(value: Any) -> str:
+    """A text of a file as a code span, which neither Markdown nor HTML ends: no line breaks, fences longer than its own."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    text = text if len(text) <= 500 else text[:500] + "..."
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if len(fence) > 1 else ""
+    inside = (text or "-").replace("|", "\\|")  # also inside code a bar would end a table's cell
+    return f"{fence}{space}{inside}{space}{fence}"
+
+
+def _name(name: str) -> str:
+    """The name of a figure or fact: as it is where it is a plain word, else as :func:`_code`."""
+    return name if re.fullmatch(r"[a-z][a-z0-9_ -]{0,60}", name) else _code(name)
 
 
 def _value(row: Mapping[str, Any], name: str, value: float | None) -> str:
     if value is None:
         return ""
     pair = row["intervals"].get(name)
-    return f"{value:.4g}" + ("" if pair is None else f" [{pair[0]:.4g}, {pair[1]:.4g}]")
+    return f"{value:.4g}" + (f" [{pair[0]:.4g}, {pair[1]:.4g}]" if pair is not None and len(pair) == 2 else "")
 
 
 def _pictures(seed: int) -> list[str]:
@@ -199,12 +263,9 @@ def _evaluation_of(
     file = given / RESULT if given.is_dir() else given
     if evaluation is None and not file.is_file():
         return None
-    try:
-        facts = json.loads(file.read_text())
-        rows = facts["policies"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(f"{file} is no result of adanat evaluate --out; give its folder.") from None
-    for row in rows:
+    facts: dict[str, Any] = read_document(file, dict[str, Any], error=ConfigError, remedy=_NO_RESULT)
+    check_value(facts, _Result, where=str(file), error=ConfigError, remedy=_NO_RESULT)
+    for row in facts["policies"]:
         if card_digest(row["card"]) == card_digest(card):
             return facts, row
     raise ConfigError(

@@ -1,6 +1,6 @@
 """What lies on disk: files that are whole or absent, run folders, the hub."""
 
-from .documents import read_document, shortened
+from .documents import check_value, read_document, shortened
 from .files import (
     Card,
     card_digest,
@@ -24,6 +24,7 @@ __all__ = [
     "RunFolder",
     "TensorFacts",
     "card_digest",
+    "check_value",
     "facts_of",
     "held",
     "is_hub_id",

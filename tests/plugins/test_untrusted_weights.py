@@ -130,7 +130,7 @@ def test_archives_that_torch_does_not_write(tmp_path: Path) -> None:
         read_state(tmp_path / "script.pt")
     member = tarfile.TarInfo("ab")
     member.name = b"\x80\x02".decode("utf-8", "surrogateescape")
-    with tarfile.open(tmp_path / "old.pth", "w") as tar:
+    with tarfile.open(tmp_path / "old.pth", "w", format=tarfile.GNU_FORMAT) as tar:
         tar.addfile(member, io.BytesIO(b""))
     with pytest.raises(WeightsError, match=r"it is a tar archive"):
         read_state(tmp_path / "old.pth")
