@@ -187,7 +187,9 @@ def _figures(judged: tuple[dict[str, Any], dict[str, Any]] | None) -> list[str]:
     if judged is None:
         return ["## Figures", "", "This policy was published without an evaluation.", ""]
     facts, row = judged
-    baseline = next((b for b in facts["baselines"] if b["steps"] == row["steps"]), {"figures": {}, "intervals": {}})
+    baseline: dict[str, Any] = next(
+        (b for b in facts["baselines"] if b["steps"] == row["steps"]), {"figures": {}, "intervals": {}}
+    )
     lines = ["## Figures", "", "| figure | this policy | hand-made schedule |", "|---|---|---|"]
     for name, value in row["figures"].items():
         if name in baseline["figures"]:

@@ -211,6 +211,13 @@ def test_shards_lie_beside_their_index(index: Any, message: str, tmp_path: Path)
         read_state(folder)
 
 
+@pytest.mark.parametrize("number", ["4096", "9" * 5000])
+def test_blocks_that_a_name_counts(number: str, tmp_path: Path) -> None:
+    save_file({f"in_blocks.{number}.x": torch.zeros(1), "head.1000.weight": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match="blocks are counted to 2,048 at most"):
+        read_state(tmp_path / "x.safetensors")
+
+
 def array(shape: Any, dtype: Any = "float32", raw: Any = b"") -> msgpack.ExtType:
     return msgpack.ExtType(1, msgpack.packb((shape, dtype, raw)))
 

@@ -8,7 +8,6 @@ temperature, which is the knob's value 1.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +20,7 @@ from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import Context, PluginOptions, Source
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks, minimum_batch
+from adanat_toolkit.storage import read_document, shortened
 
 from ..fingerprints import fingerprint_state
 from ..tokenizers.vqmodel import VQModelTokenizer
@@ -176,7 +176,13 @@ def _load_networks(folder: Path, device: torch.device, dtype: torch.dtype) -> tu
 
     def load(kind: Any, part: str) -> Any:
         config = _config(folder / part / "config.json")
-        return build(lambda: kind.from_config(config), read_state(folder / part), source=str(folder / part))
+        state = read_state(folder / part)
+        try:
+            return build(lambda: kind.from_config(config), state, source=str(folder / part))
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+            raise WeightsError(
+                f"{folder / part / 'config.json'} describes no {kind.__name__}: {error}. Fetch the whole folder again."
+            ) from None
 
     network, vqvae = load(UVit2DModel, "transformer"), load(VQModel, "vqvae")
     scheduler = folder / "scheduler" / "scheduler_config.json"
@@ -202,10 +208,11 @@ def _load_text(folder: Path) -> tuple[Any, Any]:
 
     loader: Any = transformers.CLIPTextModelWithProjection
 
+    _config(folder / "text_encoder" / "config.json")
     try:
         tower, found = loader.from_pretrained(folder / "text_encoder", local_files_only=True, output_loading_info=True)
         tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # transformers raises a dozen kinds for a damaged folder
         raise WeightsError(
             f"{folder}: the text encoder cannot be read: {error}. Fetch the whole folder again."
         ) from None
@@ -219,7 +226,10 @@ def _load_text(folder: Path) -> tuple[Any, Any]:
 
 
 def _config(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{file} cannot be read ({error}); fetch the whole folder again.") from None
+    """What a part's configuration says, no number in it beyond what a network of such a pipeline may have."""
+    found: dict[str, Any] = read_document(file, dict[str, Any], error=WeightsError, remedy="Fetch the whole folder again.")
+    for key, value in found.items():
+        limit = 256 if "layers" in key else 2**20
+        if isinstance(value, int) and abs(value) > limit:
+            raise WeightsError(f"{file}: {shortened(key)} = {value}, at most {limit:,}. Fetch the whole folder again.")
+    return found

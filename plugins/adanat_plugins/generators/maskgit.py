@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -117,7 +118,7 @@ class MaskGITOptions(TokenizedOptions):
     """Weights file, folder or hub id; None means the embedded or default file of the variant."""
     tokenizer: Source = None
     """The same for the tokenizer of a variant with third-party weights."""
-    heads: int | None = None
+    heads: int | None = Field(None, ge=1, le=1024)
     """Attention heads of a checkpoint of an unpublished size (weights do not tell them)."""
 
 

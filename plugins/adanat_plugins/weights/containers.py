@@ -8,6 +8,7 @@ format allows it: a tensor that is never used is never read.
 from __future__ import annotations
 
 import pickle
+import re
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,9 @@ EMA_KEYS = ("model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "param
 WRAPPER_KEYS = (*EMA_KEYS, "model_state_dict", "state_dict", "model", "params", "nnet", "module")
 """Top-level keys that published files wrap their weights in. Averaged weights (EMA) come first: they are what their
 authors evaluate."""
+
+MAX_BLOCKS = 2048
+_NUMBER = re.compile(r"(?:(?<=[._/])|^)\d+(?=[./]|$)")
 
 PREFIXES = ("module.", "_orig_mod.", "nnet.", "ema.")
 """Left behind by data parallelism, torch.compile and training wrappers."""
@@ -97,6 +101,9 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
     state = strip_prefixes(dict(flatten(unwrap(read_tree(path)))))
     if not state:
         raise WeightsError(f"{path} holds no named tensors; it is no checkpoint of a network.")
+    for name in state:  # networks are built with as many blocks as the names count
+        if any(len(number) > 6 or int(number) > MAX_BLOCKS for number in _NUMBER.findall(name)):
+            raise WeightsError(f"{path} holds a tensor {shortened(name)}: blocks are counted to {MAX_BLOCKS:,} at most.")
     return state
 
 

@@ -83,6 +83,7 @@ class _Rebuilds:
     """A function of this module that a pickle may call; nothing can be set on it."""
 
     __slots__ = ("_function",)
+    _function: Callable[..., Any]
 
     def __init__(self, function: Callable[..., Any]) -> None:
         object.__setattr__(self, "_function", function)
@@ -224,9 +225,15 @@ class RestrictedUnpickler(pickle._Unpickler):
     file_size = MAX_PROGRAM
     """Elements that all storages have together are at most as many as the file has bytes."""
 
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+    readline: Callable[[], bytes]
+
     def __init__(self, file: Any, **options: Any) -> None:
         super().__init__(_Program(file), **options)
-        self.dispatch = _Counted(_INSTRUCTIONS)
+        self.dispatch = _Counted(_INSTRUCTIONS)  # type: ignore[misc]
         self._inert: dict[tuple[str, str], type[Inert]] = {}
         self._storages: set[str | bytes] = set()
         self._elements = 0
