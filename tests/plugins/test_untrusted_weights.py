@@ -146,7 +146,7 @@ def test_what_research_code_saves_is_still_read(zip_format: bool, tmp_path: Path
     noted.note = "an attribute"  # type: ignore[attr-defined]
     base = torch.arange(12.0)
     views = {"view": base[2:8].view(2, 3).T, "base": base, "half": torch.ones(3).bfloat16(), "flag": torch.tensor(True)}
-    tree = {
+    tree: dict[Any, Any] = {
         "state_dict": OrderedDict({**module.state_dict(), **views, "noted": noted, "empty": torch.zeros(0, 3)}),
         "optimiser": optimiser.state_dict(),
         "shape": torch.Size((2, 3)),
