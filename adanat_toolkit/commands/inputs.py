@@ -10,6 +10,8 @@ import torch
 
 from ..core import Context, Generator
 from ..errors import ConfigError, nearest
+from ..images import class_positions
+from ..storage import text_lines
 from ..training import RunConfig
 
 
@@ -47,8 +49,7 @@ def parse_classes(text: str, generator: Generator) -> list[int]:
             continue
         except ValueError:
             pass
-        wanted = part.casefold()
-        found = [i for i, n in enumerate(names) if wanted in (n.casefold(), n.casefold().rpartition(" / ")[2])]
+        found = class_positions(part, names)
         if len(found) != 1:
             short = {n.rpartition(" / ")[2] for n in names}
             why = "stands for several classes" if found else "is unknown"
@@ -72,16 +73,15 @@ def read_prompts(path: Path) -> list[str]:
     """The prompts of a text file, one a line, empty lines left out.
 
     Raises:
-        ConfigError: it cannot be read or holds none.
+        ConfigError: it cannot be read or holds none. DataError: its encoding is neither UTF-8 nor UTF-16 with a mark.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        data = path.read_bytes()
+    except OSError as error:
         raise ConfigError(
-            f"cannot read the prompts {path}: {reason}. Give a text file with one prompt a line."
+            f"cannot read the prompts {path}: {error.strerror}. Give a text file with one prompt a line."
         ) from None
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = [line.strip() for line in text_lines(data, str(path)) if line.strip()]
     if not prompts:
         raise ConfigError(f"{path} holds no prompt; write one a line.")
     return prompts

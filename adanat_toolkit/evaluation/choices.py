@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from ..core import FeatureExtractor, Generator, ImageSource, PromptScorer
 from ..errors import ConfigError, DataError
 from ..images import Progress, images_for
@@ -63,15 +65,19 @@ def require_real_images(generator: Generator, path: str | None, *, progress: Pro
     return real
 
 
-def own_captions(generator: Generator, path: str | None, real: ImageSource | Reference | None) -> ImageSource | None:
-    """The images whose captions a text-conditional generator draws its contexts from: those that the user gave, so that it
-    makes what it is judged against. None: its own captions.
+def own_captions(
+    generator: Generator, given: str | ImageSource | None, real: ImageSource | Reference | None
+) -> ImageSource | None:
+    """The images whose captions or classes the generator draws its contexts from: those that the user gave, so that it is
+    trained and judged on what they show. None: its own distribution.
 
     Args:
-        path: what the user gave as ``--data``. real: what was opened there, or the generator's own images.
+        given: what the user gave as ``--data``. real: what was opened there, or the generator's own images.
     """
-    if path is None or generator.context_kind != "text" or isinstance(real, Reference):
+    if given is None or real is None or isinstance(real, Reference) or generator.context_kind == "none":
         return None
+    if generator.context_kind == "class" and real.contexts(torch.zeros(1, dtype=torch.int64)).classes is None:
+        return None  # images given in Python may have no classes
     return real
 
 

@@ -39,6 +39,7 @@ from ..core import (
     parse_schedule,
 )
 from ..errors import ConfigError, DataError, PluginError
+from ..evaluation import own_captions
 from ..images import draw_contexts, images_for
 from ..registry import FIRST_PARTY, create_generator, create_reward, discover
 from ..runtime import CPU_CHUNK, resolve_device, resolve_dtype
@@ -78,8 +79,8 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         steps: T. schedule: hand-made schedule (None: the generator's best known). knobs: those that the actions set
             (None: all). residual: add raw actions to the schedule's raw values.
         features: False leaves ``features`` out of the observations and spares their transfer to the host.
-        data: folder or zip with real images, or an image source; None: the generator's own. A text-conditional generator
-            draws its prompts from the captions there.
+        data: folder or zip with real images, or an image source; None: the generator's own. The generator draws its
+            prompts or classes from the captions or classes there.
         micro_batch: images that go through the generator at once; None: 32 on a CPU, all of them elsewhere.
         autoreset_mode: gymnasium's: ``SameStep``, ``NextStep`` or ``Disabled``.
         render_mode: None or ``rgb_array``.
@@ -303,9 +304,8 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
 
     @cached_property
     def captions(self) -> ImageSource | None:
-        """Images whose captions the episodes' prompts are drawn from: those given as ``data``; None: the generator's own."""
-        given = self._data is not None and self.generator.context_kind == "text"
-        return self.real if given else None
+        """Images whose captions or classes the episodes' contexts are drawn from (see ``selection.own_captions``)."""
+        return None if self._data is None else own_captions(self.generator, self._data, self.real)
 
     # --- episodes -----------------------------------------------------------------------------------------------------
 

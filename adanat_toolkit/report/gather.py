@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
-from ..core import Generator
+from ..core import Generator, ImageSource
 from ..errors import AdaNATError, CheckpointError, ConfigError, DataError, PluginError, WeightsError
 from ..evaluation import MINIMUM, choose_features, evaluate_policies, is_statistics, own_captions, real_side
 from ..images import images_for
@@ -244,6 +244,18 @@ def _judge(
 _GIVE_DATA = "What a folder names is not opened: give it again if you trust it (--data ...)."
 
 
+def _contexts_in(generator: Generator, path: str | None) -> tuple[ImageSource | None, str | None]:
+    """What a run drew its contexts from (see ``selection.own_captions``), or why that cannot be read any more."""
+    if path is None or generator.context_kind == "none":
+        return None, None
+    try:
+        return own_captions(generator, path, images_for(generator, path, memory_limit=0)), None
+    except DataError as error:
+        if generator.context_kind == "text":
+            raise
+        return None, str(error)
+
+
 def _with_hint(error: AdaNATError) -> AdaNATError:
     return type(error)(f"{error} Or give --num 0: no table, only what is stored.")
 
@@ -253,20 +265,19 @@ def _look(
 ) -> list[Group]:
     groups: dict[int, Group] = {}
     seeds = seed_range(settings.seed, PROBED)
-    images_in = cache(partial(images_for, generator))
+    contexts_in = cache(partial(_contexts_in, generator))
     for run in runs:
         policy, space, _ = load_policy(str(run.path), generator)
         steps = space.steps
         by_hand, hand_space, _ = load_policy("fixed", generator, steps)
         captions = None
-        if generator.context_kind == "text" and run.config.data.path is not None:
+        if run.config.data.path is not None and generator.context_kind != "none":
             if settings.data is not None and not is_statistics(settings.data):
-                captions = images_in(settings.data)
+                captions, missing = contexts_in(settings.data)
             else:
-                notes.append(
-                    f"{run.name}: pictures are of the generator's own captions, not those of {run.config.data.path!r}. "
-                    f"{_GIVE_DATA}"
-                )
+                missing = f"It was trained with {run.config.data.path!r}. {_GIVE_DATA}"
+            if missing is not None:
+                notes.append(f"{run.name}: its pictures show contexts of the generator's own distribution. {missing}")
         if steps not in groups:
             images = probe(generator, by_hand, hand_space, seeds[:SHOWN], captions=captions, batch=settings.batch)
             groups[steps] = Group(generator.name, steps, generator.default_schedule, images)

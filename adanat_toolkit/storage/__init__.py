@@ -1,5 +1,6 @@
 """What lies on disk: files that are whole or absent, run folders, the hub."""
 
+from .content import HEAD, not_the_file
 from .documents import check_value, read_document, shortened
 from .files import (
     Card,
@@ -17,8 +18,10 @@ from .files import (
 from .hub import POLICY_FILES, is_hub_id, local_policy, upload_folder
 from .run_folder import RunFolder
 from .tensors import TensorFacts, facts_of, read_header
+from .text import text_lines
 
 __all__ = [
+    "HEAD",
     "POLICY_FILES",
     "Card",
     "RunFolder",
@@ -30,6 +33,7 @@ __all__ = [
     "is_hub_id",
     "load_checkpoint",
     "local_policy",
+    "not_the_file",
     "prepare_folder",
     "read_card",
     "read_document",
@@ -38,6 +42,7 @@ __all__ = [
     "read_tensors",
     "save_tensors",
     "shortened",
+    "text_lines",
     "upload_folder",
     "write_file",
     "write_json",
