@@ -23,6 +23,7 @@ from adanat_toolkit.runtime import in_chunks, minimum_batch
 from adanat_toolkit.storage import read_document, shortened
 
 from ..fingerprints import fingerprint_state
+from ..prompt_rows import CutPrompts
 from ..tokenizers.vqmodel import VQModelTokenizer
 from ..weights import asset, build, place, read_state, resolve
 from .text_conditional import TextConditional
@@ -55,16 +56,14 @@ class AmusedTextEncoder(nn.Module):
         self.tower = place(tower, device, dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.device, self.dtype = device, dtype
+        self._cut = CutPrompts("the generator's text encoder", tokenizer.model_max_length)
 
     @torch.no_grad()
     def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B prompts -> states (B, L, C) before the last layer and pooled (B, P) after the projection, float32."""
         distinct = list(dict.fromkeys(prompts))
         row = {prompt: i for i, prompt in enumerate(distinct)}
-        length = self.tokenizer.model_max_length
-        ids = self.tokenizer(
-            distinct, return_tensors="pt", padding="max_length", truncation=True, max_length=length
-        ).input_ids
+        ids = self._ids(distinct)
 
         def run(batch: Tensor) -> tuple[Tensor, Tensor]:
             out = self.tower(batch, output_hidden_states=True)
@@ -74,6 +73,22 @@ class AmusedTextEncoder(nn.Module):
         states, pooled = in_chunks(run, ids.to(self.device), minimum=minimum)
         index = torch.tensor([row[prompt] for prompt in prompts], device=self.device)
         return states[index], pooled[index]
+
+    def _ids(self, prompts: list[str]) -> Tensor:
+        """(B, L) int64, cut to the length that the tower reads."""
+
+        def tokenized(some: list[str], length: int) -> Any:
+            return self.tokenizer(
+                some, return_tensors="pt", padding="max_length", truncation=True, max_length=length
+            )
+
+        found = tokenized(prompts, self._cut.limit)
+        full = [prompt for prompt, last in zip(prompts, found.attention_mask[:, -1].tolist(), strict=True) if last]
+        if full:  # those that end at the last place are not too long
+            longer = tokenized(full, self._cut.limit + 1)
+            self._cut.count(int(longer.attention_mask[:, -1].sum()), len(prompts))
+        ids: Tensor = found.input_ids
+        return ids
 
 
 class Amused(TextConditional):
