@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import FeatureExtractor, ImageSource
-from ..errors import OutputError
+from ..errors import DataError, OutputError
 from ..metrics import shared_statistics
 from ..runtime import distributed
 from ..storage import prepare_folder
@@ -26,11 +26,13 @@ def write_statistics(
         ``file``, ``images``, ``protocol`` and ``data``; empty but in the main process.
 
     Raises:
-        ConfigError: not a .safetensors name. OutputError: the file cannot be written.
+        ConfigError: not a .safetensors name. DataError: a single image. OutputError: the file cannot be written.
     """
     from safetensors import SafetensorError
 
     _require_safetensors(file)
+    if len(real) < 2:
+        raise DataError("statistics need at least 2 images, and there is 1; give --data with more.")
     if distributed.is_main():
         prepare_folder(file.parent)
     statistics = shared_statistics(extractor, real, progress=progress)

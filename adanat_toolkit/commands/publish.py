@@ -23,6 +23,7 @@ from ..storage import (
     RunFolder,
     card_digest,
     check_value,
+    holds_files,
     is_hub_id,
     prepare_folder,
     read_document,
@@ -252,7 +253,7 @@ def _sheet(generator: Generator, policy: Any, space: ActionSpace, seed: int) -> 
 
 def _folder(path: Path) -> Path:
     """A folder that is new, empty, or holds a published policy already."""
-    if path.is_dir() and any(path.iterdir()) and not (path / POLICY_FILES[1]).exists():
+    if path.is_dir() and holds_files(path) and not (path / POLICY_FILES[1]).exists():
         raise OutputError(f"{path} is not empty and holds no policy; give another target, so that nothing is mixed up.")
     return path
 

@@ -20,7 +20,7 @@ from ..images import GRID_LIMIT, grid, read_facts, read_png, write_png
 from ..registry import toolkit_version
 from ..runtime import distributed, dtype_name
 from ..sampling import Edit, Samples, edit, sample
-from ..storage import prepare_folder, write_json
+from ..storage import holds_files, prepare_folder, write_json
 from ..training import differences
 
 LIST = "samples.json"
@@ -122,7 +122,7 @@ def _settings(generator: Generator, space: ActionSpace, card: dict[str, Any]) ->
 
 def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
     """An empty folder, or one of the same settings; anything else is left as it is."""
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or not holds_files(folder):
         return
     listing = folder / LIST
     if not listing.exists():
@@ -149,9 +149,12 @@ def _missing(folder: Path, seeds: Tensor, context: Context) -> list[int]:
         if not path.exists():
             out.append(position)
             continue
-        row = read_facts(path)
+        row = _own_row(path)
         if row is None:
-            raise OutputError(f"{path} was not made by this command; choose another --out. Nothing was changed.")
+            raise OutputError(
+                f"{path} was not made by this command, or is a copy of another image; choose another --out. Nothing was "
+                "changed."
+            )
         made, wanted = {k: row[k] for k in ("class", "prompt") if k in row}, context.describe(position)
         if made != wanted:
             raise OutputError(
@@ -174,5 +177,13 @@ def _row(part: Samples, position: int, space: ActionSpace) -> dict[str, Any]:
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     """Rows of all images in the folder, by seed."""
-    rows = [read_facts(path) for path in folder.glob("*.png") if path.name != GRID]
-    return sorted((row for row in rows if row is not None), key=lambda row: row["seed"])
+    rows = [row for path in folder.glob("*.png") if (row := _own_row(path)) is not None]
+    return sorted(rows, key=lambda row: row["seed"])
+
+
+def _own_row(path: Path) -> dict[str, Any] | None:
+    """An image's row; None for what was made by something else, and for a copy, which holds the row of its original."""
+    row = read_facts(path)
+    if row is None or not isinstance(row.get("seed"), int) or image_name(row["seed"]) != path.name:
+        return None
+    return row

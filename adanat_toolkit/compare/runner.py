@@ -21,7 +21,15 @@ from torch import Tensor
 
 from ..decoding import PUBLISHED_SAMPLERS
 from ..errors import ConfigError, DataError, PluginError, WeightsError
-from ..evaluation import Images, Yardstick, choose_features, choose_scorer, own_captions, require_real_images
+from ..evaluation import (
+    Images,
+    Yardstick,
+    choose_features,
+    choose_scorer,
+    own_captions,
+    require_enough,
+    require_real_images,
+)
 from ..images import grid, write_png
 from ..policies import load_policy
 from ..registry import create_features, create_generator, toolkit_version
@@ -73,6 +81,7 @@ class Comparison:
         )
         name = choose_features(self.generator, config.features)
         self.real = require_real_images(self.generator, base.data.path)
+        require_enough(self.real)
         self.extractor = create_features(name, device=self.device, offline=base.offline)
         known = self._published() is not None
         self.cells = [cell for cell in config.cells() if known or cell.policy != PUBLISHED]

@@ -2,7 +2,7 @@
 
 from .choices import choose_features, choose_scorer, is_statistics, own_captions, real_side, require_real_images
 from .evaluate import MINIMUM, RESULT, Comparison, Judged, evaluate_policies, write_comparison
-from .yardstick import Images, Yardstick
+from .yardstick import Images, Yardstick, require_enough
 
 __all__ = [
     "MINIMUM",
@@ -17,6 +17,7 @@ __all__ = [
     "is_statistics",
     "own_captions",
     "real_side",
+    "require_enough",
     "require_real_images",
     "write_comparison",
 ]

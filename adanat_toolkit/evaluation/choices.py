@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
 
 from ..core import FeatureExtractor, Generator, ImageSource, PromptScorer
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, PluginError
 from ..images import Progress, images_for
 from ..metrics import FeatureStatistics, Reference
-from ..registry import create_features, discover
+from ..registry import (
+    create_features,
+    discover,
+    features_named_in,
+    load,
+)
 
 
 def choose_features(generator: Generator, name: str | None) -> str:
@@ -99,9 +105,31 @@ def real_side(generator: Generator, path: str | None, extractor: FeatureExtracto
     if path is None or not is_statistics(path):
         return require_real_images(generator, path)
     statistics = FeatureStatistics.load(path, extractor.protocol)
-    if statistics.protocol != extractor.protocol or len(statistics.mean) != extractor.feature_dim:
+    width = len(statistics.mean)
+    if statistics.protocol != extractor.protocol or width != extractor.feature_dim:
+        named = Path(path).suffix == ".safetensors"
+        own = features_named_in(extractor.protocol)
+        fitting = features_named_in(statistics.protocol) if named else _features_of_width(width)
+        if fitting and fitting != own:
+            remedy = f"give --features {' or '.join(fitting)}, which they fit"
+        elif fitting:
+            remedy = f"they were made with other weights of {own[0]}"
+        else:
+            remedy = "no protocol that is installed fits them"
+        again = "adanat stats" + "".join(f" --features {name}" for name in own)
+        what = f"statistics of {statistics.protocol}" if named else "statistics"
         raise DataError(
-            f"{path} holds statistics of {statistics.protocol} ({len(statistics.mean)} features), the images are judged by "
-            f"{extractor.protocol} ({extractor.feature_dim}); give the matching --features, or make them with adanat stats."
+            f"{path} holds {what} ({width} features), and the images are judged by {extractor.protocol} "
+            f"({extractor.feature_dim} features): {remedy}, or make them again with {again}."
         )
     return Reference(statistics)
+
+
+def _features_of_width(width: int) -> list[str]:
+    """Names of the feature protocols that say, before they are loaded, that they have so many features."""
+    found = []
+    for name in _protocols():
+        with contextlib.suppress(PluginError):
+            if getattr(load("features", name), "feature_dim", None) == width:
+                found.append(name)
+    return found

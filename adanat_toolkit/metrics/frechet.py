@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..storage import HEAD, not_the_file
 
 CHUNK = 16_384
 """Samples that are in float64 at once: 0.27 GB for the 2,048 features of InceptionV3 (benchmarks/metrics_memory.md)."""
@@ -123,6 +124,10 @@ class FeatureStatistics:
         path = Path(path)
         if not path.is_file():
             raise DataError(f"{path} does not exist; make statistics of your images with `adanat stats --data DIR`.")
+        with path.open("rb") as start:
+            instead = not_the_file(start.read(HEAD))
+        if instead is not None:
+            raise DataError(f"{path} holds no statistics, it is {instead}.")
         if path.suffix == ".npz":
             return cls._load_npz(path, protocol)
         from safetensors import SafetensorError, safe_open
@@ -137,15 +142,14 @@ class FeatureStatistics:
 
     @classmethod
     def _load_npz(cls, path: Path, protocol: str) -> FeatureStatistics:
-        import zipfile
-
         import numpy as np
 
         try:
             with np.load(path, allow_pickle=False) as file:
                 mean, covariance = (torch.from_numpy(np.asarray(file[k], dtype=np.float64)) for k in ("mu", "sigma"))
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} does not hold `mu` and `sigma` ({error}); give a published FID .npz.") from error
+        except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for damaged files
+            reason = str(error).rstrip(".") or type(error).__name__
+            raise DataError(f"{path} does not hold `mu` and `sigma` ({reason}); give a published FID .npz.") from error
         if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
             raise DataError(
                 f"{path} holds mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)}; need (D,), (D, D)."

@@ -69,6 +69,14 @@ class PluginInfo:
             ) from error
 
 
+def features_named_in(protocol: str) -> list[str]:
+    """The registered feature protocols that a protocol's identity begins with (their name, then what tells their weights), the
+    longest name alone: at most one."""
+    names = [plugin.name for plugin in discover("features") if not plugin.shadowed]
+    found = [name for name in names if protocol == name or protocol.startswith(f"{name}-")]
+    return sorted(found, key=len)[-1:]
+
+
 def discover(kind: str) -> list[PluginInfo]:
     """All plug-ins of a kind, sorted by name; of two with one name the first-party one wins, then the alphabetical first."""
     found = []

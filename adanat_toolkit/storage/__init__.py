@@ -1,6 +1,6 @@
 """What lies on disk: files that are whole or absent, run folders, the hub."""
 
-from .content import HEAD, not_the_file
+from .content import HEAD, holds_files, not_the_file
 from .documents import check_value, read_document, shortened
 from .files import (
     Card,
@@ -30,6 +30,7 @@ __all__ = [
     "check_value",
     "facts_of",
     "held",
+    "holds_files",
     "is_hub_id",
     "load_checkpoint",
     "local_policy",

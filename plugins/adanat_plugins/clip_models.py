@@ -62,7 +62,7 @@ class ClipModel:
     ) -> None:
         self.name, self.dim, self.device = name, dim, device
         self.network: Any = network.to(device).eval().requires_grad_(False)
-        self._tokenizer, self._mode, self._squash = tokenizer, mode, squash
+        self._tokenize, self._mode, self._squash = tokenizer, mode, squash
         self._cut = CutPrompts(f"CLIP {name}", tokenizer.context_length)
         self._size, self._mean, self._std = size, mean, std
         self._texts: dict[str, Tensor] = {}
@@ -103,7 +103,7 @@ class ClipModel:
 
         # A resumed run must compute the same, whatever the prompts are encoded with.
         least = minimum_batch(torch.float32, self.device, rows=True)
-        ids = open_clip_ids(self._tokenizer, prompts, self._cut)
+        ids = open_clip_ids(self._tokenize, prompts, self._cut)
         return in_chunks(run, ids.to(self.device), chunk=64, minimum=least)[0]
 
     def parameters_count(self) -> int:

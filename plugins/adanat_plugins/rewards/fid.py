@@ -22,7 +22,7 @@ from adanat_toolkit.interfaces import (
     Source,
 )
 from adanat_toolkit.metrics import FeatureStatistics, statistics_of
-from adanat_toolkit.registry import create_features
+from adanat_toolkit.registry import create_features, features_named_in
 from adanat_toolkit.runtime import gather, in_chunks
 
 from ..weights import is_offline
@@ -105,9 +105,12 @@ class FidReward(RewardModel):
         if file is not None:
             reference = FeatureStatistics.load(Path(file).expanduser(), extractor.protocol)
             if len(reference.mean) != extractor.feature_dim or reference.protocol not in ("", extractor.protocol):
+                fitting = features_named_in(reference.protocol)
+                remedy = f"set reward.options.features={fitting[0]}, which it fits, or " if fitting else ""
                 raise DataError(
                     f"{file} holds {len(reference.mean)} features of protocol {reference.protocol or 'unknown'}, but "
-                    f"the reward uses {extractor.feature_dim} of {extractor.protocol}; make it again with `adanat stats`."
+                    f"the reward uses {extractor.feature_dim} of {extractor.protocol}; {remedy}make it again with "
+                    "`adanat stats`."
                 )
             return reference
         if real is None:

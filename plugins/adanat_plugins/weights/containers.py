@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from adanat_toolkit.errors import WeightsError
-from adanat_toolkit.storage import read_document, read_header, shortened
+from adanat_toolkit.storage import HEAD, not_the_file, read_document, read_header, shortened
 
 from .flax_file import read_flax
 from .restricted import Inert, checked, restricted_pickle
@@ -52,7 +52,7 @@ def container_of(path: Path) -> Container:
     if not path.is_file():
         raise WeightsError(f"{path} is no regular file (a pipe, socket or device); give a file of weights.")
     with path.open("rb") as file:
-        head = file.read(64)
+        head = file.read(HEAD)
     if zipfile.is_zipfile(path):
         return "torch"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -61,11 +61,9 @@ def container_of(path: Path) -> Container:
         return "safetensors"
     if head[:1] and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
         return "flax"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise WeightsError(f"{path} is a web page, not weights: the download was answered with a form or an error. "
-                           "Fetch the file again in a browser.")
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a git-lfs pointer, not weights; run `git lfs pull` where it comes from.")
+    instead = not_the_file(head)
+    if instead is not None:
+        raise WeightsError(f"{path} holds no weights, it is {instead}.")
     raise WeightsError(f"{path} ({path.stat().st_size} bytes) is no torch, safetensors or Flax file, or it is cut "
                        "short. Fetch it again.")
 
