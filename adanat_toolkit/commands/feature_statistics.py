@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..core import FeatureExtractor, ImageSource
 from ..errors import DataError, OutputError
+from ..images import ClassCounts
 from ..metrics import shared_statistics
 from ..runtime import distributed
 from ..storage import prepare_folder
@@ -18,7 +20,8 @@ from .prepare_data import _require_safetensors
 def write_statistics(
     extractor: FeatureExtractor, real: ImageSource, file: Path, *, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """Write the mean and scatter of real images' features (see ``metrics.FeatureStatistics``).
+    """Write the mean and scatter of real images' features (see ``metrics.FeatureStatistics``), and how many images are of
+    each class.
 
     All processes call it; the main one writes.
 
@@ -38,6 +41,9 @@ def write_statistics(
     statistics = shared_statistics(extractor, real, progress=progress)
     if statistics is None:
         return {}
+    labels = getattr(real, "labels", None)
+    if labels is not None:  # which classes images are held against
+        statistics = replace(statistics, card={**statistics.card, "classes": ClassCounts.write(labels)})
     temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp.safetensors")
     try:
         statistics.save(temporary)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-import torch
-
 from ..core import FeatureExtractor, Generator, ImageSource, PromptScorer
 from ..errors import ConfigError, DataError, PluginError
-from ..images import Progress, images_for
+from ..images import ClassCounts, OwnContexts, Progress, images_for
 from ..metrics import FeatureStatistics, Reference
 from ..registry import (
     create_features,
@@ -73,18 +71,19 @@ def require_real_images(generator: Generator, path: str | None, *, progress: Pro
 
 def own_captions(
     generator: Generator, given: str | ImageSource | None, real: ImageSource | Reference | None
-) -> ImageSource | None:
-    """The images whose captions or classes the generator draws its contexts from: those that the user gave, so that it is
-    trained and judged on what they show. None: its own distribution.
+) -> OwnContexts | None:
+    """What the generator draws its contexts from where the user gave images: their captions or classes, so that it is trained
+    and judged on what they show. None: its own distribution.
 
     Args:
         given: what the user gave as ``--data``. real: what was opened there, or the generator's own images.
     """
-    if given is None or real is None or isinstance(real, Reference) or generator.context_kind == "none":
+    if given is None or real is None or generator.context_kind == "none":
         return None
-    if generator.context_kind == "class" and real.contexts(torch.zeros(1, dtype=torch.int64)).classes is None:
-        return None  # images given in Python may have no classes
-    return real
+    if isinstance(real, Reference):
+        counts = real.statistics.card.get("classes")
+        return None if counts is None or generator.context_kind != "class" else ClassCounts.read(generator, counts)
+    return real if generator.context_kind == "text" else ClassCounts.of(generator, real)
 
 
 def is_statistics(path: str) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import FeatureExtractor, Generator, ImageSource
 from ..errors import ConfigError
-from ..images import GRID_LIMIT, grid, side_by_side, write_png
+from ..images import GRID_LIMIT, OwnContexts, grid, side_by_side, write_png
 from ..metrics import (
     Evaluation,
     Features,
@@ -118,7 +118,7 @@ def evaluate_policies(
     steps: int | None = None,
     baseline: str | None = None,
     batch: int | None = None,
-    captions: ImageSource | None = None,
+    captions: OwnContexts | None = None,
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:

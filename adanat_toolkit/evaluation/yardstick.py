@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import ActionSpace, Context, FeatureExtractor, Generator, ImageSource, Noise, Policy, PromptScorer
 from ..errors import DataError
-from ..images import draw_contexts, to_bytes
+from ..images import OwnContexts, draw_contexts, to_bytes
 from ..metrics import (
     BATCH,
     FEWEST,
@@ -85,7 +85,7 @@ class Yardstick:
         real: ImageSource | Reference,
         *,
         scorer: PromptScorer | None = None,
-        captions: ImageSource | None = None,
+        captions: OwnContexts | None = None,
         progress: Progress | None = None,
     ) -> None:
         """

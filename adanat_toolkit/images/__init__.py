@@ -3,12 +3,22 @@
 from .augment import augment
 from .files import ImageFiles, Progress, centred_crop, decode_many, fitted, flattened, open_upright
 from .pictures import GRID_LIMIT, grid, read_facts, read_png, side_by_side, to_bytes, write_png
-from .real_images import MemoryImages, class_positions, draw_contexts, draw_positions, images_for
+from .real_images import (
+    ClassCounts,
+    MemoryImages,
+    OwnContexts,
+    class_positions,
+    draw_contexts,
+    draw_positions,
+    images_for,
+)
 
 __all__ = [
     "GRID_LIMIT",
+    "ClassCounts",
     "ImageFiles",
     "MemoryImages",
+    "OwnContexts",
     "Progress",
     "augment",
     "centred_crop",

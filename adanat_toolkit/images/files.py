@@ -283,7 +283,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         ValueError: no level is known to be white.
     """
     # Read before the pixels are, which drops it.
-    deep = ";16" in str(image.tile)
+    deep = ";16" in str(getattr(image, "tile", ""))
     image.load()
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = _from_16_bit(image)

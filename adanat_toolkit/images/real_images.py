@@ -205,18 +205,82 @@ def images_for(
     )
 
 
-def draw_contexts(generator: Generator, noise: Noise, captions: ImageSource | None = None) -> Context:
+@dataclass(frozen=True)
+class ClassCounts:
+    """How many of the user's images are of each class of a generator.
+
+    Attributes:
+        counts: (num_classes,) float64, not all 0.
+    """
+
+    counts: Tensor
+
+    @classmethod
+    def of(cls, generator: Generator, real: ImageSource) -> ClassCounts | None:
+        """Those of real images; None where they have no classes, as images given in Python may.
+
+        Raises:
+            DataError: they have a class that the generator does not have.
+        """
+        labels = real.contexts(torch.arange(len(real))).classes
+        if labels is None:
+            return None
+        number = generator.num_classes or 0
+        if not 0 <= int(labels.min()) <= int(labels.max()) < number:
+            raise DataError(
+                f"the images have labels {int(labels.min())}..{int(labels.max())}, and {generator.name} has the classes "
+                f"0..{number - 1}; use its own labels."
+            )
+        return cls(torch.bincount(labels, minlength=number).double())
+
+    @classmethod
+    def read(cls, generator: Generator, text: str) -> ClassCounts:
+        """From JSON, an object of counts by class id, as ``adanat stats`` keeps them.
+
+        Raises:
+            DataError: it is something else, or has a class that the generator does not have.
+        """
+        counts = torch.zeros(generator.num_classes or 0, dtype=torch.float64)
+        try:
+            for number, count in json.loads(text).items():
+                if not 0 <= int(number) < len(counts) or not 0 < int(count) < 2**53:
+                    raise ValueError(f"{count!r} of class {number!r}")
+                counts[int(number)] = int(count)
+            if not counts.any():
+                raise ValueError("none")
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise DataError(
+                f"the statistics are of images of other classes than {generator.name} has, 0..{len(counts) - 1} ({error}); "
+                "make them of images with its own labels."
+            ) from None
+        return cls(counts)
+
+    @staticmethod
+    def write(labels: Tensor) -> str:
+        """What :meth:`read` reads, of (M,) int64 labels."""
+        ids, counts = labels.unique(return_counts=True)
+        return json.dumps(dict(zip(map(str, ids.tolist()), counts.tolist(), strict=True)))
+
+
+OwnContexts = ImageSource | ClassCounts
+"""What contexts are drawn from where the user gave images: their captions, or their classes."""
+
+
+def draw_contexts(generator: Generator, noise: Noise, captions: OwnContexts | None = None) -> Context:
     """One context a sample, which depends on the sample's seed alone.
 
     Args:
-        captions: images of the user's own (see ``selection.own_captions``): every image's caption or class is equally
-            likely. None: the generator's own distribution.
+        captions: of the user's own images (see ``selection.own_captions``), of which each is equally likely; None: the
+            generator's own distribution.
 
     Raises:
         ConfigError: a text-conditional generator that ships no captions, and none are given.
     """
     if captions is None:
         return generator.sample_contexts(noise)
+    if isinstance(captions, ClassCounts):
+        drawn = draw_positions(noise.uniform(CONTEXT, 0, (1,))[:, 0], captions.counts)
+        return Context(len(noise), classes=drawn.to(generator.device))
     index = (noise.uniform(CONTEXT, 0, (1,))[:, 0].double() * len(captions)).long()
     return captions.contexts(index).to(generator.device)
 

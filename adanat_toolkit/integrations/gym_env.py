@@ -40,7 +40,7 @@ from ..core import (
 )
 from ..errors import ConfigError, DataError, PluginError
 from ..evaluation import own_captions
-from ..images import draw_contexts, images_for
+from ..images import OwnContexts, draw_contexts, images_for
 from ..registry import FIRST_PARTY, create_generator, create_reward, discover
 from ..runtime import CPU_CHUNK, resolve_device, resolve_dtype
 from ..sampling import Rollout, embed
@@ -303,7 +303,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         return images_for(self.generator, self._data) if isinstance(self._data, str | None) else self._data
 
     @cached_property
-    def captions(self) -> ImageSource | None:
+    def captions(self) -> OwnContexts | None:
         """Images whose captions or classes the episodes' contexts are drawn from (see ``selection.own_captions``)."""
         return None if self._data is None else own_captions(self.generator, self._data, self.real)
 

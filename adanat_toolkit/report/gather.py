@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
-from ..core import Generator, ImageSource
+from ..core import Generator
 from ..errors import AdaNATError, CheckpointError, ConfigError, DataError, PluginError, WeightsError
 from ..evaluation import MINIMUM, choose_features, evaluate_policies, is_statistics, own_captions, real_side
-from ..images import images_for
+from ..images import OwnContexts, images_for
 from ..policies import load_policy, open_generator
 from ..registry import create_features
 from ..sampling import seed_range
@@ -244,7 +244,7 @@ def _judge(
 _GIVE_DATA = "What a folder names is not opened: give it again if you trust it (--data ...)."
 
 
-def _contexts_in(generator: Generator, path: str | None) -> tuple[ImageSource | None, str | None]:
+def _contexts_in(generator: Generator, path: str | None) -> tuple[OwnContexts | None, str | None]:
     """What a run drew its contexts from (see ``selection.own_captions``), or why that cannot be read any more."""
     if path is None or generator.context_kind == "none":
         return None, None

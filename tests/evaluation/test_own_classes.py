@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from adanat_toolkit.compare import Comparison, configure
 from adanat_toolkit.core import Noise, sample_seeds
 from adanat_toolkit.errors import DataError
 from adanat_toolkit.evaluation import own_captions
-from adanat_toolkit.images import MemoryImages, draw_contexts, images_for
+from adanat_toolkit.images import ClassCounts, MemoryImages, draw_contexts, images_for
 from adanat_toolkit.integrations.gym_env import GenerationVectorEnv
 from adanat_toolkit.interfaces import Context
 from adanat_toolkit.training import Trainer, create_trainer, validate
@@ -73,9 +74,12 @@ def test_a_seed_draws_the_class_of_one_image(folder: Path) -> None:
 def test_whose_classes() -> None:
     generator, pixels = Recording(), torch.zeros(2, 3, 3, 5, dtype=torch.uint8)
     labelled = MemoryImages(pixels, labels=torch.tensor([1, 3]))
-    assert own_captions(generator, "folder", labelled) is labelled
+    found = own_captions(generator, "folder", labelled)
+    assert isinstance(found, ClassCounts) and found.counts.tolist() == [0, 1, 0, 1, 0]
     assert own_captions(generator, None, labelled) is None
     assert own_captions(generator, "folder", MemoryImages(pixels)) is None
+    with pytest.raises(DataError, match=r"labels 1\.\.5, and tiny:class has the classes 0\.\.4"):
+        own_captions(generator, "folder", MemoryImages(pixels, labels=torch.tensor([1, 5])))
     assert own_captions(TinyGenerator("none"), "folder", labelled) is None
 
 
@@ -88,11 +92,37 @@ def test_training_and_its_readings(folder: Path, tmp_path: Path, engine: str) ->
     assert Recording.asked - OWN
 
 
-def test_evaluating(folder: Path) -> None:
+def test_evaluating(folder: Path, tmp_path: Path) -> None:
     command = ["evaluate", "--generator", "tiny", "--data", str(folder), "--features", "pixels", "--num", "40"]
-    found = CliRunner().invoke(app, [*command, "--steps", "2", "--device", "cpu", "--quiet", "--json"])
+    more = ["--steps", "2", "--device", "cpu", "--quiet", "--json"]
+    found = CliRunner().invoke(app, [*command, *more])
     assert found.exit_code == 0, found.output
     assert Recording.asked == OWN
+    file = str(tmp_path / "real.safetensors")
+    made = ["stats", "--generator", "tiny", "--data", str(folder), "--features", "pixels", "--out", file, "--quiet"]
+    assert CliRunner().invoke(app, made).exit_code == 0
+    Recording.asked.clear()
+    command[command.index("--data") + 1] = file
+    again = CliRunner().invoke(app, [*command, *more])
+    assert again.exit_code == 0, again.output
+    assert Recording.asked == OWN
+    by_images, by_file = (json.loads(result.stdout)["baselines"][0]["figures"]["frechet"] for result in (found, again))
+    assert by_file == pytest.approx(by_images)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"5": 1}', '{"-1": 1}', '{"1": 0}', "{}", "[1]", '{"a": 1}', '{"1": null}', "x", '{"1": 1e400}']
+)
+def test_counts_of_other_classes_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match=r"other classes than tiny:class has, 0\.\.4"):
+        ClassCounts.read(Recording(), text)
+
+
+def test_data_like_the_generators_own_draw_the_same(tmp_path: Path) -> None:
+    """So that the images of a seed do not change when the data that ship are given as a folder."""
+    noise = Noise(sample_seeds(0, 0, 0, 200))
+    counts = ClassCounts.read(Recording(), json.dumps({str(i): 7 for i in range(5)}))
+    assert torch.equal(draw_contexts(Recording(), noise, counts).classes, Recording().sample_contexts(noise).classes)  # type: ignore[arg-type]
 
 
 def test_comparing(folder: Path, tmp_path: Path) -> None:
