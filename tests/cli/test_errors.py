@@ -270,5 +270,5 @@ def test_files_of_encode_and_stats_are_named_safetensors(images: Path, tmp_path:
         refused(adanat(command, "--data", images, "--out", tmp_path / "x.npz", "-q"), "give a name that ends so")
     np.savez(tmp_path / "foreign.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     message = refused(adanat("evaluate", "--policy", "fixed", "--data", tmp_path / "foreign.npz"), "2048 features")
-    assert "(192); give the matching --features" in message
+    assert "(192 features): give --features inception-adanat or inception-fidelity, which they fit" in message
     refused(adanat("weights", "maskgit:halton"), "no weights are known for 'maskgit:halton'", "did you mean")
