@@ -11,14 +11,15 @@ import torch
 from ..core import Context, Generator
 from ..errors import ConfigError, nearest
 from ..images import class_positions
-from ..storage import text_lines
+from ..storage import folder_name, text_lines
 from ..training import RunConfig
 
 
 def run_name(config: RunConfig) -> str:
     """``GENERATOR-POLICY-REWARD-T<steps>-s<seed>``, safe as a folder's name."""
-    text = f"{config.generator.name}-{config.policy.name}-{config.reward.name}-T{config.steps}-s{config.seed}"
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
+    return folder_name(
+        f"{config.generator.name}-{config.policy.name}-{config.reward.name}-T{config.steps}-s{config.seed}"
+    )
 
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from ..core import ActionSpace, Generator
 from ..errors import ConfigError, OutputError
 from ..evaluation import RESULT
 from ..images import grid, side_by_side, write_png
+from ..limits import check_seeds
 from ..policies import load_policy
 from ..sampling import sample, seed_range
 from ..storage import (
@@ -101,11 +103,12 @@ def publish(
         ConfigError: no policy there, another generator, or an evaluation of another policy. CheckpointError: damaged
         files. OutputError: the target cannot be written, or is a folder with other things in it.
     """
+    check_seeds(seed, SHOWN)
     spec = str(run)
     policy, space, card = load_policy(spec, generator)
     if card["kind"] == "fixed":
         raise ConfigError("a hand-made schedule has no weights to publish; give a run folder.")
-    source = run / "policy" if (run / "policy" / "policy.json").exists() else run
+    source = run / "policy" if os.path.exists(run / "policy" / "policy.json") else run
     judged = _evaluation_of(card, run, evaluation)
     on_hub = is_hub_id(target) and not target.startswith(("./", "../"))
     with tempfile.TemporaryDirectory() as scratch:

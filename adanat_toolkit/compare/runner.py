@@ -113,8 +113,9 @@ class Comparison:
         base = self.config.base
         readings = 0
         if base.evaluate_every:
-            every = range(base.evaluate_every, base.iterations + 1, base.evaluate_every)
-            readings = len({1, *every, base.iterations})
+            every, last = base.evaluate_every, base.iterations
+            # Every so many iterations, and after the first and the last one where they are not among these.
+            readings = last // every + (every > 1) + (last > 1 and last % every > 0)
         return {
             "cells": len(self.cells),
             "finished": len(self.cells) - len(missing),

@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, nearest
+from ..limits import MOST_STEPS
 
 Transform = Literal["sigmoid", "softplus"]
-MAX_STEPS = 1024
-"""Steps of an image at most: beyond it a schedule is a mistake, and every step costs a forward of the generator."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,8 @@ class ActionSpace:
             raise ConfigError(
                 f"schedule has shape {tuple(schedule.shape)}; it must be (steps >= 1, {len(self.knobs)})."
             )
-        if schedule.shape[0] > MAX_STEPS:
-            raise ConfigError(f"schedule has {schedule.shape[0]:,} steps; at most {MAX_STEPS:,} are possible.")
+        if schedule.shape[0] > MOST_STEPS:
+            raise ConfigError(f"schedule has {schedule.shape[0]:,} steps; at most {MOST_STEPS:,} are possible.")
         chosen = self.names if acted is None else tuple(acted)
         for name in chosen:
             if name not in self.names:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, nearest
-from .actions import MAX_STEPS, ActionSpace, Knob
+from ..limits import check_steps
+from .actions import ActionSpace, Knob
 
 
 def cosine(r: float) -> float:
@@ -74,10 +75,7 @@ def parse_schedule(text: str, space: ActionSpace, steps: int) -> Tensor:
     Raises:
         ConfigError: unknown curve or knob, a value out of range, or a list of another length than T.
     """
-    if steps < 1:
-        raise ConfigError(f"steps is {steps}; a schedule needs at least 1 step.")
-    if steps > MAX_STEPS:
-        raise ConfigError(f"steps is {steps:,}; a schedule has at most {MAX_STEPS:,}.")
+    check_steps(steps)
     head, *rest = [part.strip() for part in text.split(",") if part.strip()] or [""]
     without_curve = "=" in head
     if without_curve:

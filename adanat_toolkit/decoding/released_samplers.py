@@ -37,6 +37,7 @@ from torch import Tensor
 
 from ..core import ActionSpace, linear
 from ..errors import ConfigError, nearest
+from ..limits import check_steps
 from .masked_decoding import MIN_TOKEN_TEMPERATURE, StepKnobs, StepNoise, StepResult, draw_tokens, guide
 from .released_counts import clamp_count, confidence_counts, halton_counts, halton_order, mask_schedule, step_ratios
 from .token_generator import TokenGenerator, TokenState
@@ -143,8 +144,7 @@ class PublishedSampler(ABC):
         Raises:
             ConfigError: fewer than one step.
         """
-        if steps < 1:
-            raise ConfigError(f"steps is {steps}; a schedule needs at least 1 step.")
+        check_steps(steps)
         values = self.knob_values(steps, cells)
         columns = [values.get(knob.name, [knob.neutral] * steps) for knob in space.knobs]
         return torch.tensor(columns, dtype=torch.float64).T.contiguous()

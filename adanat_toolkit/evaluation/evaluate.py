@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core import FeatureExtractor, Generator, ImageSource
 from ..errors import ConfigError
 from ..images import GRID_LIMIT, OwnContexts, grid, side_by_side, write_png
+from ..limits import check_seeds
 from ..metrics import (
     Evaluation,
     Features,
@@ -144,8 +145,7 @@ def evaluate_policies(
         raise ConfigError(
             f"--num {count} is too few for any figure; give at least {MINIMUM} (2000 or more to compare)."
         )
-    if seed < 0:
-        raise ConfigError(f"--seed {seed}: seeds are 0 or larger.")
+    check_seeds(seed, count)
     hand_made = f"fixed:{baseline or generator.default_schedule}"
     loaded = [(spec, load_policy(spec, generator, steps if _is_fixed(spec) else None)) for spec in policies]
     lengths = dict.fromkeys(space.steps for _, (_, space, _) in loaded)

@@ -6,6 +6,7 @@ which generator (grid, feature width, weights' fingerprint) it was made for.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..core import MAX_STEPS, RATIO_CURVES, ActionSpace, Generator, Policy, ReadsPolicies, parse_schedule
+from ..core import RATIO_CURVES, ActionSpace, Generator, Policy, ReadsPolicies, parse_schedule
 from ..decoding import PUBLISHED_SAMPLERS, TokenGenerator, parse_sampler
 from ..errors import CheckpointError, ConfigError, nearest
+from ..limits import MOST_STEPS
 from ..registry import load, parse_options, toolkit_version
 from ..storage import Card, TensorFacts, facts_of, local_policy, read_card, read_tensors, save_tensors, shortened
 from .networks import FixedPolicy
@@ -34,7 +36,7 @@ class _ActionSpace(BaseModel):
     knobs: list[_Knob]
     acted: list[str]
     residual: bool
-    schedule: list[list[float]] = Field(min_length=1, max_length=MAX_STEPS)
+    schedule: list[list[float]] = Field(min_length=1, max_length=MOST_STEPS)
 
 
 class _Generator(BaseModel):
@@ -117,7 +119,7 @@ def load_policy(
     if name == "fixed":
         return _fixed(schedule or generator.default_schedule, generator, steps)
     folder = Path(local_policy(spec))
-    if folder.is_file():
+    if os.path.isfile(folder):
         if isinstance(generator, ReadsPolicies):
             policy, space, card = generator.read_policy(folder, steps)
             return policy.to(generator.device).eval(), space, card
@@ -128,7 +130,7 @@ def load_policy(
         raise ConfigError(f"{spec} is no file and no folder; give a run or policy folder.")
     if (folder / "policy" / "policy.json").exists():
         folder = folder / "policy"
-    if not (folder / "policy.json").exists():
+    if not os.path.exists(folder / "policy.json"):
         raise ConfigError(
             f"no policy at {spec!r}: give a run folder, a folder with policy.json, or fixed[:SCHEDULE] for a hand-made one."
         )
@@ -182,8 +184,8 @@ def _tensors_of(build: Callable[[], Policy]) -> dict[str, TensorFacts]:
 def _fixed(text: str, generator: Generator, steps: int | None) -> tuple[Policy, ActionSpace, dict[str, Any]]:
     """A hand-made schedule under the toolkit's step, or a published sampler with its own."""
     head = text.split(",")[0].strip()
-    if steps is not None and steps > MAX_STEPS:
-        raise ConfigError(f"steps is {steps:,}; an image takes {MAX_STEPS:,} at most.")
+    if steps is not None and steps > MOST_STEPS:
+        raise ConfigError(f"steps is {steps:,}; an image takes {MOST_STEPS:,} at most.")
     card: dict[str, Any] = {"kind": "fixed", "schedule": text}
     sampler = None
     if head in PUBLISHED_SAMPLERS:

@@ -12,6 +12,7 @@ from ..core import Generator
 from ..errors import AdaNATError, CheckpointError, ConfigError, DataError, PluginError, WeightsError
 from ..evaluation import MINIMUM, choose_features, evaluate_policies, is_statistics, own_captions, real_side
 from ..images import OwnContexts, images_for
+from ..limits import check_seeds
 from ..policies import load_policy, open_generator
 from ..registry import create_features
 from ..sampling import seed_range
@@ -75,8 +76,7 @@ class Settings:
             raise ConfigError(
                 f"--num {self.images} is too few for any figure; give at least {MINIMUM}, or 0 for no new ones."
             )
-        if self.seed < 0:
-            raise ConfigError(f"--seed {self.seed}: seeds are 0 or larger.")
+        check_seeds(self.seed, max(self.images or 0, PROBED))
         if self.images and not self.pictures:
             raise ConfigError(
                 f"--num {self.images} takes a generator, and --curves-only leaves it out; give one of them."

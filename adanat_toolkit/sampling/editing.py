@@ -8,6 +8,7 @@ codes, so the tokenizer's reconstruction of the image stands outside the mask, o
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,7 +159,7 @@ def _mask_file(file: Path, image: Path, wide: int, high: int) -> Tensor:
 
 
 def _is_box(mask: str) -> bool:
-    return mask.count(",") == 3 and not Path(mask).exists()
+    return mask.count(",") == 3 and not os.path.exists(mask)
 
 
 def _box(text: str, wide: int, high: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import ActionSpace, Context, Generator, Noise, Policy
+from ..limits import check_seeds
 from ..runtime import CPU_CHUNK, MicroBatch, measured_size
 from .rollout import Start, collect
 
@@ -113,5 +114,10 @@ def _fitting_batch(
 
 
 def seed_range(first: int, count: int) -> Tensor:
-    """Seeds ``first .. first + count - 1``: (count,) int64."""
-    return torch.arange(first, first + count, dtype=torch.int64)
+    """Seeds ``first .. first + count - 1``: (count,) int64.
+
+    Raises:
+        ConfigError: a seed below 0 or of more than 63 bits, no images, or too many of them.
+    """
+    check_seeds(first, count)
+    return torch.arange(count, dtype=torch.int64) + first

@@ -5,6 +5,7 @@ from .documents import check_value, read_document, shortened
 from .files import (
     Card,
     card_digest,
+    folder_name,
     held,
     load_checkpoint,
     prepare_folder,
@@ -29,6 +30,7 @@ __all__ = [
     "card_digest",
     "check_value",
     "facts_of",
+    "folder_name",
     "held",
     "holds_files",
     "is_hub_id",

@@ -50,6 +50,19 @@ class CheckpointCard(Card):
     real_images: str | None
 
 
+LONGEST_NAME = 200
+"""Bytes of a folder's name. File systems take 255, and temporary names are longer."""
+
+
+def folder_name(text: str) -> str:
+    """A text as a folder's name: letters, digits, ``-``, ``_`` and ``.``; a long one is cut and ends with its hash."""
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    kept = name.encode()[: LONGEST_NAME - 13].decode(errors="ignore")
+    return f"{kept}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
 def prepare_folder(path: Path) -> Path:
     """Create a folder and prove that it can be written, before any long work starts.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ POLICY_FILES = ("policy.safetensors", "policy.json")
 
 def is_hub_id(text: str) -> bool:
     """Whether a text reads ``owner/name[@revision]`` and no file or folder has that name."""
-    return _HUB_ID.fullmatch(text) is not None and not Path(text).exists()
+    return _HUB_ID.fullmatch(text) is not None and not os.path.exists(text)
 
 
 def local_policy(spec: str, *, offline: bool = False) -> str:
@@ -27,7 +28,7 @@ def local_policy(spec: str, *, offline: bool = False) -> str:
         ConfigError: there is neither such a folder nor such a repository, or it cannot be fetched.
     """
     match = _HUB_ID.fullmatch(spec)
-    if match is None or spec.startswith("fixed:") or Path(spec).exists():
+    if match is None or spec.startswith("fixed:") or os.path.exists(spec):
         return spec
     from huggingface_hub import snapshot_download
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from adanat_toolkit.errors import AdaNATError, ConfigError
+from adanat_toolkit.errors import AdaNATError, ConfigError, explained
 
 from .compare import compare
 from .doctor import doctor
@@ -28,22 +28,28 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class ReportingGroup(TyperGroup):
-    """Prints an :class:`AdaNATError` as one clear message and exits with 1; ``ADANAT_DEBUG=1`` shows the traceback."""
+    """Prints an :class:`AdaNATError`, and what ``errors.explained`` makes one, as one clear message and exits with 1;
+    ``ADANAT_DEBUG=1`` shows the traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except AdaNATError as error:
-            if os.environ.get("ADANAT_DEBUG") == "1":
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except (AdaNATError, EOFError, OSError) as error:
+            known = error if isinstance(error, AdaNATError) else explained(error)
+            if known is None:
                 raise
+            if os.environ.get("ADANAT_DEBUG") == "1":
+                if known is error:
+                    raise
+                raise known from error  # not the EOFError itself, to which click says "Aborted."
             from rich.text import Text
 
             from .console import stderr
 
-            stderr().print(Text.assemble(("error: ", "bold red"), (str(error), "red")))
+            stderr().print(Text.assemble(("error: ", "bold red"), (str(known), "red")))
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
 
 
 SHARED = ("train", "sample", "evaluate", "stats")

@@ -17,7 +17,7 @@ app = typer.Typer(help="List every plug-in with its origin, status and load erro
 def plugins(
     context: typer.Context,
     timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="How long the import of a third party's plug-in may take.")
+        float, typer.Option(metavar="SECONDS", help="How long the import of a third party's plug-in may take.")
     ] = 10.0,
     json: options.Json = False,
 ) -> None:

@@ -72,7 +72,10 @@ def ranks(context: typer.Context) -> Iterator[Ranks]:
             raise
         except KeyboardInterrupt:  # every process got it
             _end(130)
-        except Exception as error:
+        except Exception as raised:
+            from adanat_toolkit.errors import explained
+
+            error = explained(raised) or raised
             first = record_failure(error)
             if first and LAUNCHED not in os.environ and (here.main or _has_met()):
                 _print_error(error, here)

@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from adanat_toolkit.core import MAX_STEPS, ActionSpace, adanat_heuristic
+from adanat_toolkit.core import ActionSpace, adanat_heuristic
 from adanat_toolkit.errors import ConfigError, WeightsError
 from adanat_toolkit.interfaces import Generator
+from adanat_toolkit.limits import MOST_STEPS
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy
 
 from .weights import load_into, plain, read_tree, select, strip_prefixes, unwrap
@@ -74,8 +75,8 @@ def load_published_policy(path: Path | str) -> tuple[dict[str, Tensor], PolicyFa
     arguments = found if isinstance(found, dict) else {}
     heuristic = arguments.get("heu")
     steps = _whole(arguments.get("gen_steps"))
-    if steps is not None and not 1 <= steps <= MAX_STEPS:
-        raise WeightsError(f"{path} says that it makes an image in {steps} steps; 1 to {MAX_STEPS:,} are possible.")
+    if steps is not None and not 1 <= steps <= MOST_STEPS:
+        raise WeightsError(f"{path} says that it makes an image in {steps} steps; 1 to {MOST_STEPS:,} are possible.")
     facts = PolicyFacts(
         feature_dim=hidden if embedder is None else embedder.shape[1],
         outputs=actor["linear3.weight"].shape[0],
