@@ -181,7 +181,7 @@ def _rank_of(pid: int) -> int | None:
 
 @pytest.mark.slow
 def test_torchrun(images: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "adanat_cli"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "adanat_cli", "--"]
     arguments = train_arguments(images, tmp_path / "run", "--json")
     done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
