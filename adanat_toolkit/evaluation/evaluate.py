@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,7 +111,7 @@ def _json(judged: Judged) -> dict[str, Any]:
 
 def evaluate_policies(
     generator: Generator,
-    policies: Sequence[str],
+    policies: Sequence[str | os.PathLike[str]],
     extractor: FeatureExtractor,
     real: ImageSource | Reference,
     *,
@@ -132,7 +133,9 @@ def evaluate_policies(
 
     Args:
         real: the images, or their statistics alone, which give the Frechet distance and nothing else.
-        policies: specs of ``load_policy``. steps: T of the fixed ones among them.
+        policies: specs of ``load_policy``; none: the hand-made schedule alone.
+        steps: T of the fixed ones among them, or of the hand-made schedule alone. Without any of these it must be the
+            learned policies' own.
         count: images of each. seed: the first one; the others follow.
         baseline: schedule text, default the generator's best known one; it takes as many steps as each policy does.
         captions: see ``data.draw_contexts``.
@@ -146,8 +149,11 @@ def evaluate_policies(
             f"--num {count} is too few for any figure; give at least {MINIMUM} (2000 or more to compare)."
         )
     check_seeds(seed, count)
+    policies = [os.fspath(spec) for spec in policies]
     hand_made = f"fixed:{baseline or generator.default_schedule}"
-    loaded = [(spec, load_policy(spec, generator, steps if _is_fixed(spec) else None)) for spec in policies]
+    # Where no hand-made schedule takes ``steps``, they are the learned policies' own, or a slip.
+    taken = any(map(_is_fixed, policies))
+    loaded = [(s, load_policy(s, generator, steps if _is_fixed(s) or not taken else None)) for s in policies]
     lengths = dict.fromkeys(space.steps for _, (_, space, _) in loaded)
     if not lengths:
         lengths = dict.fromkeys([load_policy(hand_made, generator, steps)[1].steps])

@@ -133,8 +133,8 @@ PUBLISHED = {
 """Variants with third-party weights: what builds them (arguments of ``MaskGIT.create``), imported when asked for."""
 
 
-class MaskGIT:
-    """The plug-in: builds the variant asked for."""
+class MaskGIT(TokenGenerator):
+    """The plug-in: builds the variant asked for, whose class is another one."""
 
     Options = MaskGITOptions
 
