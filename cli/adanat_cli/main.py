@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from adanat_toolkit.errors import AdaNATError, ConfigError, explained
 
 from .compare import compare
+from .console import Command
 from .doctor import doctor
 from .encode import encode
 from .evaluate import evaluate
@@ -98,14 +99,14 @@ def main(
     _refuse_copies(context.invoked_subcommand)
 
 
-app.command()(train)
-app.command()(sample)
-app.command()(evaluate)
-app.command()(compare)
+app.command(cls=Command)(train)
+app.command(cls=Command)(sample)
+app.command(cls=Command)(evaluate)
+app.command(cls=Command)(compare)
 app.add_typer(plugins, name="plugins")
-app.command()(doctor)
-app.command()(weights)
-app.command()(encode)
-app.command()(stats)
-app.command()(report)
-app.command()(publish)
+app.command(cls=Command)(doctor)
+app.command(cls=Command)(weights)
+app.command(cls=Command)(encode)
+app.command(cls=Command)(stats)
+app.command(cls=Command)(report)
+app.command(cls=Command)(publish)

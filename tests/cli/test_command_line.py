@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +66,61 @@ def test_torchrun_leaves_every_option_to_us(command: str) -> None:
 
 def test_a_separator_before_the_command_is_nothing() -> None:
     assert adanat("--", "weights", "--json").stdout == adanat("weights", "--json").stdout
+
+
+# --- stdout belongs to results ------------------------------------------------------------------------------------------
+
+LOUD = """
+import os
+from adanat_toolkit.interfaces import RewardModel
+
+print("a plug-in says hello")
+
+
+class Loud(RewardModel):
+    def __init__(self, options, *, generator, real, device, seed):
+        print("a plug-in is made")
+
+    def score(self, images, context):
+        print("a plug-in works")
+        os.system("echo a program of a plug-in works")
+        return images.mean((1, 2, 3))
+"""
+
+
+@pytest.fixture
+def loud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "site" / "loud-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "entry_points.txt").write_text(
+        "[adanat.generators]\ntiny = tests.tiny:TinyGenerator\n[adanat.rewards]\nloud = loud_rewards:Loud\n"
+    )
+    (info.parent / "loud_rewards.py").write_text(LOUD)
+    monkeypatch.syspath_prepend(str(info.parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (info.parent, ROOT, ROOT / "plugins", ROOT / "cli"))))
+
+
+@pytest.mark.parametrize("more", [(), ("--gpus", "2")])
+def test_what_a_plug_in_prints_is_no_result(more: tuple[str, ...], loud: None, tmp_path: Path) -> None:
+    arguments = ["--reward", "loud", "--generator", "tiny", "--trajectories", "4", "--batch", "4", "--device", "cpu"]
+    command = [sys.executable, "-m", "adanat_cli", "train", *arguments, "--out", str(tmp_path / "run"), "--json", *more]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["iteration"] == 1
+    for text in ("says hello", "is made", "works", "a program of a plug-in works"):
+        assert text in done.stderr, text
+
+
+def test_in_this_process_too(loud: None, tmp_path: Path) -> None:
+    arguments = ["--reward", "loud", "--generator", "tiny", "--trajectories", "4", "--batch", "4", "--device", "cpu"]
+    before = sys.stdout
+    result = adanat("train", *arguments, "--out", tmp_path / "run", "--json")
+    assert json.loads(result.stdout)["iteration"] == 1 and "a plug-in works" in result.stderr
+    assert json.loads(adanat("train", *arguments, "--dry-run", "--json").stdout)["plan"]["iterations"] == 1
+    assert sys.stdout is before
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m adanat_cli weights --json | head -c 10"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout and "Traceback" not in done.stderr and "error" not in done.stderr
