@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,56 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     command = f"{sys.executable} -m adanat_cli weights --json | head -c 10"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stdout and "Traceback" not in done.stderr and "error" not in done.stderr
+
+
+# --- starting and stopping ----------------------------------------------------------------------------------------------
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            print("interrupted at", name, file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = ["adanat", "sample", "--policy", "fixed", "--num", "1", "--out", {out!r}]
+runpy.run_module("adanat_cli", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["typer", "adanat_cli.train", "adanat_cli.ranks", "torch", "torch.nn", "pydantic"]
+)
+def test_ctrl_c_while_it_starts(module: str, tmp_path: Path) -> None:
+    program = INTERRUPTED.format(module=module, out=str(tmp_path / "out"))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.strip() == f"interrupted at {module}" and done.stdout == ""
+    assert done.returncode in (130, -signal.SIGINT)
+
+
+def test_the_console_script_starts_there() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"adanat": "adanat_cli.__main__:start"}
+
+
+@pytest.mark.parametrize("columns", ["80", "20", "1"])
+@pytest.mark.parametrize("command", [(), ("sample",), ("plugins", "check")])
+def test_help_on_a_terminal_without_unicode(command: tuple[str, ...], columns: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "COLUMNS": columns}
+    call = [sys.executable, "-m", "adanat_cli", *command, "--help"]
+    done = subprocess.run(call, capture_output=True, env=environment)
+    assert done.returncode == 0 and done.stderr == b""
+    assert (b"Options" in done.stdout or columns != "80") and done.stdout.isascii()
+    assert b"\\u2026" not in done.stdout  # what was cut
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    call = [sys.executable, "-m", "adanat_cli", "plugins", "new", "my-reward", "--kind", "reward", "--out", str(tmp_path / "ünï")]
+    done = subprocess.run(call, capture_output=True, env=environment)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+    assert b"\\xfcn\\xef" in done.stdout
