@@ -37,5 +37,5 @@ def check_seeds(first: int, count: int) -> None:
     if first < 0 or first + count - 1 > MOST_SEED:
         raise ConfigError(
             f"seeds {first} to {first + count - 1} are asked for; seeds are whole numbers from 0, below 2^63. Give a "
-            "smaller --seed."
+            "smaller first one (--seed)."
         )

@@ -12,11 +12,12 @@ from ..core import FeatureExtractor, ImageSource
 from ..errors import DataError, OutputError
 from ..images import ClassCounts
 from ..metrics import shared_statistics
-from ..runtime import distributed
+from ..runtime import distributed, float32_by_default
 from ..storage import prepare_folder
 from .prepare_data import _require_safetensors
 
 
+@float32_by_default()
 def write_statistics(
     extractor: FeatureExtractor, real: ImageSource, file: Path, *, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:

@@ -7,18 +7,18 @@ images that are missing and writes the list anew from the files.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core import ActionSpace, Context, Generator, Noise, Policy
+from ..core import ActionSpace, Context, Generator, Noise, Policy, as_seeds
 from ..errors import OutputError
 from ..images import GRID_LIMIT, grid, read_facts, read_png, write_png
 from ..registry import toolkit_version
-from ..runtime import distributed, dtype_name
+from ..runtime import distributed, dtype_name, float32_by_default
 from ..sampling import Edit, Samples, edit, sample
 from ..storage import holds_files, prepare_folder, write_json
 from ..training import differences
@@ -32,6 +32,7 @@ def image_name(seed: int) -> str:
     return f"{seed:06d}.png"
 
 
+@float32_by_default()
 def sample_to_folder(
     generator: Generator,
     policy: Policy,
@@ -39,7 +40,7 @@ def sample_to_folder(
     card: dict[str, Any],
     folder: Path,
     *,
-    seeds: Tensor,
+    seeds: Tensor | Sequence[int],
     context: Context | None = None,
     batch: int | None = None,
     editing: Edit | None = None,
@@ -51,7 +52,7 @@ def sample_to_folder(
     all of them, also on several machines.
 
     Args:
-        card: the policy's, from ``load_policy``. seeds: (n,) int64. context: n contexts; None draws each by its seed.
+        card: the policy's, from ``load_policy``. seeds: (n,) int64 or a list. context: n contexts; None draws each by its seed.
         editing: an image of which each one is a variant (see ``editing.edit``).
         on_image: called with the number of images that are there, after every batch.
 
@@ -62,6 +63,7 @@ def sample_to_folder(
         OutputError: the folder cannot be written, is not empty and not ours, or holds images made otherwise. Nothing in it
             is changed then.
     """
+    seeds = as_seeds(seeds)
     settings = _settings(generator, space, card)
     if editing is not None:
         settings["edit"] = editing.facts()

@@ -33,7 +33,7 @@ from ..evaluation import (
 from ..images import grid, write_png
 from ..policies import load_policy
 from ..registry import create_features, create_generator, toolkit_version
-from ..runtime import MemoryShortage, dtype_name, resolve_device, resolve_dtype
+from ..runtime import MemoryShortage, dtype_name, float32_by_default, resolve_device, resolve_dtype
 from ..sampling import seed_range
 from ..storage import RunFolder, prepare_folder, write_file, write_json
 from ..training import alarms, create_trainer
@@ -66,6 +66,7 @@ class Comparison:
             reports.
     """
 
+    @float32_by_default()
     def __init__(
         self, config: CompareConfig, out: Path, *, reuse: Sequence[Path] = (), progress: Progress | None = None
     ) -> None:
@@ -126,6 +127,7 @@ class Comparison:
             "images_for_the_table": len(missing) * self.config.images,
         }
 
+    @float32_by_default()
     def run(self) -> list[Result]:
         """Every cell's result, in the order of the grid; those that are not finished are.
 

@@ -25,7 +25,7 @@ from ..metrics import (
 )
 from ..policies import load_policy
 from ..registry import toolkit_version
-from ..runtime import distributed, dtype_name
+from ..runtime import distributed, dtype_name, float32_by_default
 from ..sampling import seed_range
 from ..storage import prepare_folder, write_json
 from .choices import choose_scorer
@@ -109,6 +109,7 @@ def _json(judged: Judged) -> dict[str, Any]:
     }
 
 
+@float32_by_default()
 def evaluate_policies(
     generator: Generator,
     policies: Sequence[str | os.PathLike[str]],

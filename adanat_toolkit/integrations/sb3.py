@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..core import ACTION, LearnedReward, Noise, Policy, derive, sample_seeds
 from ..errors import ConfigError, NotFiniteError
-from ..runtime import distributed
+from ..runtime import distributed, float32_by_default
 from ..training import RunConfig, Trainer, require_finite_state, targets
 from .gym_env import GenerationVectorEnv, Observations
 
@@ -225,6 +225,7 @@ class SB3Trainer(Trainer):
         ConfigError: also for settings that Stable-Baselines3 has no counterpart of.
     """
 
+    @float32_by_default()
     def __init__(self, config: RunConfig) -> None:
         _check(config)
         super().__init__(config)
@@ -276,6 +277,7 @@ class SB3Trainer(Trainer):
         self.optimiser = self.sb3_policy.optimizer
         self.optimiser.register_step_post_hook(lambda *_: self._average_weights())
 
+    @float32_by_default()
     def step(self) -> dict[str, Any]:
         """One iteration; returns its row of metrics (names as with our engine, see docs/gymnasium-and-sb3.md)."""
         config, started = self.config, time.perf_counter()
@@ -316,6 +318,7 @@ class SB3Trainer(Trainer):
         }
         return row
 
+    @float32_by_default()
     def plan(self) -> dict[str, Any]:
         """As :meth:`training.Trainer.plan`; the rollout buffer is float32 on the host, and copied once to be read."""
         found = super().plan()

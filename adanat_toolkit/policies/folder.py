@@ -20,7 +20,17 @@ from ..decoding import PUBLISHED_SAMPLERS, TokenGenerator, parse_sampler
 from ..errors import CheckpointError, ConfigError, nearest
 from ..limits import MOST_STEPS
 from ..registry import load, parse_options, toolkit_version
-from ..storage import Card, TensorFacts, facts_of, local_policy, read_card, read_tensors, save_tensors, shortened
+from ..runtime import float32_by_default
+from ..storage import (
+    Card,
+    TensorFacts,
+    facts_of,
+    local_policy,
+    read_card,
+    read_tensors,
+    save_tensors,
+    shortened,
+)
 from .networks import FixedPolicy
 
 FIXED_STEPS = 4
@@ -95,8 +105,9 @@ def export_policy(
 
 
 
+@float32_by_default()
 def load_policy(
-    spec: str, generator: Generator, steps: int | None = None
+    spec: str | os.PathLike[str], generator: Generator, steps: int | None = None
 ) -> tuple[Policy, ActionSpace, dict[str, Any]]:
     """A policy ready to sample with.
 
@@ -115,6 +126,7 @@ def load_policy(
             policy's, or a policy of another generator.
         CheckpointError: damaged files.
     """
+    spec = os.fspath(spec)
     name, _, schedule = spec.partition(":")
     if name == "fixed":
         return _fixed(schedule or generator.default_schedule, generator, steps)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +52,18 @@ def resolve_device(name: str) -> torch.device:
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device 'mps' is not available on this machine. Use --device cpu.")
     return device
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Inside (or in a function that it decorates), tensors and networks without a type are float32, whatever the user's
+    program has set with ``torch.set_default_dtype``: images must not depend on that, and neither must weights fit it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

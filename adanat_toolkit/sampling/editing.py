@@ -23,6 +23,7 @@ from ..core import ActionSpace, Context, Generator, Policy
 from ..decoding import TokenGenerator
 from ..errors import ConfigError, DataError
 from ..images import centred_crop, fitted, flattened, open_upright
+from ..runtime import float32_by_default
 from .rollout import Start
 from .sample import Samples, sample
 
@@ -89,6 +90,7 @@ def editable_cells(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     return (F.adaptive_max_pool2d(mask[None, None].float(), grid) > 0).flatten()
 
 
+@float32_by_default()
 def start_of_edit(generator: Generator, image: Tensor, mask: Tensor) -> Start:
     """The codes of an image, unknown where the mask is: a start of one sample.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core import ACTION, ActionSpace, Context, Generator, Noise, Policy, RewardModel
 from ..decoding import TokenGenerator
 from ..errors import ConfigError
-from ..runtime import MicroBatch, minimum_batch, padded
+from ..runtime import MicroBatch, float32_by_default, minimum_batch, padded
 
 
 def gaussian_log_prob(actions: Tensor, mean: Tensor, sigma: float) -> Tensor:
@@ -64,6 +64,7 @@ def mean_action(policy: Policy, features: Tensor | None, step: Tensor) -> Tensor
 
 
 @torch.no_grad()
+@float32_by_default()
 def collect(
     generator: Generator,
     policy: Policy,

@@ -38,6 +38,7 @@ from ..runtime import (
     MicroBatch,
     distributed,
     dtype_name,
+    float32_by_default,
     gather,
     measured_size,
     resolve_device,
@@ -84,6 +85,7 @@ class Trainer:
         ConfigError, PluginError, WeightsError, DataError: before any work starts.
     """
 
+    @float32_by_default()
     def __init__(self, config: RunConfig) -> None:
         same_in_all_processes(config)
         if config.batch // config.ppo.group < distributed.world_size():
@@ -156,6 +158,7 @@ class Trainer:
 
     # --- what it will cost ----------------------------------------------------------------------------------------------
 
+    @float32_by_default()
     def plan(self) -> dict[str, Any]:
         """What the run will need, for ``--dry-run``: parameter counts, generator forwards, memory of one iteration.
 
@@ -216,6 +219,7 @@ class Trainer:
 
     # --- the loop -------------------------------------------------------------------------------------------------------
 
+    @float32_by_default()
     def run(self, out: Path, *, on_iteration: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
         """Train to the end, from scratch or from the newest checkpoint in ``out``, whatever the trainer did before.
 
@@ -259,6 +263,7 @@ class Trainer:
         """Whether a checkpoint belongs after the iterations that are done."""
         return self.iteration == self.config.iterations or self.iteration % self.config.checkpoint_every == 0
 
+    @float32_by_default()
     def step(self) -> dict[str, Any]:
         """One iteration; returns its row of metrics (every name is explained in docs/logged-names.md)."""
         config, started = self.config, time.perf_counter()
