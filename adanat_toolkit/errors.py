@@ -48,9 +48,8 @@ def explained(error: BaseException) -> AdaNATError | None:
     """What a user can act on in an error that nobody expected, as one of ours: a file that ends too early, or one that the
     system refuses. None for any other error, and for a reader of our output that went away."""
     if isinstance(error, EOFError):
-        where, line = "", 0
-        for frame, line in traceback.walk_tb(error.__traceback__):
-            where = frame.f_code.co_filename
+        frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+        where, line = frames[-1] if frames else ("", 0)
         return DataError(
             f"something that was read ends too early: {error or type(error).__name__} ({where}, line {line}). Look for a file "
             "that was cut short; ADANAT_DEBUG=1 shows which one was being read."

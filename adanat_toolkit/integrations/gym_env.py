@@ -189,11 +189,12 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
                 of this seed with the same actions); a sequence gives each environment its seed. Seeds of the episodes
                 that follow are derived from the environment's own, so that they do not depend on ``num_envs``. None
                 goes on with the next episode.
-            options: ``classes`` (ids or names) or ``prompts``: the contexts of this episode (one an environment), instead of those
-                that the seeds draw. ``reset_mask``: accepted when all True, since all episodes end together.
+            options: ``classes`` (ids or names) or ``prompts``: the contexts of this episode (one an environment), instead
+                of those that the seeds draw. ``reset_mask``: accepted when all True, since all episodes end together.
 
         Raises:
-            ConfigError: a wrong number of seeds or contexts, a seed that is not in 0 .. 2^63 - 1, an unknown class, a partial mask, or an unknown option.
+            ConfigError: a wrong number of seeds or contexts, a seed that is not in 0 .. 2^63 - 1, an unknown class,
+                a partial mask, or an unknown option.
         """
         chosen = dict(options or {})
         self._check_mask(chosen.pop("reset_mask", None))

@@ -49,8 +49,8 @@ def sample(
     """Images in batches, in the order of ``seeds``.
 
     Args:
-        seeds: (n,) int64 or a list, one an image. context: n contexts; or a function that draws them by their seeds, a batch at a
-            time; None: the generator's ``sample_contexts``.
+        seeds: (n,) int64 or a list, one an image. context: n contexts; or a function that draws them by their seeds, a batch at
+            a time; None: the generator's ``sample_contexts``.
         batch: samples at once; it does not change the images, and is halved where memory runs out.
         sigma: exploration noise in raw coordinates (0: the policy's mean).
         on_batch: called with the number of images done.

@@ -147,9 +147,7 @@ runpy.run_module("adanat_cli", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize(
-    "module", ["typer", "adanat_cli.train", "adanat_cli.ranks", "torch", "torch.nn", "pydantic"]
-)
+@pytest.mark.parametrize("module", ["typer", "adanat_cli.train", "adanat_cli.ranks", "torch", "torch.nn", "pydantic"])
 def test_ctrl_c_while_it_starts(module: str, tmp_path: Path) -> None:
     program = INTERRUPTED.format(module=module, out=str(tmp_path / "out"))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -175,7 +173,8 @@ def test_help_on_a_terminal_without_unicode(command: tuple[str, ...], columns: s
 
 def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    call = [sys.executable, "-m", "adanat_cli", "plugins", "new", "my-reward", "--kind", "reward", "--out", str(tmp_path / "ünï")]
+    new = ["plugins", "new", "my-reward", "--kind", "reward", "--out", str(tmp_path / "ünï")]
+    call = [sys.executable, "-m", "adanat_cli", *new]
     done = subprocess.run(call, capture_output=True, env=environment)
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
     assert b"\\xfcn\\xef" in done.stdout

@@ -139,7 +139,9 @@ def test_the_plan_of_a_comparison_does_not_count_its_readings_one_by_one(images:
     more = ["--policy", "shared", "--trajectories", "9999999998", "--batch", "2", "--evaluate-every", "2"]
     result = adanat(*command, *more)
     assert result.exit_code == 0
-    assert '"images_for_held_out_readings": 1280000000512' in result.stdout  # 512 of the first, every second, and the last
+    assert (
+        '"images_for_held_out_readings": 1280000000512' in result.stdout
+    )  # 512 of the first, every second, and the last
 
 
 def test_seeds_fit_into_63_bits() -> None:
@@ -164,13 +166,13 @@ def test_steps_of_a_schedule_made_in_python() -> None:
 
 def test_processes_on_a_cpu_are_bounded() -> None:
     check_devices(8, "cpu")
-    with pytest.raises(ConfigError, match="--gpus 1000 --device cpu .* at most"):
+    with pytest.raises(ConfigError, match=r"--gpus 1000 --device cpu .* at most"):
         check_devices(1000, "cpu")
 
 
 def test_time_limits_of_plug_ins_are_bounded() -> None:
     for limit in (0.0, float("nan"), float("inf")):
-        with pytest.raises(ConfigError, match="0.1 to 3600"):
+        with pytest.raises(ConfigError, match=r"0\.1 to 3600"):
             plugin_report(limit)
 
 
@@ -189,7 +191,9 @@ def test_names_of_folders_stay_short() -> None:
     """A mixture of many rewards names the run's folder."""
     terms = ",".join(f"clip-score:0.{i}" for i in range(1, 40))
     config = resolve(flags={"reward": {"name": terms}})
-    assert len(run_name(config)) <= 200 and run_name(config) != run_name(resolve(flags={"reward": {"name": terms + "1"}}))
+    assert len(run_name(config)) <= 200 and run_name(config) != run_name(
+        resolve(flags={"reward": {"name": terms + "1"}})
+    )
     first, second = (Cell("adaptive", name, 4, 0).name for name in (terms, terms + "1"))
     assert first != second and max(len(first), len(second)) <= 200
     assert Cell("adaptive", "adversarial", 4, 0).name == "adaptive-adversarial-T4-s0"

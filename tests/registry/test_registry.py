@@ -253,7 +253,9 @@ def test_an_entry_point_that_names_something_else(kind: str, target: str, what: 
 
 def test_the_list_names_entry_points_of_something_else(install: Install) -> None:
     source = "def make(*a, **k): ...\nclass Foreign: ...\n"
-    points = "\n".join(f"[{group}]\nmodule = odd\nfunction = odd:make\nforeign = odd:Foreign" for group in GROUPS.values())
+    points = "\n".join(
+        f"[{group}]\nmodule = odd\nfunction = odd:make\nforeign = odd:Foreign" for group in GROUPS.values()
+    )
     install("odd-things", points, odd=source)
     rows = [row for row in plugin_report() if row["distribution"] == "odd-things"]
     assert len(rows) == 3 * len(GROUPS)

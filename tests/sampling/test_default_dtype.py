@@ -106,7 +106,9 @@ def test_seeds_in_any_form() -> None:
     for form in ([0, 7, 2**63 - 1], (0, 7, 2**63 - 1), seeds.numpy(), seeds):
         assert torch.equal(as_seeds(form), seeds)  # type: ignore[arg-type]
         assert torch.equal(Noise(form).uniform(1, 0, (2,)), Noise(seeds).uniform(1, 0, (2,)))  # type: ignore[arg-type]
-    assert torch.equal(as_seeds(range(3)), torch.arange(3)) and as_seeds(torch.tensor([1], dtype=torch.int16)).tolist() == [1]
+    assert torch.equal(as_seeds(range(3)), torch.arange(3)) and as_seeds(
+        torch.tensor([1], dtype=torch.int16)
+    ).tolist() == [1]
     wrong: list[Any] = [[-1], [2**63], [0.5], ["a"], 3, None, torch.zeros(2), torch.zeros(2, 2, dtype=torch.int64)]
     for form in wrong:
         with pytest.raises(ConfigError, match="seed"):
