@@ -150,11 +150,11 @@ def evaluate_policies(
             f"--num {count} is too few for any figure; give at least {MINIMUM} (2000 or more to compare)."
         )
     check_seeds(seed, count)
-    policies = [os.fspath(spec) for spec in policies]
+    specs = [os.fspath(spec) for spec in policies]
     hand_made = f"fixed:{baseline or generator.default_schedule}"
     # Where no hand-made schedule takes ``steps``, they are the learned policies' own, or a slip.
-    taken = any(map(_is_fixed, policies))
-    loaded = [(s, load_policy(s, generator, steps if _is_fixed(s) or not taken else None)) for s in policies]
+    taken = any(map(_is_fixed, specs))
+    loaded = [(s, load_policy(s, generator, steps if _is_fixed(s) or not taken else None)) for s in specs]
     lengths = dict.fromkeys(space.steps for _, (_, space, _) in loaded)
     if not lengths:
         lengths = dict.fromkeys([load_policy(hand_made, generator, steps)[1].steps])

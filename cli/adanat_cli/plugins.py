@@ -88,7 +88,7 @@ def new(
 
     folder = new_plugin(name, kind, out)
     note(f"pip install -e {folder}, then: adanat plugins check {name} --kind {kind}")
-    print_result(folder)
+    print_result(str(folder))
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -80,10 +80,10 @@ def ranks(context: typer.Context) -> Iterator[Ranks]:
         except Exception as raised:
             from adanat_toolkit.errors import explained
 
-            error = explained(raised) or raised
-            first = record_failure(error)
+            told = explained(raised) or raised
+            first = record_failure(told)
             if first and LAUNCHED not in os.environ and (here.main or _has_met()):
-                _print_error(error, here)
+                _print_error(told, here)
             _end(1)
 
 
