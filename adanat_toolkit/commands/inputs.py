@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import torch
 
 from ..core import Context, Generator
-from ..errors import ConfigError, nearest
-from ..images import class_positions
+from ..errors import ConfigError
+from ..evaluation import class_id
 from ..storage import folder_name, text_lines
 from ..training import RunConfig
 
@@ -21,16 +20,6 @@ def run_name(config: RunConfig) -> str:
     return folder_name(
         f"{config.generator.name}-{config.policy.name}-{config.reward.name}-T{config.steps}-s{config.seed}"
     )
-
-
-
-
-
-
-
-
-
-
 
 
 def parse_classes(text: str, generator: Generator) -> list[int]:
@@ -45,35 +34,6 @@ def parse_classes(text: str, generator: Generator) -> list[int]:
     if not ids:
         raise ConfigError(f"--classes {text!r} names no class; give ids or names, separated by commas.")
     return ids
-
-
-def class_id(value: Any, generator: Generator) -> int:
-    """The id of a class: a whole number, one as text, a name, or the last part of an ``A / B`` name.
-
-    Raises:
-        ConfigError: not a class-conditional generator, an id out of range, or a name that is unknown or stands for several.
-    """
-    if generator.context_kind != "class" or generator.num_classes is None:
-        raise ConfigError(f"{generator.name} is not class-conditional, so classes do not apply; leave them out.")
-    try:
-        number = int(value) if isinstance(value, str) else operator.index(value)
-    except (TypeError, ValueError):
-        names = generator.class_names or ()
-        found = class_positions(str(value), names)
-        if len(found) != 1:
-            short = {n.rpartition(" / ")[2] for n in names}
-            why = "stands for several classes" if found else "is unknown"
-            raise ConfigError(
-                f"class {value!r} of {generator.name} {why}{nearest(str(value), [*names, *short])} Give names or ids "
-                f"0..{generator.num_classes - 1}."
-            ) from None
-        number = found[0]
-    if not 0 <= number < generator.num_classes:
-        raise ConfigError(
-            f"class id {number} is outside 0..{generator.num_classes - 1}, the classes of {generator.name}; give an id in "
-            "that range, or a class's name."
-        )
-    return number
 
 
 def read_prompts(path: Path) -> list[str]:

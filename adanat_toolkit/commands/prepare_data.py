@@ -91,8 +91,6 @@ def encode_to_file(
     }
 
 
-
-
 def _require_safetensors(file: Path) -> None:
     if file.suffix != ".safetensors":
         raise ConfigError(f"--out {file}: the file is written as .safetensors; give a name that ends so.")

@@ -28,7 +28,7 @@ from .noise import (
     mix,
     sample_seeds,
 )
-from .options import PluginOptions
+from .options import PluginOptions, Source
 from .policy import Policy, ReadsPolicies
 from .reward import LearnedReward, RewardModel
 from .schedules import RATIO_CURVES, adanat_heuristic, linear, parse_schedule
@@ -65,6 +65,7 @@ __all__ = [
     "PromptScorer",
     "ReadsPolicies",
     "RewardModel",
+    "Source",
     "Tracker",
     "adanat_heuristic",
     "as_seeds",

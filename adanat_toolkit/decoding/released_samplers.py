@@ -131,7 +131,13 @@ class PublishedSampler(ABC):
         """Replaces ``TokenGenerator.decoding_step`` for a generator whose prediction is in ``state``."""
         assert state.prediction is not None
         return self.decide(
-            state.tokens, state.prediction[0], state.null_logits, knobs, noise, generator.mask_id, state.editable,
+            state.tokens,
+            state.prediction[0],
+            state.null_logits,
+            knobs,
+            noise,
+            generator.mask_id,
+            state.editable,
             grid=generator.grid,
         )
 

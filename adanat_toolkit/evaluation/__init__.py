@@ -1,6 +1,14 @@
 """Policies held against real images."""
 
-from .choices import choose_features, choose_scorer, is_statistics, own_captions, real_side, require_real_images
+from .choices import (
+    choose_features,
+    choose_scorer,
+    class_id,
+    is_statistics,
+    own_captions,
+    real_side,
+    require_real_images,
+)
 from .evaluate import MINIMUM, RESULT, Comparison, Judged, evaluate_policies, write_comparison
 from .yardstick import Images, Yardstick, require_enough
 
@@ -13,6 +21,7 @@ __all__ = [
     "Yardstick",
     "choose_features",
     "choose_scorer",
+    "class_id",
     "evaluate_policies",
     "is_statistics",
     "own_captions",

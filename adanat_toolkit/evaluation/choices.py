@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from pathlib import Path
+from typing import Any
 
 from ..core import FeatureExtractor, Generator, ImageSource, PromptScorer
-from ..errors import ConfigError, DataError, PluginError
-from ..images import ClassCounts, OwnContexts, Progress, images_for
+from ..errors import ConfigError, DataError, PluginError, nearest
+from ..images import ClassCounts, OwnContexts, Progress, class_positions, images_for
 from ..metrics import FeatureStatistics, Reference
 from ..registry import (
     create_features,
@@ -132,3 +134,32 @@ def _features_of_width(width: int) -> list[str]:
             if getattr(load("features", name), "feature_dim", None) == width:
                 found.append(name)
     return found
+
+
+def class_id(value: Any, generator: Generator) -> int:
+    """The id of a class: a whole number, one as text, a name, or the last part of an ``A / B`` name.
+
+    Raises:
+        ConfigError: not a class-conditional generator, an id out of range, or a name that is unknown or stands for several.
+    """
+    if generator.context_kind != "class" or generator.num_classes is None:
+        raise ConfigError(f"{generator.name} is not class-conditional, so classes do not apply; leave them out.")
+    try:
+        number = int(value) if isinstance(value, str) else operator.index(value)
+    except (TypeError, ValueError):
+        names = generator.class_names or ()
+        found = class_positions(str(value), names)
+        if len(found) != 1:
+            short = {n.rpartition(" / ")[2] for n in names}
+            why = "stands for several classes" if found else "is unknown"
+            raise ConfigError(
+                f"class {value!r} of {generator.name} {why}{nearest(str(value), [*names, *short])} Give names or ids "
+                f"0..{generator.num_classes - 1}."
+            ) from None
+        number = found[0]
+    if not 0 <= number < generator.num_classes:
+        raise ConfigError(
+            f"class id {number} is outside 0..{generator.num_classes - 1}, the classes of {generator.name}; give an id in "
+            "that range, or a class's name."
+        )
+    return number

@@ -170,7 +170,9 @@ def evaluate_policies(
 
     judged: dict[tuple[str, int], Judged] = {}
     wanted = [(hand_made, length) for length in lengths]
-    wanted += [(hand_made if _is_baseline(spec, baseline, hand_made) else spec, space.steps) for spec, (_, space, _) in loaded]
+    wanted += [
+        (hand_made if _is_baseline(spec, baseline, hand_made) else spec, space.steps) for spec, (_, space, _) in loaded
+    ]
     for key in dict.fromkeys(wanted):
         images, card = _make(*key, yardstick, count=count, seed=seed, batch=batch, progress=report)
         if distributed.is_main():  # at once: one set of features is all that is held, however many policies there are

@@ -32,8 +32,6 @@ Progress = Callable[[int, int], None]
 """Called with the number of images done and of all."""
 
 
-
-
 @dataclass(frozen=True)
 class Images:
     """What is kept of a set of generated images.

@@ -161,9 +161,7 @@ def _walk(top: Path) -> Iterator[tuple[Path, int]]:
             if entry.name.startswith("."):
                 continue
             if entry.is_symlink() and not path.exists():
-                raise DataError(
-                    f"{path} is a link to {os.readlink(path)}, where nothing is; mend or remove the link."
-                )
+                raise DataError(f"{path} is a link to {os.readlink(path)}, where nothing is; mend or remove the link.")
             if entry.is_dir():
                 yield from inside(path, (*around, own))
             elif entry.is_file():

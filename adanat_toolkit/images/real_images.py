@@ -514,8 +514,6 @@ def _fingerprint(files: ImageFiles, listing: _Listing, size: tuple[int, int]) ->
 # --- augmentation -----------------------------------------------------------------------------------------------------
 
 
-
-
 def draw_positions(uniform: Tensor, weights: Iterable[float] | Tensor) -> Tensor:
     """Positions drawn in proportion to ``weights`` by inverting their cumulative sum.
 

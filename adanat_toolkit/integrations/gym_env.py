@@ -25,7 +25,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from ..commands.inputs import class_id
 from ..core import (
     DATA,
     REWARD,
@@ -41,7 +40,7 @@ from ..core import (
     parse_schedule,
 )
 from ..errors import ConfigError, DataError, PluginError
-from ..evaluation import own_captions
+from ..evaluation import class_id, own_captions
 from ..images import OwnContexts, draw_contexts, images_for
 from ..registry import FIRST_PARTY, create_generator, create_reward, discover
 from ..runtime import CPU_CHUNK, float32_by_default, resolve_device, resolve_dtype
@@ -382,9 +381,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         )
         self._shown = self.finished.images
         assert self.finished.embedded is not None
-        self._scores, _ = checked_scores(
-            self.reward, type(self.reward).__name__, self.finished.embedded, self._context
-        )
+        self._scores, _ = checked_scores(self.reward, type(self.reward).__name__, self.finished.embedded, self._context)
 
     def _observe(self) -> Observations:
         """New arrays every time: users keep them."""

@@ -103,8 +103,6 @@ def export_policy(
     save_tensors(folder, "policy", weights, card)
 
 
-
-
 @float32_by_default()
 def load_policy(
     spec: str | os.PathLike[str], generator: Generator, steps: int | None = None

@@ -20,7 +20,6 @@ import entrypoints
 from ..errors import PluginError, nearest
 
 if TYPE_CHECKING:
-
     pass
 
 GROUPS = {
@@ -80,14 +79,15 @@ class PluginInfo:
 
 def base_of(kind: str) -> type:
     """What a plug-in of a kind is a subclass of."""
-    from .. import interfaces
+    from .. import core
 
     return {
-        "generator": interfaces.Generator,
-        "reward": interfaces.RewardModel,
-        "policy": interfaces.Policy,
-        "features": interfaces.FeatureExtractor,
-        "tracker": interfaces.Tracker,
+        "generator": core.Generator,
+        "reward": core.RewardModel,
+        "policy": core.Policy,
+        "features": core.FeatureExtractor,
+        "tracker": core.Tracker,
+        "engine": object,
     }[kind]
 
 

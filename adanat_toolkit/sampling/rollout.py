@@ -168,9 +168,7 @@ def _collect(
     )
 
 
-def embed(
-    reward: RewardModel, generator: Generator, state: Any, context: Context, images: Tensor | None
-) -> Tensor:
+def embed(reward: RewardModel, generator: Generator, state: Any, context: Context, images: Tensor | None) -> Tensor:
     """What the reward keeps of the finished images, which are decoded where it reads them; ``images`` if they were before."""
     if reward.reads_latents:
         return reward.embed_latents(generator.latents(state), context)

@@ -96,9 +96,13 @@ def same_in_all_processes(config: RunConfig) -> None:
     message = None
     first, *others = distributed.gather_on_main(config.model_dump(mode="json"))
     for rank, other in enumerate(others, 1):
-        apart = [d for d in differences(first, other) if d.partition(":")[0] not in ("device", "micro_batch", "offline")]
+        apart = [
+            d for d in differences(first, other) if d.partition(":")[0] not in ("device", "micro_batch", "offline")
+        ]
         if apart and message is None:
-            message = f"ranks 0 and {rank} were given other settings ({'; '.join(apart)}); start all with the same command."
+            message = (
+                f"ranks 0 and {rank} were given other settings ({'; '.join(apart)}); start all with the same command."
+            )
     message = distributed.from_main(message)
     if message is not None:
         raise ConfigError(message)

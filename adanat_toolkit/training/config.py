@@ -89,10 +89,6 @@ class PPOConfig(BaseModel):
         return self.learning_rate
 
 
-
-
-
-
 class RewardConfig(Settings):
     name: str = "adversarial"
     """``NAME``, ``NAME:VARIANT`` or a mixture ``A:1,B:0.3``."""
@@ -249,8 +245,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, as printed by --dry-run.")
     return loaded
-
-
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -127,9 +127,7 @@ class Trainer:
         self.policy, self.critic = policy.to(self.device), critic.to(self.device)
         self.average = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
         self.parameters = [*self.policy.parameters(), *self.critic.parameters()]
-        self.optimiser = torch.optim.Adam(
-            self.parameters, lr=config.ppo.learning_rate, eps=config.ppo.adam_epsilon
-        )
+        self.optimiser = torch.optim.Adam(self.parameters, lr=config.ppo.learning_rate, eps=config.ppo.adam_epsilon)
         self.real = images_for(generator, config.data.path)
         self.captions = own_captions(generator, config.data.path, self.real)
         self.reward = create_reward(

@@ -15,9 +15,8 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_checker import check_env
 
 from adanat_toolkit.errors import CheckpointError, ConfigError
-from adanat_toolkit.integrations.sb3 import SB3Trainer
 from adanat_toolkit.integrations.gym_env import GenerationEnv, GenerationVectorEnv
-from adanat_toolkit.integrations.sb3 import GenerationPolicy, GenerationVecEnv
+from adanat_toolkit.integrations.sb3 import GenerationPolicy, GenerationVecEnv, SB3Trainer
 from adanat_toolkit.interfaces import Context, Generator, RewardModel
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, build_policy, load_policy
 from adanat_toolkit.sampling import gaussian_log_prob, sample, seed_range

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from adanat_plugins.pretrained import pretrained_policy
-from adanat_toolkit.commands.inputs import class_id
 from adanat_toolkit.core import Noise, as_seeds
 from adanat_toolkit.errors import ConfigError
-from adanat_toolkit.evaluation import evaluate_policies, real_side
+from adanat_toolkit.evaluation import class_id, evaluate_policies, real_side
 from adanat_toolkit.integrations.gym_env import GenerationEnv, GenerationVectorEnv
 from adanat_toolkit.interfaces import Generator, PluginOptions
 from adanat_toolkit.policies import load_policy
