@@ -31,7 +31,7 @@ class _Loader(yaml.SafeLoader):
     def fetch_flow_collection_start(self, token: Any) -> None:
         if self.flow_level >= MAX_DEPTH:  # at once: the scanner's time grows with the square of the depth
             raise yaml.YAMLError(f"it is nested deeper than {MAX_DEPTH} levels")
-        super().fetch_flow_collection_start(token)  # type: ignore[no-untyped-call]
+        super().fetch_flow_collection_start(token)
 
 
 _Loader.yaml_constructors = {

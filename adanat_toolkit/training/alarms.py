@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from ..limits import LARGEST_FIGURE
+
 Row = Mapping[str, Any]
 
 WINDOW = 5
