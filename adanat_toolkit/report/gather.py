@@ -115,8 +115,16 @@ class Gathered:
     notes: list[str] = field(default_factory=list)
 
 
-def gather(runs: Sequence[Run], settings: Settings, progress: Progress) -> Gathered:
+def gather(
+    runs: Sequence[Run],
+    settings: Settings,
+    progress: Progress,
+    on_tables: Callable[[Sequence[Run], list[Block]], None] = lambda runs, tables: None,
+) -> Gathered:
     """Tables and pictures of all runs.
+
+    Args:
+        on_tables: called with the runs of a generator and the tables so far, before any pictures of them are made.
 
     Raises:
         ConfigError, PluginError, WeightsError, DataError: the generator cannot be loaded, or the yardstick that the user
@@ -139,6 +147,7 @@ def gather(runs: Sequence[Run], settings: Settings, progress: Progress) -> Gathe
             results += [_stored(run) for run in members if run.evaluation is not None]
         elif generator is not None:
             results += _judge(generator, members, settings, out.notes, progress)
+        on_tables(members, blocks(results))
         if generator is not None:
             out.groups += _look(generator, members, settings, out.notes, progress)
     out.blocks = blocks(results)

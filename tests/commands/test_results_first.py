@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from adanat_toolkit.commands.publish import publish
 from adanat_toolkit.compare import Comparison, configure, write_report
 from adanat_toolkit.errors import OutputError
 from adanat_toolkit.evaluation import Yardstick
@@ -18,6 +18,7 @@ from adanat_toolkit.training import validate
 
 from ..helpers.cli import adanat
 from ..helpers.report_runs import plugins, trained
+from ..helpers.tiny_plugins import TinyWithData
 
 __all__ = ["plugins", "trained"]  # fixtures
 
@@ -120,4 +121,25 @@ def test_the_table_of_a_comparison(plugins: None, tmp_path: Path, disk: Disk) ->
     assert adanat(*command, "--features", "pixels").exit_code == 0
     disk.fill(0)
     assert "| hand-made" not in (told := failed(adanat(*command, "--features", "pixels"))) and "hand-made" in told
-    assert torch.is_tensor(torch.zeros(1))
+
+
+def test_report(trained: Path, tmp_path: Path, disk: Disk) -> None:
+    command = ["report", trained / "shared", "--num", "32", "--features", "pixels", "--device", "cpu", "-q"]
+    whole = adanat(*command, "--json", "--out", tmp_path / "whole.html")
+    assert whole.exit_code == 0, whole.stderr
+    (expected,) = json.loads(whole.stdout)["runs"]
+    disk.fill(0)
+    told = json.loads(failed(adanat(*command, "--json", "--out", tmp_path / "none.html")))
+    assert told == {"report": None, "runs": [expected]} and "figures" in expected
+    line = f"shared: Frechet distance {expected['figures']['frechet']:.4f}, {expected['ratio']:.3f} of the hand-made"
+    assert line in failed(adanat(*command, "--out", tmp_path / "none.html"))
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_publish(trained: Path, tmp_path: Path, disk: Disk) -> None:
+    generator = TinyWithData()
+    publish(trained / "shared", str(tmp_path / "whole"), generator)
+    disk.fill(sizes(tmp_path / "whole", "policy.safetensors", "policy.json", "README.md") + 16)
+    with pytest.raises(OutputError, match="No space left"):
+        publish(trained / "shared", str(tmp_path / "short"), generator)
+    assert {file.name for file in (tmp_path / "short").iterdir()} == {"policy.safetensors", "policy.json", "README.md"}
