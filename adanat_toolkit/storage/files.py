@@ -283,5 +283,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     if not os.path.lexists(file):
         return []
     remedy = "Nothing was changed; restore the file, or remove the line."
-    lines: list[tuple[int, dict[str, Any]]] = read_lines(file, Row, error=CheckpointError, limit=MOST_METRICS, remedy=remedy, cut_end=True, finite=False)
+    lines: list[tuple[int, dict[str, Any]]] = read_lines(
+        file, Row, error=CheckpointError, limit=MOST_METRICS, remedy=remedy, cut_end=True, finite=False
+    )
     return [row for _, row in lines]
