@@ -21,6 +21,7 @@ from adanat_plugins.generators.uvit import UViT
 from adanat_plugins.released_policy import ADAGEN, Recipe
 from adanat_plugins.tokenizers.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from adanat_toolkit.core import GUIDANCE, TIME, TOKEN_KNOBS, ActionSpace, Noise
+from adanat_toolkit.decoding.draws import whole_top_k
 from adanat_toolkit.interfaces import Context
 from adanat_toolkit.registry import create_generator
 
@@ -109,7 +110,13 @@ def check_actions(fixture: Fixture, report: Report) -> None:
         report.close(f"{case} residual", space.base(), io[f"{case}/residual"], **inverse)
         physical = trajectory(space, raw)
         compare("physical", physical, "physical")
-        compare("fresh policy", trajectory(space, torch.zeros_like(raw[:1]))[0], "zero_physical")
+        fresh = trajectory(space, torch.zeros_like(raw[:1]))[0]
+        compare("fresh policy", fresh, "zero_physical")
+        if "top_k" in order:
+            k = order.index("top_k")
+            away = (physical[..., k] - physical[..., k].round()).abs() > 0.01
+            report.equal(f"{case} kept tokens", whole_top_k(physical[..., k]), io[f"{case}/top_k_int"], where=away)
+            report.equal(f"{case} kept tokens, fresh", whole_top_k(fresh[..., k]), io[f"{case}/zero_top_k_int"])
         if path is not None:
             current, times = None, []
             for proposed in physical[..., order.index("time")].unbind(1):
