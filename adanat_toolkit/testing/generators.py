@@ -98,7 +98,7 @@ def generator_declares(case: GeneratorCase) -> None:
         )
     for part, count in g.parameters_count().items():
         require(count > 0, f"{g.name}: parameters_count()[{part!r}] is {count}; leave out what has none.")
-    for steps in (1, 5):
+    for steps in (2, 5):
         rows = g.decisions(steps)
         require(rows >= 1, f"{g.name}: decisions({steps}) is {rows}; an image needs at least one action.")
         shape = parse_schedule(g.default_schedule, g.action_space, rows).shape

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adanat_plugins.generators.dit_net import DiT
 from adanat_plugins.generators.mage_net import MAGEConfig, MAGENet, unused_shapes
 from adanat_plugins.generators.uvit import UViT
 from adanat_plugins.generators.var_net import VAR, VARConfig
+from adanat_plugins.tokenizers.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from adanat_plugins.tokenizers.multi_scale import MultiScaleVQ, MultiScaleVQConfig
 from adanat_plugins.tokenizers.vqgan import VQGAN, VQGANConfig
 
@@ -61,6 +63,16 @@ def save_uvit(file: Path, **context: int) -> dict[str, Tensor]:
 
 def save_vqgan(file: Path, codes: int = 64) -> None:
     torch.save({"state_dict": tiny_vqgan(codes)}, file)
+
+
+def save_latent(folder: Path) -> None:
+    """DiT, SiT and their autoencoder as they are published: the two networks have the same tensors."""
+    network = DiT(side=8, patch=2, channels=4, outputs=8, width=32, depth=2, heads=4, hidden=64, classes=10)
+    state = randomise(network, 6)
+    torch.save(state, folder / "DiT-XL-2-256x256.pt")
+    torch.save(state, folder / "SiT-XL-2-256.pt")
+    autoencoder = AutoencoderKL(AutoencoderKLConfig(width=32, multipliers=(1, 1), blocks=1))
+    torch.save(randomise(autoencoder, 7), folder / "autoencoder_kl.pth")
 
 
 def save_var(folder: Path, name: str) -> dict[str, Tensor]:

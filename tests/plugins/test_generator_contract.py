@@ -28,7 +28,7 @@ from adanat_toolkit.runtime import devices as compute
 from adanat_toolkit.sampling import collect, sample, seed_range
 
 from ..golden.published_files import save_flax, save_halton, save_llamagen
-from ..helpers.released import randomise, save_mage, save_uvit, save_var, save_vqgan
+from ..helpers.released import randomise, save_latent, save_mage, save_uvit, save_var, save_vqgan
 from ..helpers.released_pipelines import save_amused
 from ..helpers.tiny import TinyGenerator
 from .test_released_maskgit import GOOGLE, HALTON, VQ, filled, flax_tokenizer
@@ -109,6 +109,11 @@ def var(name: str) -> Callable[[Path], Options]:
     return make
 
 
+def latent(folder: Path) -> Options:
+    save_latent(folder)
+    return {"heads": 4}
+
+
 def amused(side: int) -> Callable[[Path], Options]:
     def make(folder: Path) -> Options:
         save_amused(folder / f"amused-{side}", halved=side == 512)
@@ -132,6 +137,8 @@ FILES: dict[str, Callable[[Path], Options]] = {
     "muse:adanat-cc3m": cc3m,
     "amused:256": amused(256),
     "amused:512": amused(512),
+    "dit:xl-2-256": latent,
+    "sit:xl-2-256": latent,
     "var:emoji64": embedded,
     "var:d16": var("d16"),
     "var:d30": var("d30"),
@@ -149,7 +156,7 @@ def test_every_registered_variant_is_covered() -> None:
     assert sorted(registered()) == sorted(FILES)
 
 
-OTHERS = ("var",)
+OTHERS = ("dit", "sit", "var")
 """Generators that are no token generators; their own tests are elsewhere."""
 TOKENS = sorted(spec for spec in FILES if spec.split(":")[0] not in OTHERS)
 

@@ -82,6 +82,7 @@ class LatentGenerator(Generator):
     family: ClassVar[str]
     path: ClassVar[Path]
     context_kind: ContextKind = "class"
+    default_steps = 16
     Options: ClassVar[type[PluginOptions]] = PublishedOptions
 
     def __init__(
@@ -118,7 +119,8 @@ class LatentGenerator(Generator):
 
     def sample_contexts(self, noise: Noise) -> Context:
         """Classes as likely as each other: published weights do not tell label frequencies."""
-        return uniform_classes(self, noise)
+        assert self.num_classes is not None
+        return uniform_classes(noise, self.num_classes, self.device)
 
     def decisions(self, steps: int) -> int:
         if steps < 2:
