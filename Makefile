@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 
 help:
 	@echo "make demo   train, sample and evaluate on the embedded generator; the comparison comes last (demo-run/)"
-	@echo "make test   lint, then every test that is not slow"
+	@echo "make test   lint, then every test that is not slow; those that rounding could decide twice"
 	@echo "make check-slow   the slow tests"
 	@echo "make lint   ruff, mypy, and the floors of the architecture"
 	@echo "make docs   the site, in site/; make docs-serve shows it while it is written"
@@ -33,6 +33,8 @@ demo: $(INSTALLED)
 # One thread a process: two processes that both use every core wait for each other most of the time.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "rounding and not slow" \
+		tests/runtime/test_many_processes.py tests/integrations/test_sb3.py
 
 check-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import traceback
 from collections.abc import Iterable
 
 
@@ -30,12 +32,33 @@ class CheckpointError(AdaNATError):
     """A checkpoint or policy is damaged, or belongs to another run or generator."""
 
 
+class NotFiniteError(AdaNATError):
+    """NaN or infinity where a run would learn from it or keep it."""
+
+
 class OutputError(AdaNATError):
     """The output folder cannot be written."""
 
 
 class InUseError(OutputError):
     """Another process is writing what this one is asked to write."""
+
+
+def explained(error: BaseException) -> AdaNATError | None:
+    """What a user can act on in an error that nobody expected, as one of ours: a file that ends too early, or one that the
+    system refuses. None for any other error, and for a reader of our output that went away."""
+    if isinstance(error, EOFError):
+        frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+        where, line = frames[-1] if frames else ("", 0)
+        return DataError(
+            f"something that was read ends too early: {error or type(error).__name__} ({where}, line {line}). Look for a file "
+            "that was cut short; ADANAT_DEBUG=1 shows which one was being read."
+        )
+    if isinstance(error, OSError) and error.filename is not None and error.errno != errno.EPIPE:
+        return AdaNATError(
+            f"{error.filename}: {error.strerror or error}. Give another path, or change what the system allows there."
+        )
+    return None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

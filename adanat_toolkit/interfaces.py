@@ -15,6 +15,7 @@ from .core import (
     PluginOptions,
     Policy,
     RewardModel,
+    Source,
     Tracker,
 )
 from .decoding import DecodingRule, TokenGenerator, TokenState
@@ -30,6 +31,7 @@ __all__ = [
     "PluginOptions",
     "Policy",
     "RewardModel",
+    "Source",
     "TokenGenerator",
     "TokenState",
     "Tracker",

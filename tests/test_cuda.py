@@ -22,7 +22,8 @@ from adanat_toolkit.interfaces import TokenGenerator
 from adanat_toolkit.policies import load_policy
 from adanat_toolkit.registry import create_generator
 from adanat_toolkit.sampling import collect, sample, seed_range
-from adanat_toolkit.storage import RunFolder, load_tensors
+from adanat_toolkit.storage import RunFolder
+from adanat_toolkit.storage.files import load_tensors
 from adanat_toolkit.training import Trainer, merge, validate
 
 from .sampling.test_sampling import Recorder

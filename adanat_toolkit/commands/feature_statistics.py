@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..core import FeatureExtractor, ImageSource
-from ..errors import OutputError
+from ..errors import DataError, OutputError
+from ..images import ClassCounts
 from ..metrics import shared_statistics
-from ..runtime import distributed
+from ..runtime import distributed, float32_by_default
 from ..storage import prepare_folder
 from .prepare_data import _require_safetensors
 
 
+@float32_by_default()
 def write_statistics(
     extractor: FeatureExtractor, real: ImageSource, file: Path, *, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """Write the mean and scatter of real images' features (see ``metrics.FeatureStatistics``).
+    """Write the mean and scatter of real images' features (see ``metrics.FeatureStatistics``), and how many images are of
+    each class.
 
     All processes call it; the main one writes.
 
@@ -26,16 +30,21 @@ def write_statistics(
         ``file``, ``images``, ``protocol`` and ``data``; empty but in the main process.
 
     Raises:
-        ConfigError: not a .safetensors name. OutputError: the file cannot be written.
+        ConfigError: not a .safetensors name. DataError: a single image. OutputError: the file cannot be written.
     """
     from safetensors import SafetensorError
 
     _require_safetensors(file)
+    if len(real) < 2:
+        raise DataError("statistics need at least 2 images, and there is 1; give --data with more.")
     if distributed.is_main():
         prepare_folder(file.parent)
     statistics = shared_statistics(extractor, real, progress=progress)
     if statistics is None:
         return {}
+    labels = getattr(real, "labels", None)
+    if labels is not None:  # which classes images are held against
+        statistics = replace(statistics, card={**statistics.card, "classes": ClassCounts.write(labels)})
     temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp.safetensors")
     try:
         statistics.save(temporary)

@@ -9,18 +9,17 @@ from typing import Any
 import torch
 
 from ..core import Context, Generator
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError
+from ..evaluation import class_id
+from ..storage import folder_name, text_lines
 from ..training import RunConfig
 
 
 def run_name(config: RunConfig) -> str:
     """``GENERATOR-POLICY-REWARD-T<steps>-s<seed>``, safe as a folder's name."""
-    text = f"{config.generator.name}-{config.policy.name}-{config.reward.name}-T{config.steps}-s{config.seed}"
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
-
-
-
-
+    return folder_name(
+        f"{config.generator.name}-{config.policy.name}-{config.reward.name}-T{config.steps}-s{config.seed}"
+    )
 
 
 def parse_classes(text: str, generator: Generator) -> list[int]:
@@ -31,34 +30,9 @@ def parse_classes(text: str, generator: Generator) -> list[int]:
     """
     if generator.context_kind != "class" or generator.num_classes is None:
         raise ConfigError(f"{generator.name} is not class-conditional, so --classes does not apply; leave it out.")
-    names = generator.class_names or ()
-    ids = []
-    for part in (p.strip() for p in text.split(",")):
-        if not part:
-            continue
-        try:
-            ids.append(int(part))
-            continue
-        except ValueError:
-            pass
-        wanted = part.casefold()
-        found = [i for i, n in enumerate(names) if wanted in (n.casefold(), n.casefold().rpartition(" / ")[2])]
-        if len(found) != 1:
-            short = {n.rpartition(" / ")[2] for n in names}
-            why = "stands for several classes" if found else "is unknown"
-            raise ConfigError(
-                f"class {part!r} of {generator.name} {why}{nearest(part, [*names, *short])} Give names or ids "
-                f"0..{generator.num_classes - 1}, separated by commas."
-            )
-        ids += found
+    ids = [class_id(part.strip(), generator) for part in text.split(",") if part.strip()]
     if not ids:
         raise ConfigError(f"--classes {text!r} names no class; give ids or names, separated by commas.")
-    for value in ids:
-        if not 0 <= value < generator.num_classes:
-            raise ConfigError(
-                f"class id {value} is outside 0..{generator.num_classes - 1}, the classes of {generator.name}; give an id in "
-                "that range, or a class's name."
-            )
     return ids
 
 
@@ -66,16 +40,15 @@ def read_prompts(path: Path) -> list[str]:
     """The prompts of a text file, one a line, empty lines left out.
 
     Raises:
-        ConfigError: it cannot be read or holds none.
+        ConfigError: it cannot be read or holds none. DataError: its encoding is neither UTF-8 nor UTF-16 with a mark.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        data = path.read_bytes()
+    except OSError as error:
         raise ConfigError(
-            f"cannot read the prompts {path}: {reason}. Give a text file with one prompt a line."
+            f"cannot read the prompts {path}: {error.strerror}. Give a text file with one prompt a line."
         ) from None
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = [line.strip() for line in text_lines(data, str(path)) if line.strip()]
     if not prompts:
         raise ConfigError(f"{path} holds no prompt; write one a line.")
     return prompts

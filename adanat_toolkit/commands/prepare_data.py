@@ -14,11 +14,12 @@ from ..decoding import TokenGenerator
 from ..errors import ConfigError
 from ..images import GRID_LIMIT, grid, side_by_side, write_png
 from ..registry import toolkit_version
-from ..runtime import in_chunks
+from ..runtime import float32_by_default, in_chunks
 from ..sampling import default_batch
 from ..storage import prepare_folder, write_file
 
 
+@float32_by_default()
 def encode_to_file(
     generator: Generator,
     real: ImageSource,
@@ -88,8 +89,6 @@ def encode_to_file(
         "cells": generator.cells,
         "mean_absolute_error": float((shown - rebuilt).abs().mean()),
     }
-
-
 
 
 def _require_safetensors(file: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,16 +14,27 @@ from torch import Tensor
 
 from ..core import ActionSpace, Generator
 from ..errors import ConfigError, OutputError
-from ..evaluation import RESULT
+from ..evaluation import RESULT, read_evaluation
 from ..images import grid, side_by_side, write_png
+from ..limits import check_seeds
 from ..policies import load_policy
 from ..sampling import sample, seed_range
-from ..storage import POLICY_FILES, RunFolder, is_hub_id, prepare_folder, upload_folder, write_file
+from ..storage import (
+    POLICY_FILES,
+    RunFolder,
+    card_digest,
+    holds_files,
+    is_hub_id,
+    prepare_folder,
+    upload_folder,
+    write_file,
+)
 
 PICTURE = "comparison.png"
 CARD = "README.md"
 SHOWN = 16
 PUBLISHED = (*POLICY_FILES, CARD, PICTURE)
+_NO_RESULT = "This is no result of adanat evaluate --out; give its folder."
 
 
 def publish(
@@ -53,19 +65,17 @@ def publish(
         ConfigError: no policy there, another generator, or an evaluation of another policy. CheckpointError: damaged
         files. OutputError: the target cannot be written, or is a folder with other things in it.
     """
+    check_seeds(seed, SHOWN)
     spec = str(run)
     policy, space, card = load_policy(spec, generator)
     if card["kind"] == "fixed":
         raise ConfigError("a hand-made schedule has no weights to publish; give a run folder.")
-    source = run / "policy" if (run / "policy" / "policy.json").exists() else run
+    source = run / "policy" if os.path.exists(run / "policy" / "policy.json") else run
     judged = _evaluation_of(card, run, evaluation)
     on_hub = is_hub_id(target) and not target.startswith(("./", "../"))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "policy" if on_hub else _folder(Path(target).expanduser())
         prepare_folder(folder)
-        baseline = load_policy("fixed", generator, space.steps)
-        sheets = [_sheet(generator, *loaded, seed) for loaded in ((baseline[0], baseline[1]), (policy, space))]
-        write_png(folder / PICTURE, side_by_side(sheets, ["hand-made schedule", f"this policy ({card['kind']})"]))
         for name in POLICY_FILES:
             write_file(folder / name, (source / name).read_bytes())
         title = target.rpartition("/")[2] if on_hub else folder.resolve().name
@@ -73,6 +83,9 @@ def publish(
         identifier = target if on_hub else f"./{folder.name}"
         text = model_card(title, identifier, card, space, generator, judged, metrics, licence=licence, seed=seed)
         write_file(folder / CARD, text)
+        baseline = load_policy("fixed", generator, space.steps)
+        sheets = [_sheet(generator, *loaded, seed) for loaded in ((baseline[0], baseline[1]), (policy, space))]
+        write_png(folder / PICTURE, side_by_side(sheets, ["hand-made schedule", f"this policy ({card['kind']})"]))
         url = upload_folder(folder, target, public=public) if on_hub else None
     return {"target": target, "url": url, "files": list(PUBLISHED), "evaluated": judged is not None}
 
@@ -115,20 +128,22 @@ def model_card(
         "",
         "| | |",
         "|---|---|",
-        f"| kind | {card['kind']} |",
+        f"| kind | {_code(card['kind'])} |",
         f"| steps | {space.steps} |",
         f"| knobs it sets | {', '.join(space.acted)} |",
-        f"| generator | `{generator.name}`, weights `{card['generator']['fingerprint']}` (others are refused) |",
-        f"| trained on | {training['trajectories']} images of its own making, reward `{training['reward']}`, seed "
-        f"{training['seed']}, engine {training['engine']} |",
-        f"| toolkit | adanat-toolkit {card['toolkit']} |",
+        f"| generator | `{generator.name}`, weights {_code(card['generator']['fingerprint'])} (others are refused) |",
+        f"| trained on | {training['trajectories']} images of its own making, reward {_code(training['reward'])}, seed "
+        f"{training['seed']}, engine {_code(training['engine'])} |",
+        f"| toolkit | adanat-toolkit {_code(card['toolkit'])} |",
         f"| licence of these weights | {licence}; the generator's and its images' licences are its own |",
         "",
     ]
-    if metrics and "reward/mean" in metrics[0]:
+    means = [row.get("reward/mean") if isinstance(row, dict) else None for row in (*metrics[:1], *metrics[-1:])]
+    if means and all(isinstance(mean, int | float) for mean in means):
+        first, last = means
         head += [
-            f"Mean training reward: {metrics[0]['reward/mean']:.4g} in the first iteration, "
-            f"{metrics[-1]['reward/mean']:.4g} in the last; a reward that learns moves its own scale.",
+            f"Mean training reward: {first:.4g} in the first iteration, {last:.4g} in the last; a reward that learns moves "
+            "its own scale.",
             "",
         ]
     return "\n".join([*head, *_figures(judged), *_pictures(seed)]) + "\n"
@@ -138,12 +153,14 @@ def _figures(judged: tuple[dict[str, Any], dict[str, Any]] | None) -> list[str]:
     if judged is None:
         return ["## Figures", "", "This policy was published without an evaluation.", ""]
     facts, row = judged
-    baseline = next(b for b in facts["baselines"] if b["steps"] == row["steps"])
+    baseline: dict[str, Any] = next(
+        (b for b in facts["baselines"] if b["steps"] == row["steps"]), {"figures": {}, "intervals": {}}
+    )
     lines = ["## Figures", "", "| figure | this policy | hand-made schedule |", "|---|---|---|"]
     for name, value in row["figures"].items():
         if name in baseline["figures"]:
             lines.append(
-                f"| {name} | {_value(row, name, value)} | {_value(baseline, name, baseline['figures'][name])} |"
+                f"| {_name(name)} | {_value(row, name, value)} | {_value(baseline, name, baseline['figures'][name])} |"
             )
     ratio, interval = row["ratio"]["frechet"], (row["ratio_interval"] or {}).get("frechet")
     within = "" if interval is None else f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
@@ -154,19 +171,34 @@ def _figures(judged: tuple[dict[str, Any], dict[str, Any]] | None) -> list[str]:
         f"Frechet distance over the hand-made one's: {ratio:.3f}{within}; below 1 is better.",
         "",
         f"Protocol: {facts['images']} images of seeds {first} to {last} against {real} real images; "
-        f"features `{facts['protocol']}`; hand-made schedule `{row['baseline']}`, same seeds and contexts; computed on "
-        f"{facts['device']} in {facts['dtype']}. Brackets are 95 % intervals.",
+        f"features {_code(facts['protocol'])}; hand-made schedule {_code(row['baseline'])}, same seeds and contexts; computed "
+        f"on {_code(facts['device'])} in {_code(facts['dtype'])}. Brackets are 95 % intervals.",
         "",
     ]
-    lines += [f"- {key}: {value}" for key, value in facts["protocol_card"].items()]
+    lines += [f"- {_name(key)}: {_code(value)}" for key, value in facts["protocol_card"].items()]
     return [*lines, ""]
+
+
+def _code(value: Any) -> str:
+    """A text of a file as a code span, which neither Markdown nor HTML ends: no line breaks, fences longer than its own."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    text = text if len(text) <= 500 else text[:500] + "..."
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if len(fence) > 1 else ""
+    inside = (text or "-").replace("|", "\\|")  # also inside code a bar would end a table's cell
+    return f"{fence}{space}{inside}{space}{fence}"
+
+
+def _name(name: str) -> str:
+    """The name of a figure or fact: as it is where it is a plain word, else as :func:`_code`."""
+    return name if re.fullmatch(r"[a-z][a-z0-9_ -]{0,60}", name) else _code(name)
 
 
 def _value(row: Mapping[str, Any], name: str, value: float | None) -> str:
     if value is None:
         return ""
     pair = row["intervals"].get(name)
-    return f"{value:.4g}" + ("" if pair is None else f" [{pair[0]:.4g}, {pair[1]:.4g}]")
+    return f"{value:.4g}" + (f" [{pair[0]:.4g}, {pair[1]:.4g}]" if pair is not None and len(pair) == 2 else "")
 
 
 def _pictures(seed: int) -> list[str]:
@@ -186,7 +218,7 @@ def _sheet(generator: Generator, policy: Any, space: ActionSpace, seed: int) -> 
 
 def _folder(path: Path) -> Path:
     """A folder that is new, empty, or holds a published policy already."""
-    if path.is_dir() and any(path.iterdir()) and not (path / POLICY_FILES[1]).exists():
+    if path.is_dir() and holds_files(path) and not (path / POLICY_FILES[1]).exists():
         raise OutputError(f"{path} is not empty and holds no policy; give another target, so that nothing is mixed up.")
     return path
 
@@ -199,13 +231,9 @@ def _evaluation_of(
     file = given / RESULT if given.is_dir() else given
     if evaluation is None and not file.is_file():
         return None
-    try:
-        facts = json.loads(file.read_text())
-        rows = facts["policies"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(f"{file} is no result of adanat evaluate --out; give its folder.") from None
-    for row in rows:
-        if row["card"].get("sha256") == card["sha256"]:
+    facts = read_evaluation(file, error=ConfigError, remedy=_NO_RESULT)
+    for row in facts["policies"]:
+        if card_digest(row["card"]) == card_digest(card):
             return facts, row
     raise ConfigError(
         f"{file} judges other policies than the one in {run}: run adanat evaluate --policy {run} --out {given} again."

@@ -7,24 +7,37 @@ images that are missing and writes the list anew from the files.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..core import ActionSpace, Context, Generator, Noise, Policy
+from ..core import ActionSpace, Context, Generator, Noise, Policy, as_seeds
 from ..errors import OutputError
 from ..images import GRID_LIMIT, grid, read_facts, read_png, write_png
 from ..registry import toolkit_version
-from ..runtime import distributed, dtype_name
+from ..runtime import distributed, dtype_name, float32_by_default
 from ..sampling import Edit, Samples, edit, sample
-from ..storage import prepare_folder, write_json
+from ..storage import MIB, holds_files, prepare_folder, read_document, write_json
 from ..training import differences
 
 LIST = "samples.json"
 GRID = "grid.png"
+MOST_LIST = 256 * MIB
+"""Bytes of a list: of some 100,000 images."""
+
+
+class Row(BaseModel):
+    """A row of the list, which its image carries too."""
+
+    model_config = ConfigDict(extra="allow")
+
+    file: str
+    seed: int = Field(ge=0, lt=2**63)
+    knobs: dict[str, list[float]]
 
 
 def image_name(seed: int) -> str:
@@ -32,6 +45,7 @@ def image_name(seed: int) -> str:
     return f"{seed:06d}.png"
 
 
+@float32_by_default()
 def sample_to_folder(
     generator: Generator,
     policy: Policy,
@@ -39,7 +53,7 @@ def sample_to_folder(
     card: dict[str, Any],
     folder: Path,
     *,
-    seeds: Tensor,
+    seeds: Tensor | Sequence[int],
     context: Context | None = None,
     batch: int | None = None,
     editing: Edit | None = None,
@@ -51,7 +65,7 @@ def sample_to_folder(
     all of them, also on several machines.
 
     Args:
-        card: the policy's, from ``load_policy``. seeds: (n,) int64. context: n contexts; None draws each by its seed.
+        card: the policy's, from ``load_policy``. seeds: (n,) int64 or a list. context: n contexts; None draws each by its seed.
         editing: an image of which each one is a variant (see ``editing.edit``).
         on_image: called with the number of images that are there, after every batch.
 
@@ -62,6 +76,7 @@ def sample_to_folder(
         OutputError: the folder cannot be written, is not empty and not ours, or holds images made otherwise. Nothing in it
             is changed then.
     """
+    seeds = as_seeds(seeds)
     settings = _settings(generator, space, card)
     if editing is not None:
         settings["edit"] = editing.facts()
@@ -93,9 +108,9 @@ def sample_to_folder(
                 on_image(kept + done * len(missing) // len(index))  # the other processes are about as far
     distributed.barrier()  # all images are there
     if distributed.is_main():
-        shown = [read_png(folder / image_name(seed)) for seed in seeds[:GRID_LIMIT].tolist()]
-        write_png(folder / GRID, grid(torch.stack(shown)))
         write_json(folder / LIST, {**settings, "images": _rows(folder)})
+        shown = [read_png(folder / image_name(seed), generator.image_size) for seed in seeds[:GRID_LIMIT].tolist()]
+        write_png(folder / GRID, grid(torch.stack(shown)))
     return {
         "out": str(folder),
         "images": len(seeds),
@@ -122,16 +137,15 @@ def _settings(generator: Generator, space: ActionSpace, card: dict[str, Any]) ->
 
 def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
     """An empty folder, or one of the same settings; anything else is left as it is."""
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or not holds_files(folder):
         return
     listing = folder / LIST
     if not listing.exists():
         raise OutputError(f"{folder} is not empty and has no {LIST}; choose another --out. Nothing was changed.")
-    try:
-        stored = json.loads(listing.read_text())
-        stored.pop("images")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        raise OutputError(f"{listing} is damaged; remove it with its folder or choose another --out.") from None
+    remedy = "Remove it with its folder, or choose another --out."
+    stored: dict[str, Any] = read_document(listing, dict[str, Any], error=OutputError, limit=MOST_LIST, remedy=remedy)
+    if not isinstance(stored.pop("images", None), list):
+        raise OutputError(f"{listing} is damaged: it lists no images. {remedy}")
     # JSON has no tuples: compare what would be written.
     changed = differences(stored, json.loads(json.dumps(settings)))
     if changed:
@@ -149,9 +163,12 @@ def _missing(folder: Path, seeds: Tensor, context: Context) -> list[int]:
         if not path.exists():
             out.append(position)
             continue
-        row = read_facts(path)
+        row = _own_row(path)
         if row is None:
-            raise OutputError(f"{path} was not made by this command; choose another --out. Nothing was changed.")
+            raise OutputError(
+                f"{path} was not made by this command, or is a copy of another image; choose another --out. Nothing was "
+                "changed."
+            )
         made, wanted = {k: row[k] for k in ("class", "prompt") if k in row}, context.describe(position)
         if made != wanted:
             raise OutputError(
@@ -174,5 +191,13 @@ def _row(part: Samples, position: int, space: ActionSpace) -> dict[str, Any]:
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     """Rows of all images in the folder, by seed."""
-    rows = [read_facts(path) for path in folder.glob("*.png") if path.name != GRID]
-    return sorted((row for row in rows if row is not None), key=lambda row: row["seed"])
+    rows = [row for path in folder.glob("*.png") if (row := _own_row(path)) is not None]
+    return sorted(rows, key=lambda row: row["seed"])
+
+
+def _own_row(path: Path) -> dict[str, Any] | None:
+    """An image's row; None for what was made by something else, and for a copy, which holds the row of its original."""
+    row = None if path.name == GRID else read_facts(path, Row)
+    if row is None or row["file"] != path.name:
+        return None
+    return row

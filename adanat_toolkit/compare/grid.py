@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import ConfigError, nearest
+from ..limits import MOST_IMAGES, MOST_STEPS
 from ..registry import explain, load, parse_options
 from ..training import IGNORED_ON_RESUME, RunConfig, merge, validate
 from .result import HAND_MADE, Cell
@@ -16,6 +17,7 @@ from .search import check_search
 
 PUBLISHED, SEARCH = "published", "search"
 LARGEST_SEED = 10**6
+MOST_CELLS, MOST_CANDIDATES = 10**5, 10**5
 
 
 class CompareConfig(BaseModel):
@@ -35,11 +37,11 @@ class CompareConfig(BaseModel):
     held against."""
     search_steps: tuple[int, ...] | None = None
     """T at which schedules are searched; None: ``steps``."""
-    candidates: int = Field(32, ge=0)
+    candidates: int = Field(32, ge=0, le=MOST_CANDIDATES)
     """Hand-made schedules that the search tries; 0: no search."""
-    images: int = Field(2000, ge=16)
+    images: int = Field(2000, ge=16, le=MOST_IMAGES)
     """Images of each cell in the table, N."""
-    first_seed: int = Field(0, ge=0)
+    first_seed: int = Field(0, ge=0, le=2**62)
     features: str | None = None
     """Feature protocol; None: the generator's own."""
 
@@ -82,9 +84,16 @@ class CompareConfig(BaseModel):
         wrong = [s for s in self.seeds if not 0 <= s < LARGEST_SEED]
         if wrong:
             raise ConfigError(f"seed {wrong[0]} of a comparison must lie in 0..{LARGEST_SEED - 1}; use small numbers.")
-        short = [t for t in (*self.steps, *self.hand_made_steps, *(self.search_steps or ())) if t < 1]
-        if short:
-            raise ConfigError(f"steps = {short[0]}: an image takes at least 1 step.")
+        lengths = (*self.steps, *self.hand_made_steps, *(self.search_steps or ()))
+        odd = [t for t in lengths if not 1 <= t <= MOST_STEPS]
+        if odd:
+            raise ConfigError(f"steps = {odd[0]}: an image takes at least 1 step and at most {MOST_STEPS}.")
+        most = len(lengths) * len(self.seeds) * (2 + len(self.policies) * max(1, len(self.rewards)))
+        if most > MOST_CELLS:
+            raise ConfigError(
+                f"this grid has about {most} cells; at most {MOST_CELLS} are taken. Give fewer steps, seeds, policies or "
+                "rewards."
+            )
         classes: dict[str, list[Any]] = {"policy": [], "reward": [_reward_class(name) for name in self.rewards]}
         for name in self.policies:
             if name.partition(":")[0] == "fixed":

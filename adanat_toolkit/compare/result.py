@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..metrics import Evaluation
+from ..storage import folder_name
 
 HAND_MADE = "hand-made"
 """The generator's best known schedule: what every ratio is relative to."""
@@ -33,7 +34,7 @@ class Cell:
     def name(self) -> str:
         """Safe as a folder's name."""
         parts = [self.policy, *([self.reward] if self.reward else []), f"T{self.steps}", f"s{self.seed}"]
-        return "-".join("".join(c if c.isalnum() or c in "-_." else "_" for c in part) for part in parts)
+        return folder_name("-".join(parts))
 
     @property
     def row(self) -> tuple[str, str | None, int]:
@@ -71,9 +72,3 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Result:
-        found = value["evaluation"]
-        evaluation = None if found is None else Evaluation.from_json(found)
-        return cls(**{**value, "cell": Cell(**value["cell"]), "evaluation": evaluation})

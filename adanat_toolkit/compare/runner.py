@@ -21,11 +21,19 @@ from torch import Tensor
 
 from ..decoding import PUBLISHED_SAMPLERS
 from ..errors import ConfigError, DataError, PluginError, WeightsError
-from ..evaluation import Images, Yardstick, choose_features, choose_scorer, own_captions, require_real_images
-from ..images import grid, write_png
+from ..evaluation import (
+    Images,
+    Yardstick,
+    choose_features,
+    choose_scorer,
+    own_captions,
+    require_enough,
+    require_real_images,
+)
+from ..images import grid
 from ..policies import load_policy
 from ..registry import create_features, create_generator, toolkit_version
-from ..runtime import MemoryShortage, dtype_name, resolve_device, resolve_dtype
+from ..runtime import MemoryShortage, dtype_name, float32_by_default, resolve_device, resolve_dtype
 from ..sampling import seed_range
 from ..storage import RunFolder, prepare_folder, write_file, write_json
 from ..training import alarms, create_trainer
@@ -58,6 +66,7 @@ class Comparison:
             reports.
     """
 
+    @float32_by_default()
     def __init__(
         self, config: CompareConfig, out: Path, *, reuse: Sequence[Path] = (), progress: Progress | None = None
     ) -> None:
@@ -73,6 +82,7 @@ class Comparison:
         )
         name = choose_features(self.generator, config.features)
         self.real = require_real_images(self.generator, base.data.path)
+        require_enough(self.real)
         self.extractor = create_features(name, device=self.device, offline=base.offline)
         known = self._published() is not None
         self.cells = [cell for cell in config.cells() if known or cell.policy != PUBLISHED]
@@ -104,8 +114,9 @@ class Comparison:
         base = self.config.base
         readings = 0
         if base.evaluate_every:
-            every = range(base.evaluate_every, base.iterations + 1, base.evaluate_every)
-            readings = len({1, *every, base.iterations})
+            every, last = base.evaluate_every, base.iterations
+            # Every so many iterations, and after the first and the last one where they are not among these.
+            readings = last // every + (every > 1) + (last > 1 and last % every > 0)
         return {
             "cells": len(self.cells),
             "finished": len(self.cells) - len(missing),
@@ -116,6 +127,7 @@ class Comparison:
             "images_for_the_table": len(missing) * self.config.images,
         }
 
+    @float32_by_default()
     def run(self) -> list[Result]:
         """Every cell's result, in the order of the grid; those that are not finished are.
 
@@ -141,13 +153,13 @@ class Comparison:
 
     # --- one cell -----------------------------------------------------------------------------------------------------
 
-    def _finish(self, cell: Cell) -> Result:
+    def _finish(self, cell: Cell) -> tuple[Result, Tensor | None]:
         try:
             return self._run(cell)
         except Interrupted as error:
-            return Result(cell, None, error=str(error))
+            return Result(cell, None, error=str(error)), None
 
-    def _run(self, cell: Cell) -> Result:
+    def _run(self, cell: Cell) -> tuple[Result, Tensor]:
         config, schedule, spec = self.config, None, ""
         result = Result(cell, None)
         if cell.learned:
@@ -176,15 +188,15 @@ class Comparison:
         else:
             schedule = self._schedule(cell.policy)
         images = self._images(cell, spec or f"fixed:{schedule}")
-        write_png(self.files.sheet(cell), grid(images.shown))
         names = self.generator.action_space.names
-        return replace(
+        result = replace(
             result,
             evaluation=self.yardstick.judge(images),
             schedule=schedule,
             knobs={"names": list(names), **_spread(images.knobs)},
             device=self.device.type,
         )
+        return result, grid(images.shown)
 
     def _train(self, cell: Cell, run: Path) -> tuple[list[dict[str, Any]], bool, list[str]]:
         """Rows of the finished training, whether its reward reads the features of the yardstick, and further figures whose
@@ -259,7 +271,7 @@ class Comparison:
 def write_report(
     results: Sequence[Result], table: Table, folder: Path, *, sheets: Path, command: str | None = None
 ) -> list[Path]:
-    """``compare.md``, ``compare.json``, ``compare.csv`` and the pictures.
+    """``compare.json``, ``compare.csv`` and ``compare.md``; then the pictures, and ``compare.md`` again with them.
 
     Args:
         sheets: folder ``cells`` of the comparison. command: what the page says it was made with.
@@ -273,12 +285,13 @@ def write_report(
     from .plots import draw_all
 
     prepare_folder(folder)
-    pictures = draw_all(results, table, folder, sheets=sheets)
     cells = [result.to_json() for result in results]
     for cell in cells:
         del cell["training"]  # it stands in the run's metrics.jsonl
     write_json(folder / "compare.json", {**table.to_json(), "cells": cells})
     write_file(folder / "compare.csv", to_csv(table))
+    write_file(folder / "compare.md", markdown(table, command=command))
+    pictures = draw_all(results, table, folder, sheets=sheets)
     write_file(folder / "compare.md", markdown(table, pictures=[p.name for p in pictures], command=command))
     return [folder / "compare.md", folder / "compare.json", folder / "compare.csv", *pictures]
 

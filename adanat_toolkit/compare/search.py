@@ -16,6 +16,7 @@ import torch
 from ..core import RATIO_CURVES, Generator
 from ..errors import ConfigError
 from ..evaluation import Yardstick
+from ..limits import MOST_IMAGES
 from ..metrics import FeatureStatistics, frechet_distance
 from ..policies import load_policy
 from ..sampling import seed_range
@@ -83,12 +84,18 @@ class SearchResult:
 
 
 def check_search(budget: int, candidates: int) -> None:
-    """Refuse a search that would rank its candidates by too few images.
+    """Refuse a search that would rank its candidates by too few images, or by more than can be made.
 
     Raises:
         ConfigError: the budget gives too few images a candidate.
     """
     share = budget // ROUNDS
+    last = share // max(_sizes(max(candidates, 1))[-1], 1)
+    if last > MOST_IMAGES:
+        raise ConfigError(
+            f"a search over {candidates} schedules with {budget} images gives {last} images to each in the last round, more "
+            f"images than one call makes ({MOST_IMAGES}); use more candidates or fewer trajectories."
+        )
     if candidates < 2 or share // candidates < MINIMUM:
         raise ConfigError(
             f"a search over {candidates} schedules with {budget} images gives {share // max(candidates, 1)} images to each in "

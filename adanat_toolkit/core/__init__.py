@@ -25,11 +25,12 @@ from .noise import (
     STEP,
     TOKEN,
     Noise,
+    as_seeds,
     derive,
     mix,
     sample_seeds,
 )
-from .options import PluginOptions
+from .options import PluginOptions, Source
 from .policy import Policy, ReadsPolicies
 from .reward import LearnedReward, RewardModel
 from .schedules import RATIO_CURVES, adanat_heuristic, linear, parse_schedule
@@ -67,8 +68,10 @@ __all__ = [
     "PromptScorer",
     "ReadsPolicies",
     "RewardModel",
+    "Source",
     "Tracker",
     "adanat_heuristic",
+    "as_seeds",
     "derive",
     "linear",
     "mix",

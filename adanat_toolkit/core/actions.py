@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, nearest
+from ..limits import MOST_STEPS
 
 Transform = Literal["sigmoid", "softplus"]
 
@@ -56,7 +57,8 @@ class Knob:
 
     def check(self, values: Tensor) -> None:
         """Raises ConfigError where a physical value is outside the knob's range."""
-        bad = values[~((values >= 0) & (values <= self.high) & torch.isfinite(values))]
+        # as float32, which is what a generator is given: 1e39 is none
+        bad = values[~((values >= 0) & (values <= self.high) & torch.isfinite(values.float()))]
         if bad.numel():
             limit = f"[0, {self.high:g}]" if self.transform == "sigmoid" else "[0, infinity)"
             raise ConfigError(f"knob {self.name!r} has the value {float(bad[0]):g}; it must lie in {limit}.")
@@ -155,6 +157,8 @@ class ActionSpace:
             raise ConfigError(
                 f"schedule has shape {tuple(schedule.shape)}; it must be (steps >= 1, {len(self.knobs)})."
             )
+        if schedule.shape[0] > MOST_STEPS:
+            raise ConfigError(f"schedule has {schedule.shape[0]:,} steps; at most {MOST_STEPS:,} are possible.")
         chosen = self.names if acted is None else tuple(acted)
         for name in chosen:
             if name not in self.names:
@@ -244,6 +248,16 @@ class ActionSpace:
         names = tuple(k["name"] for k in spec["knobs"])
         if names != self.names:
             raise ConfigError(f"the policy was made for knobs {list(names)}, this generator has {list(self.names)}.")
+        for own, knob in zip(self.knobs, spec["knobs"], strict=True):
+            if own.transform != knob["transform"]:
+                raise ConfigError(
+                    f"the policy was made for a knob {own.name!r} under {knob['transform']}, here it is under {own.transform}."
+                )
+        lengths = {len(row) for row in spec["schedule"]}
+        if lengths != {len(names)}:
+            raise ConfigError(
+                f"the policy's schedule has rows of {sorted(lengths)} values; one a knob is needed, {len(names)}."
+            )
         schedule = torch.tensor(spec["schedule"], dtype=torch.float64)
         return self.bind(
             schedule,

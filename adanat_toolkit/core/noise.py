@@ -9,10 +9,15 @@ generator state, so nothing of it has to be saved: a resumed run continues bit-e
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ..errors import ConfigError
+from ..limits import MOST_SEED
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX1 = 0xBF58476D1CE4E5B9 - 2**64
@@ -61,15 +66,44 @@ def sample_seeds(run_seed: int, iteration: int, start: int, count: int, device: 
     return mix(mix(index) ^ base) & (2**63 - 1)
 
 
+def as_seeds(seeds: Tensor | Sequence[int]) -> Tensor:
+    """(B,) int64 of seeds in any form; a tensor stays on its device.
+
+    Raises:
+        ConfigError: not one axis of whole numbers, or one of a sequence is not in 0 .. 2^63 - 1.
+    """
+    if isinstance(seeds, Tensor):
+        if seeds.dim() != 1 or seeds.is_floating_point() or seeds.is_complex() or seeds.dtype == torch.bool:
+            raise ConfigError(
+                f"seeds are a {seeds.dtype} tensor of shape {tuple(seeds.shape)}; give one axis of whole numbers."
+            )
+        return seeds.to(torch.int64)
+    try:
+        values = [operator.index(value) for value in seeds]
+    except TypeError:
+        raise ConfigError(f"seeds = {seeds!r}: give whole numbers, as a list or a tensor.") from None
+    for value in values:
+        if not 0 <= value <= MOST_SEED:
+            raise ConfigError(f"seed {value} is not in 0 .. 2^63 - 1; give another one.")
+    return torch.tensor(values, dtype=torch.int64)
+
+
 @dataclass(frozen=True)
 class Noise:
     """Noise of a batch of samples.
 
     Args:
-        seeds: (B,) int64, one seed a sample. A sample's image depends on its seed, its context and the policy only.
+        seeds: (B,) int64 (or a list), one seed a sample. A sample's image depends on its seed, its context and the policy
+            only.
+
+    Raises:
+        ConfigError: see :func:`as_seeds`.
     """
 
     seeds: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", as_seeds(self.seeds))
 
     def __len__(self) -> int:
         return self.seeds.shape[0]

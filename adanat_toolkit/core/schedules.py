@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, nearest
+from ..limits import check_steps
 from .actions import ActionSpace, Knob
 
 
@@ -74,8 +75,7 @@ def parse_schedule(text: str, space: ActionSpace, steps: int) -> Tensor:
     Raises:
         ConfigError: unknown curve or knob, a value out of range, or a list of another length than T.
     """
-    if steps < 1:
-        raise ConfigError(f"steps is {steps}; a schedule needs at least 1 step.")
+    check_steps(steps)
     head, *rest = [part.strip() for part in text.split(",") if part.strip()] or [""]
     without_curve = "=" in head
     if without_curve:

@@ -44,6 +44,11 @@ def draw_tokens(
     return torch.searchsorted(cumulative, threshold).squeeze(-1).clamp_max(logits.shape[-1] - 1)
 
 
+def whole_top_k(top_k: Tensor) -> Tensor:
+    """The integer part of ``top_k``, int64 of its shape (see :data:`TOP_K_SLACK`)."""
+    return torch.floor(top_k + TOP_K_SLACK).long()
+
+
 def keep_likely(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:
     """The logits with minus infinity at unlikely tokens; each sample has its own limits.
 
@@ -57,7 +62,7 @@ def keep_likely(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> T
     size = logits.shape[-1]
     ascending, order = logits.sort(dim=-1, stable=True)
     if top_k is not None:
-        kept = torch.floor(top_k + TOP_K_SLACK).long()
+        kept = whole_top_k(top_k)
         kept = torch.where(kept < 1, size, kept).clamp_max(size)
         least = ascending.gather(-1, (size - kept)[:, None, None].expand(-1, logits.shape[1], 1))
         ascending = ascending.masked_fill(ascending < least, float("-inf"))

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from ..core import ActionSpace, linear
 from ..errors import ConfigError, nearest
+from ..limits import check_steps
 from .draws import MIN_TOKEN_TEMPERATURE, draw_tokens, guide
 from .masked_decoding import StepKnobs, StepNoise, StepResult
 from .released_counts import clamp_count, confidence_counts, halton_counts, halton_order, mask_schedule, step_ratios
@@ -131,7 +132,13 @@ class PublishedSampler(ABC):
         """Replaces ``TokenGenerator.decoding_step`` for a generator whose prediction is in ``state``."""
         assert state.prediction is not None
         return self.decide(
-            state.tokens, state.prediction[0], state.null_logits, knobs, noise, generator.mask_id, state.editable,
+            state.tokens,
+            state.prediction[0],
+            state.null_logits,
+            knobs,
+            noise,
+            generator.mask_id,
+            state.editable,
             grid=generator.grid,
         )
 
@@ -144,8 +151,7 @@ class PublishedSampler(ABC):
         Raises:
             ConfigError: fewer than one step.
         """
-        if steps < 1:
-            raise ConfigError(f"steps is {steps}; a schedule needs at least 1 step.")
+        check_steps(steps)
         values = self.knob_values(steps, cells)
         columns = [values.get(knob.name, [knob.neutral] * steps) for knob in space.knobs]
         return torch.tensor(columns, dtype=torch.float64).T.contiguous()

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from pathlib import Path
+from typing import Any
 
 from ..core import FeatureExtractor, Generator, ImageSource, PromptScorer
-from ..errors import ConfigError, DataError
-from ..images import Progress, images_for
+from ..errors import ConfigError, DataError, PluginError, nearest
+from ..images import ClassCounts, OwnContexts, Progress, class_positions, images_for
 from ..metrics import FeatureStatistics, Reference
-from ..registry import create_features, discover
+from ..registry import (
+    create_features,
+    discover,
+    features_named_in,
+    load,
+)
 
 
 def choose_features(generator: Generator, name: str | None) -> str:
@@ -63,16 +71,26 @@ def require_real_images(generator: Generator, path: str | None, *, progress: Pro
     return real
 
 
-def own_captions(generator: Generator, path: str | None, real: ImageSource | Reference | None) -> ImageSource | None:
-    """The images whose captions a text-conditional generator draws its contexts from: those that the user gave, so that it
-    makes what it is judged against. None: its own captions.
+def own_captions(
+    generator: Generator, given: str | ImageSource | None, real: ImageSource | Reference | None
+) -> OwnContexts | None:
+    """What the generator draws its contexts from where the user gave images: their captions or classes, so that it is trained
+    and judged on what they show. None: its own distribution.
 
     Args:
-        path: what the user gave as ``--data``. real: what was opened there, or the generator's own images.
+        given: what the user gave as ``--data``. real: what was opened there, or the generator's own images.
     """
-    if path is None or generator.context_kind != "text" or isinstance(real, Reference):
+    if given is None or real is None or generator.context_kind == "none":
         return None
-    return real
+    if isinstance(real, Reference):
+        counts = real.statistics.card.get("classes")
+        return None if counts is None or generator.context_kind != "class" else ClassCounts.read(generator, counts)
+    return real if generator.context_kind == "text" else ClassCounts.of(generator, real)
+
+
+def is_statistics(path: str) -> bool:
+    """Whether a path names a file of statistics, not images."""
+    return Path(path).suffix in (".safetensors", ".npz")
 
 
 def real_side(generator: Generator, path: str | None, extractor: FeatureExtractor) -> ImageSource | Reference:
@@ -85,12 +103,63 @@ def real_side(generator: Generator, path: str | None, extractor: FeatureExtracto
     Raises:
         DataError: there is nothing, it cannot be used, or the statistics are of another protocol.
     """
-    if path is None or Path(path).suffix not in (".safetensors", ".npz"):
+    if path is None or not is_statistics(path):
         return require_real_images(generator, path)
     statistics = FeatureStatistics.load(path, extractor.protocol)
-    if statistics.protocol != extractor.protocol or len(statistics.mean) != extractor.feature_dim:
+    width = len(statistics.mean)
+    if statistics.protocol != extractor.protocol or width != extractor.feature_dim:
+        named = Path(path).suffix == ".safetensors"
+        own = features_named_in(extractor.protocol)
+        fitting = features_named_in(statistics.protocol) if named else _features_of_width(width)
+        if fitting and fitting != own:
+            remedy = f"give --features {' or '.join(fitting)}, which they fit"
+        elif fitting:
+            remedy = f"they were made with other weights of {own[0]}"
+        else:
+            remedy = "no protocol that is installed fits them"
+        again = "adanat stats" + "".join(f" --features {name}" for name in own)
+        what = f"statistics of {statistics.protocol}" if named else "statistics"
         raise DataError(
-            f"{path} holds statistics of {statistics.protocol} ({len(statistics.mean)} features), the images are judged by "
-            f"{extractor.protocol} ({extractor.feature_dim}); give the matching --features, or make them with adanat stats."
+            f"{path} holds {what} ({width} features), and the images are judged by {extractor.protocol} "
+            f"({extractor.feature_dim} features): {remedy}, or make them again with {again}."
         )
     return Reference(statistics)
+
+
+def _features_of_width(width: int) -> list[str]:
+    """Names of the feature protocols that say, before they are loaded, that they have so many features."""
+    found = []
+    for name in _protocols():
+        with contextlib.suppress(PluginError):
+            if getattr(load("features", name), "feature_dim", None) == width:
+                found.append(name)
+    return found
+
+
+def class_id(value: Any, generator: Generator) -> int:
+    """The id of a class: a whole number, one as text, a name, or the last part of an ``A / B`` name.
+
+    Raises:
+        ConfigError: not a class-conditional generator, an id out of range, or a name that is unknown or stands for several.
+    """
+    if generator.context_kind != "class" or generator.num_classes is None:
+        raise ConfigError(f"{generator.name} is not class-conditional, so classes do not apply; leave them out.")
+    try:
+        number = int(value) if isinstance(value, str) else operator.index(value)
+    except (TypeError, ValueError):
+        names = generator.class_names or ()
+        found = class_positions(str(value), names)
+        if len(found) != 1:
+            short = {n.rpartition(" / ")[2] for n in names}
+            why = "stands for several classes" if found else "is unknown"
+            raise ConfigError(
+                f"class {value!r} of {generator.name} {why}{nearest(str(value), [*names, *short])} Give names or ids "
+                f"0..{generator.num_classes - 1}."
+            ) from None
+        number = found[0]
+    if not 0 <= number < generator.num_classes:
+        raise ConfigError(
+            f"class id {number} is outside 0..{generator.num_classes - 1}, the classes of {generator.name}; give an id in "
+            "that range, or a class's name."
+        )
+    return number

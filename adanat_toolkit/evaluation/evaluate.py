@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from ..core import FeatureExtractor, Generator, ImageSource
 from ..errors import ConfigError
-from ..images import GRID_LIMIT, grid, side_by_side, write_png
+from ..images import GRID_LIMIT, OwnContexts, grid, side_by_side, write_png
+from ..limits import check_seeds
 from ..metrics import (
     Evaluation,
     Features,
@@ -23,7 +25,7 @@ from ..metrics import (
 )
 from ..policies import load_policy
 from ..registry import toolkit_version
-from ..runtime import distributed, dtype_name
+from ..runtime import distributed, dtype_name, float32_by_default
 from ..sampling import seed_range
 from ..storage import prepare_folder, write_json
 from .choices import choose_scorer
@@ -107,9 +109,10 @@ def _json(judged: Judged) -> dict[str, Any]:
     }
 
 
+@float32_by_default()
 def evaluate_policies(
     generator: Generator,
-    policies: Sequence[str],
+    policies: Sequence[str | os.PathLike[str]],
     extractor: FeatureExtractor,
     real: ImageSource | Reference,
     *,
@@ -118,7 +121,7 @@ def evaluate_policies(
     steps: int | None = None,
     baseline: str | None = None,
     batch: int | None = None,
-    captions: ImageSource | None = None,
+    captions: OwnContexts | None = None,
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -131,7 +134,9 @@ def evaluate_policies(
 
     Args:
         real: the images, or their statistics alone, which give the Frechet distance and nothing else.
-        policies: specs of ``load_policy``. steps: T of the fixed ones among them.
+        policies: specs of ``load_policy``; none: the hand-made schedule alone.
+        steps: T of the fixed ones among them, or of the hand-made schedule alone. Without any of these it must be the
+            learned policies' own.
         count: images of each. seed: the first one; the others follow.
         baseline: schedule text, default the generator's best known one; it takes as many steps as each policy does.
         captions: see ``data.draw_contexts``.
@@ -144,10 +149,12 @@ def evaluate_policies(
         raise ConfigError(
             f"--num {count} is too few for any figure; give at least {MINIMUM} (2000 or more to compare)."
         )
-    if seed < 0:
-        raise ConfigError(f"--seed {seed}: seeds are 0 or larger.")
+    check_seeds(seed, count)
+    specs = [os.fspath(spec) for spec in policies]
     hand_made = f"fixed:{baseline or generator.default_schedule}"
-    loaded = [(spec, load_policy(spec, generator, steps if _is_fixed(spec) else None)) for spec in policies]
+    # Where no hand-made schedule takes ``steps``, they are the learned policies' own, or a slip.
+    taken = any(map(_is_fixed, specs))
+    loaded = [(s, load_policy(s, generator, steps if _is_fixed(s) or not taken else None)) for s in specs]
     lengths = dict.fromkeys(space.steps for _, (_, space, _) in loaded)
     if not lengths:
         lengths = dict.fromkeys([load_policy(hand_made, generator, steps)[1].steps])
@@ -163,7 +170,9 @@ def evaluate_policies(
 
     judged: dict[tuple[str, int], Judged] = {}
     wanted = [(hand_made, length) for length in lengths]
-    wanted += [(hand_made if _is_baseline(spec, baseline, hand_made) else spec, space.steps) for spec, (_, space, _) in loaded]
+    wanted += [
+        (hand_made if _is_baseline(spec, baseline, hand_made) else spec, space.steps) for spec, (_, space, _) in loaded
+    ]
     for key in dict.fromkeys(wanted):
         images, card = _make(*key, yardstick, count=count, seed=seed, batch=batch, progress=report)
         if distributed.is_main():  # at once: one set of features is all that is held, however many policies there are
@@ -198,12 +207,13 @@ def evaluate_policies(
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """``evaluation.json``, and ``comparison.png``: the first images of every policy beside the hand-made ones, same seeds.
+    """``evaluation.json``, then ``comparison.png``: the first images of every policy beside the hand-made ones, same seeds.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     prepare_folder(folder)
+    write_json(folder / RESULT, comparison.to_json())
     shown = {id(j): j for j in [*comparison.baselines, *(row.judged for row in comparison.rows)]}.values()
     titles = [
         f"{'hand-made' if _is_fixed(j.policy) else j.card.get('kind', 'policy')}, T={j.steps}, "
@@ -211,7 +221,6 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         for j in shown
     ]
     write_png(folder / COMPARISON, side_by_side([grid(j.shown) for j in shown], titles))
-    write_json(folder / RESULT, comparison.to_json())
 
 
 def _is_baseline(spec: str, baseline: str | None, hand_made: str) -> bool:

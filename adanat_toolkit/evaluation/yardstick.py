@@ -13,15 +13,23 @@ import torch
 from torch import Tensor
 
 from ..core import ActionSpace, Context, FeatureExtractor, Generator, ImageSource, Noise, Policy, PromptScorer
-from ..images import draw_contexts, to_bytes
-from ..metrics import BATCH, Evaluation, Features, Reference, evaluate_features, extract_features, shared_reference
+from ..errors import DataError
+from ..images import OwnContexts, draw_contexts, to_bytes
+from ..metrics import (
+    BATCH,
+    FEWEST,
+    Evaluation,
+    Features,
+    Reference,
+    evaluate_features,
+    extract_features,
+    shared_reference,
+)
 from ..runtime import distributed
 from ..sampling import sample
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and of all."""
-
-
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,27 @@ class Images:
         return len(self.features)
 
 
+def require_enough(real: ImageSource | Reference) -> None:
+    """Refuse, before any image is made, real images that are too few for the figures.
+
+    Raises:
+        DataError: fewer than 6 images (precision, recall, density and coverage look at 5 neighbours of each), or statistics
+            of fewer than 2, which have no covariance.
+    """
+    count: int | None
+    if not isinstance(real, Reference):
+        count, needed = len(real), FEWEST
+    elif real.features is not None:
+        count, needed = len(real.features), FEWEST
+    else:
+        count, needed = real.statistics.count, 2
+    if count is not None and count < needed:
+        raise DataError(
+            f"there {'is 1 real image' if count == 1 else f'are {count} real images'}, and the figures need at least {needed} "
+            "(thousands to mean much); give --data with more."
+        )
+
+
 class Yardstick:
     """A feature protocol with the real images' side of it, computed once."""
 
@@ -54,7 +83,7 @@ class Yardstick:
         real: ImageSource | Reference,
         *,
         scorer: PromptScorer | None = None,
-        captions: ImageSource | None = None,
+        captions: OwnContexts | None = None,
         progress: Progress | None = None,
     ) -> None:
         """
@@ -63,6 +92,7 @@ class Yardstick:
             scorer: gives the CLIP scores of generators with prompts (``selection.choose_scorer``); None: there are none.
             captions: see ``data.draw_contexts``.
         """
+        require_enough(real)
         self.generator, self.extractor, self.scorer, self.captions = generator, extractor, scorer, captions
         self._reference = real if isinstance(real, Reference) else shared_reference(extractor, real, progress=progress)
 

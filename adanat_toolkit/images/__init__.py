@@ -1,23 +1,36 @@
 """Real images and the files of generated ones."""
 
 from .augment import augment
-from .files import ImageFiles, Progress, centred_crop, decode_image, decode_many
+from .files import ImageFiles, Progress, centred_crop, decode_many, fitted, flattened, open_upright
 from .pictures import GRID_LIMIT, grid, read_facts, read_png, side_by_side, to_bytes, write_png
-from .real_images import MemoryImages, draw_contexts, draw_positions, images_for
+from .real_images import (
+    ClassCounts,
+    MemoryImages,
+    OwnContexts,
+    class_positions,
+    draw_contexts,
+    draw_positions,
+    images_for,
+)
 
 __all__ = [
     "GRID_LIMIT",
+    "ClassCounts",
     "ImageFiles",
     "MemoryImages",
+    "OwnContexts",
     "Progress",
     "augment",
     "centred_crop",
-    "decode_image",
+    "class_positions",
     "decode_many",
     "draw_contexts",
     "draw_positions",
+    "fitted",
+    "flattened",
     "grid",
     "images_for",
+    "open_upright",
     "read_facts",
     "read_png",
     "side_by_side",

@@ -1,8 +1,9 @@
 """Image files in a folder or a zip, and how they are decoded.
 
-Preprocessing: EXIF orientation applied, transparency composed on white, RGB, the largest centred crop of the target's
+Preprocessing: EXIF orientation applied, transparency composed on white, 8-bit RGB, the largest centred crop of the target's
 aspect ratio (a square target: the centred square of the shorter side), antialiased bicubic resize. An image that
-already has the target's size keeps its pixels.
+already has the target's size keeps its pixels. Every mode of Pillow is read but those whose numbers do not say what white
+is (32-bit integers and floats), which are refused.
 """
 
 from __future__ import annotations
@@ -10,66 +11,174 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import DataError
+from ..storage import HEAD, not_the_file
 
 Progress = Callable[[int, int], None]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 PREPROCESSING = "exif orientation, white background, centred crop, PIL bicubic antialiased"
+LARGEST = 2**30
+"""Bytes of one file that are read: a small zip may declare terabytes."""
+ENTERED = 1000
+"""How often links may lead into one folder: a class may be shared, circles of links have no end."""
+
+
+# --- names and bytes --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Named byte strings in a folder or a zip. Names are relative, with forward slashes, sorted."""
+    """Named byte strings in a folder or a zip.
+
+    Attributes:
+        sizes: bytes by name. Names are relative, with forward slashes, sorted.
+        members: where each name is stored.
+    """
 
     path: Path
     sizes: dict[str, int]
+    members: Mapping[str, Path | zipfile.ZipInfo]
     archive: zipfile.ZipFile | None = None
-    prefix: str = ""
 
     @classmethod
     def open(cls, path: Path) -> ImageFiles:
+        """List a folder (linked folders and files included) or a zip, without what is hidden.
+
+        Raises:
+            DataError: it is neither, cannot be listed, has a name that leads out of it or the same name twice, or a link
+                to nothing.
+        """
         if not path.exists():
             raise DataError(f"{path} does not exist; give a folder of images or a .zip of them.")
-        if path.is_dir():
-            sizes = {p.relative_to(path).as_posix(): p.stat().st_size for p in path.rglob("*") if p.is_file()}
-            return cls(path, _visible(sizes))
-        try:
-            archive = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
-            raise DataError(f"{path} is neither a folder nor a readable .zip ({error}); give one of them.") from error
-        sizes = _visible({i.filename: i.file_size for i in archive.infolist() if not i.is_dir()})
-        # Zips are often made of one folder around everything; it is not a class then.
-        tops = {name.split("/")[0] for name in sizes}
-        prefix = f"{tops.pop()}/" if len(tops) == 1 and all(name.count("/") != 0 for name in sizes) else ""
-        if prefix and not any(n.count("/") > 1 or n.endswith("/metadata.jsonl") for n in sizes):
-            prefix = ""
-        return cls(path, {name.removeprefix(prefix): size for name, size in sizes.items()}, archive, prefix)
+        archive = None if path.is_dir() else _open_zip(path)
+        found: Iterator[tuple[str, Path | zipfile.ZipInfo, int]]
+        if archive is None:
+            found = ((str(p.relative_to(path)), p, size) for p, size in _walk(path))
+        else:
+            found = ((i.filename, i, i.file_size) for i in archive.infolist() if not i.filename.endswith(("/", "\\")))
+        sizes: dict[str, int] = {}
+        members: dict[str, Path | zipfile.ZipInfo] = {}
+        for stored, member, size in found:
+            try:
+                name = relative_name(stored)
+            except ValueError as error:
+                raise DataError(f"{path} has a member {stored!r}, and {error}; make it again without.") from None
+            if name in members:
+                raise DataError(f"{path} has {name!r} twice; keep one of them.")
+            if not any(p.startswith((".", "__MACOSX")) for p in name.split("/")):
+                sizes[name], members[name] = size, member
+        return cls(path, {name: sizes[name] for name in sorted(sizes)}, members, archive)
+
+    def below(self, folder: str) -> ImageFiles:
+        """What is in a folder, named from there."""
+        inside = {name: name.removeprefix(f"{folder}/") for name in self.sizes if name.startswith(f"{folder}/")}
+        return ImageFiles(
+            self.path,
+            {short: self.sizes[name] for name, short in inside.items()},
+            {short: self.members[name] for name, short in inside.items()},
+            self.archive,
+        )
 
     def read(self, name: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            DataError: it is damaged, larger than :data:`LARGEST`, or cannot be read.
+        """
+        member = self.members[name]
+        if self.sizes[name] > LARGEST:
+            raise DataError(f"{name} in {self.path} has {self.sizes[name]:,} bytes; at most {LARGEST:,} are read.")
         try:
-            return (self.path / name).read_bytes() if self.archive is None else self.archive.read(self.prefix + name)
-        except (OSError, KeyError, zipfile.BadZipFile, RuntimeError) as error:
-            raise DataError(f"{name} in {self.path} cannot be read ({error}); repair or remove it.") from error
+            if isinstance(member, Path):
+                return member.read_bytes()
+            assert self.archive is not None
+            return self.archive.read(member)
+        except Exception as error:  # zipfile and its decompressors raise a dozen kinds for a damaged member
+            raise DataError(f"{name} in {self.path} cannot be read ({_reason(error)}); repair or remove it.") from error
 
     def checksum(self, name: str) -> bytes:
-        if self.archive is not None:
-            return self.archive.getinfo(self.prefix + name).CRC.to_bytes(4, "big")
+        member = self.members[name]
+        if isinstance(member, zipfile.ZipInfo):
+            return member.CRC.to_bytes(4, "big")
         return hashlib.sha256(self.read(name)).digest()
 
 
-def _visible(sizes: dict[str, int]) -> dict[str, int]:
-    return {n: sizes[n] for n in sorted(sizes) if not any(p.startswith((".", "__MACOSX")) for p in n.split("/"))}
+def relative_name(name: str) -> str:
+    """A name inside a folder or zip, with forward slashes and without ``./``.
+
+    Raises:
+        ValueError: it leads out of the folder; the message goes on with "and".
+    """
+    text = name.replace("\\", "/")
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    if text.startswith("/") or re.match("[A-Za-z]:/", text) or ".." in parts or not parts:
+        raise ValueError("names must stay inside (no absolute ones, no '..')")
+    return "/".join(parts)
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        if not path.is_file():
+            raise OSError("it is no regular file")
+        return zipfile.ZipFile(path)
+    except Exception as error:  # a dozen kinds, as for members
+        with path.open("rb") if path.is_file() else io.BytesIO(b"?") as file:
+            found = not_the_file(file.read(HEAD))
+        reason = f"it is {found}" if found else _reason(error)
+        raise DataError(f"{path} is neither a folder nor a readable .zip ({reason}); give one of them.") from error
+
+
+def _walk(top: Path) -> Iterator[tuple[Path, int]]:
+    """(file, bytes) of all files below a folder. Linked folders are entered; a link to a folder around it is not."""
+    entered: dict[tuple[int, int], int] = {}
+
+    def inside(folder: Path, around: tuple[tuple[int, int], ...]) -> Iterator[tuple[Path, int]]:
+        about = folder.stat()
+        own = about.st_dev, about.st_ino
+        if own in around:
+            return
+        entered[own] = entered.get(own, 0) + 1
+        if entered[own] > ENTERED:
+            raise DataError(f"links in {top} lead to {folder} more than {ENTERED} times; remove the circle of links.")
+        with os.scandir(folder) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink() and not path.exists():
+                raise DataError(f"{path} is a link to {os.readlink(path)}, where nothing is; mend or remove the link.")
+            if entry.is_dir():
+                yield from inside(path, (*around, own))
+            elif entry.is_file():
+                yield path, entry.stat().st_size
+
+    try:
+        yield from inside(top, ())
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be listed ({error.strerror}); mend its permissions.") from error
+
+
+def _reason(error: Exception) -> str:
+    """An error's message without its last full stop, or its kind where it has none."""
+    return str(error).rstrip(".") or type(error).__name__
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
 
 
 def centred_crop(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -80,27 +189,127 @@ def centred_crop(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, i
     return left, top, left + crop[0], top + crop[1]
 
 
+def open_upright(data: bytes) -> Image.Image:
+    """An encoded image as 8-bit RGB, or RGBA where it has transparent parts, turned as its EXIF orientation says.
+
+    Raises:
+        ValueError: it cannot be read; the message says why.
+    """
+    found = not_the_file(data[:HEAD])
+    if found is not None:
+        raise ValueError(f"it is {found}")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            eight_bit = _eight_bit(image)
+            # Pillow itself turns TIFF files. Its exif_transpose writes all metadata anew, and fails where any is odd.
+            turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
+            return eight_bit if turn is None else eight_bit.transpose(turn)
+    except UnidentifiedImageError:
+        raise ValueError("its format is unknown, or it was cut short") from None
+    except Exception as error:  # Pillow raises a dozen kinds for damaged files
+        raise ValueError(_reason(error)) from error
+
+
+def flattened(image: Image.Image, background: str) -> Image.Image:
+    """What :func:`open_upright` gives, as RGB: transparent parts show the background."""
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
+
+
+def fitted(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """What :func:`open_upright` gives, cropped and resized to (H, W) = ``size`` on white: (3, H, W) uint8."""
+    height, width = size
+    image = flattened(image, "white")
+    if image.size != (width, height):
+        # Cropped first: a resize with a box would let pixels outside the crop bleed in.
+        image = image.crop(centred_crop(image.size, (width, height)))
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(height, width, 3).permute(2, 0, 1)
+
+
 def decode_image(data: bytes, size: tuple[int, int]) -> Tensor:
     """One encoded image -> (3, H, W) uint8 (see the top of this module for the preprocessing).
 
     Raises:
-        OSError, ValueError, SyntaxError: what Pillow raises for damaged files.
+        ValueError: it cannot be read; the message says why.
     """
-    height, width = size
-    with Image.open(io.BytesIO(data)) as opened:
-        image: Image.Image = opened
-        if image.getexif().get(0x0112, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
-        if image.size != (width, height):
-            # Cropped first: a resize with a box would let pixels outside the crop bleed in.
-            image = image.crop(centred_crop(image.size, (width, height)))
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(height, width, 3).permute(2, 0, 1)
+    return fitted(open_upright(data), size)
+
+
+_TURNS: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation (Exif 2.3, tag 0x0112)."""
+
+
+def _orientation(image: Image.Image) -> Any:
+    """The EXIF orientation, 1 where there is none.
+
+    Its entry alone is looked for: Pillow stops at, or warns of, odd entries beside it.
+    """
+    exif = image.info.get("exif")
+    if not isinstance(exif, bytes):
+        try:
+            return image.getexif().get(0x0112, 1)  # of XMP, or of a PNG's text
+        except Exception:  # whatever odd metadata raise, the pixels are there
+            return 1
+    body = exif.removeprefix(b"Exif\0\0")
+    order: Literal["little", "big"] = "little" if body.startswith(b"II") else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(body[at : at + size], order)
+
+    first = number(4, 4) + 2
+    for entry in range(first, min(first + 12 * number(first - 2, 2), len(body)), 12):
+        if number(entry, 2) == 0x0112:
+            return number(entry + 8, 4 if number(entry + 2, 2) == 4 else 2)  # type 4 is a long
+    return 1
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """RGB, or RGBA where there is transparency.
+
+    Raises:
+        ValueError: no level is known to be white.
+    """
+    # Read before the pixels are, which drops it.
+    deep = ";16" in str(getattr(image, "tile", ""))
+    image.load()
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        image = _from_16_bit(image)
+    elif image.mode in ("I", "F"):
+        kind = "floats" if image.mode == "F" else "32-bit or signed integers"
+        raise ValueError(f"its pixels are {kind}, which do not say what white is: save it with 8 or 16 bits")
+    if image.mode == "La":
+        image = image.convert("LA")
+    key = image.info.get("transparency")
+    if deep and image.mode == "RGB" and isinstance(key, tuple):  # Pillow keeps the high byte of each pixel
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    transparent = image.mode in ("1", "L", "P", "RGB") and key is not None
+    return image.convert("RGBA" if transparent or image.mode in ("RGBA", "LA", "PA", "RGBa") else "RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """L, or LA with transparency. Pillow's own conversion cuts at 255, so that nearly everything becomes white."""
+    tags: Any = getattr(image, "tag_v2", {})  # of TIFF, which also has fewer bits, and white at 0
+    white = 2 ** int(tags.get(258, (16,))[0]) - 1
+    values = np.asarray(image).astype(np.int64)
+    levels = (2 * 255 * values + white) // (2 * white)
+    if tags.get(262) == 0:
+        levels = 255 - levels
+    grey = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def decode_many(
@@ -113,7 +322,7 @@ def decode_many(
         data = files.read(names[position])
         try:
             out[position] = decode_image(data, size)
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except ValueError as error:
             raise DataError(
                 f"{names[position]} in {files.path} is not a readable image ({error}); repair or remove it."
             ) from error

@@ -2,17 +2,22 @@
 
 What ``--data PATH`` accepts, folder or ``.zip`` (``image_files`` says how an image is brought to the generator's size):
 
-- class folders: every image below ``PATH/NAME/`` belongs to class ``NAME``. Class ids are the positions of the sorted
-  names, unless all names are integers: then they are the ids themselves.
+- class folders: every image below ``PATH/NAME/`` belongs to class ``NAME``. Names that are integers are class ids; others
+  are names of the generator's classes, and may be some of them, where it has names. Where it has none, the sorted names
+  are taken in the order of class ids.
 - flat images directly below ``PATH``.
 - either of them with a ``metadata.jsonl`` beside the images: one JSON object a line with ``file`` (or ``file_name``)
   and any of ``caption`` (or ``text``) and ``label`` (an integer). Then just the listed images are used, in that order.
+- any of these inside a single folder, as zips are often made.
+
+Linked folders are entered. What begins with a dot is not looked at.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -24,7 +29,8 @@ from torch import Tensor
 
 from ..core import CONTEXT, Context, ContextKind, Generator, ImageSource, Noise
 from ..errors import DataError
-from .files import EXTENSIONS, PREPROCESSING, ImageFiles, Progress, decode_many
+from ..storage import text_lines
+from .files import EXTENSIONS, PREPROCESSING, ImageFiles, Progress, decode_many, relative_name
 
 Encode = Callable[[Sequence[str]], Context]
 MEMORY_LIMIT = 2**30
@@ -171,9 +177,16 @@ class FileImages(_Conditioned):
 
 
 def images_for(
-    generator: Generator, path: str | Path | None = None, *, progress: Progress | None = None
+    generator: Generator,
+    path: str | Path | None = None,
+    *,
+    memory_limit: int = MEMORY_LIMIT,
+    progress: Progress | None = None,
 ) -> ImageSource | None:
     """The real images a run uses: those at ``path``, or the generator's own, or None where it has none.
+
+    Args:
+        memory_limit: see :func:`open_images`; 0 where only their contexts are wanted.
 
     Raises:
         DataError: see :func:`open_images`.
@@ -185,23 +198,89 @@ def images_for(
         generator.image_size,
         kind=generator.context_kind,
         num_classes=generator.num_classes,
+        class_names=generator.class_names,
         encode=generator.encode_prompts if generator.context_kind == "text" else None,
+        memory_limit=memory_limit,
         progress=progress,
     )
 
 
-def draw_contexts(generator: Generator, noise: Noise, captions: ImageSource | None = None) -> Context:
+@dataclass(frozen=True)
+class ClassCounts:
+    """How many of the user's images are of each class of a generator.
+
+    Attributes:
+        counts: (num_classes,) float64, not all 0.
+    """
+
+    counts: Tensor
+
+    @classmethod
+    def of(cls, generator: Generator, real: ImageSource) -> ClassCounts | None:
+        """Those of real images; None where they have no classes, as images given in Python may.
+
+        Raises:
+            DataError: they have a class that the generator does not have.
+        """
+        labels = real.contexts(torch.arange(len(real))).classes
+        if labels is None:
+            return None
+        number = generator.num_classes or 0
+        if not 0 <= int(labels.min()) <= int(labels.max()) < number:
+            raise DataError(
+                f"the images have labels {int(labels.min())}..{int(labels.max())}, and {generator.name} has the classes "
+                f"0..{number - 1}; use its own labels."
+            )
+        return cls(torch.bincount(labels, minlength=number).double())
+
+    @classmethod
+    def read(cls, generator: Generator, text: str) -> ClassCounts:
+        """From JSON, an object of counts by class id, as ``adanat stats`` keeps them.
+
+        Raises:
+            DataError: it is something else, or has a class that the generator does not have.
+        """
+        counts = torch.zeros(generator.num_classes or 0, dtype=torch.float64)
+        try:
+            for number, count in json.loads(text).items():
+                if not 0 <= int(number) < len(counts) or not 0 < int(count) < 2**53:
+                    raise ValueError(f"{count!r} of class {number!r}")
+                counts[int(number)] = int(count)
+            if not counts.any():
+                raise ValueError("none")
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise DataError(
+                f"the statistics are of images of other classes than {generator.name} has, 0..{len(counts) - 1} ({error}); "
+                "make them of images with its own labels."
+            ) from None
+        return cls(counts)
+
+    @staticmethod
+    def write(labels: Tensor) -> str:
+        """What :meth:`read` reads, of (M,) int64 labels."""
+        ids, counts = labels.unique(return_counts=True)
+        return json.dumps(dict(zip(map(str, ids.tolist()), counts.tolist(), strict=True)))
+
+
+OwnContexts = ImageSource | ClassCounts
+"""What contexts are drawn from where the user gave images: their captions, or their classes."""
+
+
+def draw_contexts(generator: Generator, noise: Noise, captions: OwnContexts | None = None) -> Context:
     """One context a sample, which depends on the sample's seed alone.
 
     Args:
-        captions: images of the user's own for a text-conditional generator (see ``selection.own_captions``): every image's
-            caption is equally likely. None: the generator's own distribution.
+        captions: of the user's own images (see ``selection.own_captions``), of which each is equally likely; None: the
+            generator's own distribution.
 
     Raises:
         ConfigError: a text-conditional generator that ships no captions, and none are given.
     """
     if captions is None:
         return generator.sample_contexts(noise)
+    if isinstance(captions, ClassCounts):
+        drawn = draw_positions(noise.uniform(CONTEXT, 0, (1,))[:, 0], captions.counts)
+        return Context(len(noise), classes=drawn.to(generator.device))
     index = (noise.uniform(CONTEXT, 0, (1,))[:, 0].double() * len(captions)).long()
     return captions.contexts(index).to(generator.device)
 
@@ -212,6 +291,7 @@ def open_images(
     *,
     kind: ContextKind = "none",
     num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
     encode: Encode | None = None,
     memory_limit: int = MEMORY_LIMIT,
     progress: Progress | None = None,
@@ -221,7 +301,7 @@ def open_images(
     Args:
         size: (H, W) that the images are brought to.
         kind: what the generator is conditioned on; ``class`` wants labels, ``text`` captions.
-        num_classes: the generator's, for ``class``.
+        num_classes, class_names: the generator's, for ``class``.
         encode: ``generator.encode_prompts``, for ``text``.
         memory_limit: bytes; see :data:`MEMORY_LIMIT`.
         progress: called with (images decoded, images in all).
@@ -231,7 +311,7 @@ def open_images(
             folders do not fit ``num_classes``; labels or captions are missing.
     """
     files = ImageFiles.open(Path(path))
-    listing = _read_listing(files, kind, num_classes)
+    files, listing = _read_listing(files, kind, num_classes, class_names)
     height, width = size
     details: dict[str, Any] = {
         "labels": listing.labels,
@@ -256,68 +336,166 @@ class _Listing:
     class_names: list[str] | None = None
 
 
-def _read_listing(files: ImageFiles, kind: ContextKind, num_classes: int | None) -> _Listing:
+def _read_listing(
+    files: ImageFiles, kind: ContextKind, num_classes: int | None, class_names: Sequence[str] | None
+) -> tuple[ImageFiles, _Listing]:
+    """The images, and the files named as they are listed: from inside the folder around everything, if there is one."""
     images = [n for n in files.sizes if PurePosixPath(n).suffix.lower() in EXTENSIONS]
     if not images:
         what = "is empty" if not files.sizes else f"has {len(files.sizes)} files but no image"
         raise DataError(f"{files.path} {what}; give a folder or zip with images ({', '.join(sorted(EXTENSIONS))}).")
     if "metadata.jsonl" in files.sizes:
-        return _from_metadata(files)
+        return files, _from_metadata(files)
     flat = [n for n in images if "/" not in n]
     if len(flat) == len(images):
-        return _Listing(images)
+        return files, _Listing(images)
+    folders = sorted({n.split("/")[0] for n in images if "/" in n})
     if flat:
         raise DataError(
-            f"{files.path} has images beside class folders (such as {flat[0]}); move them into their class's folder."
+            f"{files.path} has {_some(flat, 'image')} beside class folders: {_some(folders, 'folder')}. Every image must be in "
+            "its class's folder, or none in a folder, or a metadata.jsonl must list those that count; move the images."
         )
-    folders = sorted({n.split("/")[0] for n in images})
-    ids = {name: position for position, name in enumerate(folders)}
-    if all(name.isdecimal() for name in folders):
-        ids = {name: int(name) for name in folders}
-    elif kind == "class" and num_classes is not None and len(folders) != num_classes:
-        raise DataError(
-            f"{files.path} has {len(folders)} class folders, but the generator has {num_classes} classes; give a "
-            "folder for every class (sorted names are taken in the order of class ids), or name folders by class id."
-        )
+    if len(folders) == 1 and _is_around(folders[0], images, files, num_classes, class_names):
+        return _read_listing(files.below(folders[0]), kind, num_classes, class_names)
+    ids = _class_ids(folders, files.path, num_classes, class_names) if kind == "class" else None
+    if ids is None:
+        ids = {name: position for position, name in enumerate(folders)}
+        if all(map(_is_id, folders)):
+            ids = {name: int(name) for name in folders}
     labels = torch.tensor([ids[n.split("/")[0]] for n in images])
-    return _Listing(images, labels, class_names=folders)
+    return files, _Listing(images, labels, class_names=folders)
+
+
+def _is_id(name: str) -> bool:
+    """Whether a folder's name is a class id (of a size that a tensor holds)."""
+    return name.isascii() and name.isdecimal() and len(name) < 10
+
+
+def _is_around(
+    folder: str, images: Sequence[str], files: ImageFiles, num_classes: int | None, class_names: Sequence[str] | None
+) -> bool:
+    """Whether the only folder is one around everything, and not the only class: what is in it is sorted into folders or
+    listed, and it has no class's name."""
+    if f"{folder}/metadata.jsonl" in files.sizes:
+        return True
+    if any(name.count("/") == 1 for name in images):
+        return False
+    return not class_positions(folder, class_names or ()) and not (_is_id(folder) and int(folder) < (num_classes or 0))
+
+
+def _class_ids(
+    folders: Sequence[str], path: Path, num_classes: int | None, class_names: Sequence[str] | None
+) -> dict[str, int] | None:
+    """Ids of class folders for a class-conditional generator; None where the sorted names are those of all its classes.
+
+    Raises:
+        DataError: a name stands for no class, or two for the same one.
+    """
+    if all(map(_is_id, folders)):
+        ids = {name: int(name) for name in folders}
+    elif class_names is not None:
+        found = {name: class_positions(name, class_names) for name in folders}
+        unknown = [name for name, positions in found.items() if len(positions) != 1]
+        if unknown:
+            raise DataError(
+                f"{path} has {_some(unknown, 'folder')} of {len(folders)} that stand for no class of the generator, which "
+                f"has {len(class_names)}, such as {class_names[0]!r}; name each folder by a class's id or name."
+            )
+        ids = {name: positions[0] for name, positions in found.items()}
+    elif num_classes is not None and len(folders) != num_classes:
+        raise DataError(
+            f"{path} has {len(folders)} class folders, but the generator has {num_classes} classes and no names for them; "
+            "name folders by class id, or give a folder for every class (sorted names are taken in the order of class ids)."
+        )
+    else:
+        return None
+    by_id: dict[int, str] = {}
+    for name, number in ids.items():
+        if by_id.setdefault(number, name) != name:
+            raise DataError(f"{path} has the folders {by_id[number]!r} and {name!r} for class {number}; join them.")
+    return ids
+
+
+def class_positions(name: str, class_names: Sequence[str]) -> list[int]:
+    """Classes that a name stands for: their whole name, or the part behind the last " / ". Case does not count, nor which
+    signs stand between words, since a folder's name cannot hold them all."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"[\W_]+", " ", text.casefold()).strip()
+
+    wanted = plain(name)
+    return [i for i, n in enumerate(class_names) if wanted in (plain(n), plain(n.rpartition(" / ")[2]))]
+
+
+def _some(names: Sequence[str], noun: str) -> str:
+    """``3 images (a.png, b.png, ...)``."""
+    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
 
 
 def _from_metadata(files: ImageFiles) -> _Listing:
     names: list[str] = []
     captions: list[str | None] = []
     labels: list[int | None] = []
-    for number, line in enumerate(files.read("metadata.jsonl").decode("utf-8").splitlines(), 1):
+    source = f"metadata.jsonl in {files.path}"
+    for number, line in enumerate(text_lines(files.read("metadata.jsonl"), source), 1):
         if not line.strip():
             continue
-        where = f"line {number} of metadata.jsonl in {files.path}"
+        where = f"line {number} of {source}"
         try:
             row = json.loads(line)
-            name = row.get("file", row.get("file_name"))
-        except (json.JSONDecodeError, AttributeError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where} is not a JSON object ({error}); write one object a line.") from error
-        if name not in files.sizes:
-            raise DataError(f"{where} names {name!r}, which is not there; correct or remove the line.")
-        names.append(name)
-        captions.append(row.get("caption", row.get("text")))
-        labels.append(row.get("label"))
+        if not isinstance(row, dict):
+            raise DataError(f"{where} is {_kind(row)}, not a JSON object; write one object a line.")
+        names.append(_listed_name(row.get("file", row.get("file_name")), files, where))
+        captions.append(_caption(row.get("caption", row.get("text")), where))
+        labels.append(_label(row.get("label"), where))
     if not names:
-        raise DataError(f"metadata.jsonl in {files.path} lists no image; write one object a line, or remove it.")
+        raise DataError(f"{source} lists no image; write one object a line, or remove it.")
 
     def complete(values: Sequence[Any], what: str) -> list[Any] | None:
         missing = [n for n, v in zip(names, values, strict=True) if v is None]
         if len(missing) == len(names):
             return None
         if missing:
-            raise DataError(
-                f"metadata.jsonl in {files.path} gives no {what} for {missing[0]}; give all images one, or none."
-            )
+            raise DataError(f"{source} gives no {what} for {missing[0]}; give all images one, or none.")
         return list(values)
 
     ids = complete(labels, "label")
-    if ids is not None and not all(isinstance(i, int) and i >= 0 for i in ids):
-        raise DataError(f"metadata.jsonl in {files.path} has a label that is not an integer >= 0; use class ids.")
     return _Listing(names, None if ids is None else torch.tensor(ids), complete(captions, "caption"))
+
+
+def _listed_name(value: Any, files: ImageFiles, where: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f'{where} names no file: "file" (or "file_name") is {_kind(value)}; give the name as a text.')
+    try:
+        name = relative_name(value)
+    except ValueError as error:
+        raise DataError(f"{where} names {value!r}, and {error}; correct or remove the line.") from None
+    if name not in files.sizes:
+        raise DataError(f"{where} names {value!r}, which is not there; correct or remove the line.")
+    return name
+
+
+def _caption(value: Any, where: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        remedy = "list the image once for each caption" if isinstance(value, list) else "write it in quotes"
+        raise DataError(f"the caption in {where} is {_kind(value)}, not a text; {remedy}.")
+    if value is not None and any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise DataError(f"the caption in {where} holds half of a surrogate pair; write the whole character.")
+    return value
+
+
+def _label(value: Any, where: str) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 10**9):
+        raise DataError(f"the label in {where} is {str(value)[:40]!r}, not an integer >= 0; use class ids.")
+    return value
+
+
+def _kind(value: Any) -> str:
+    """A JSON value's kind in words."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
+    return kinds.get(type(value), "a number")
 
 
 def _fingerprint(files: ImageFiles, listing: _Listing, size: tuple[int, int]) -> str:
@@ -334,8 +512,6 @@ def _fingerprint(files: ImageFiles, listing: _Listing, size: tuple[int, int]) ->
 
 
 # --- augmentation -----------------------------------------------------------------------------------------------------
-
-
 
 
 def draw_positions(uniform: Tensor, weights: Iterable[float] | Tensor) -> Tensor:

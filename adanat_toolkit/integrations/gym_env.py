@@ -34,15 +34,17 @@ from ..core import (
     LearnedReward,
     Noise,
     RewardModel,
+    as_seeds,
     derive,
     mix,
 )
 from ..errors import ConfigError, DataError, PluginError
-from ..images import draw_contexts, images_for
+from ..evaluation import class_id, own_captions
+from ..images import OwnContexts, draw_contexts, images_for
 from ..registry import FIRST_PARTY, create_generator, create_reward, discover
-from ..runtime import CPU_CHUNK, resolve_device, resolve_dtype
-from ..sampling import Rollout, embed
-from ..training import DataConfig
+from ..runtime import CPU_CHUNK, float32_by_default, resolve_device, resolve_dtype
+from ..sampling import Rollout, embed, seed_range
+from ..training import DataConfig, checked_scores
 
 Observations = dict[str, np.ndarray]
 RAW_LIMIT = 20.0
@@ -77,8 +79,8 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         steps: T. schedule: hand-made schedule (None: the generator's best known). knobs: those that the actions set
             (None: all). residual: add raw actions to the schedule's raw values. smoothing: see ``ActionSpace``; 0 is off.
         features: False leaves ``features`` out of the observations and spares their transfer to the host.
-        data: folder or zip with real images, or an image source; None: the generator's own. A text-conditional generator
-            draws its prompts from the captions there.
+        data: folder or zip with real images, or an image source; None: the generator's own. The generator draws its
+            prompts or classes from the captions or classes there.
         micro_batch: images that go through the generator at once; None: 32 on a CPU, all of them elsewhere.
         autoreset_mode: gymnasium's: ``SameStep``, ``NextStep`` or ``Disabled``.
         render_mode: None or ``rgb_array``.
@@ -94,6 +96,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
+    @float32_by_default()
     def __init__(
         self,
         num_envs: int = 1,
@@ -173,6 +176,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
 
     # --- the gymnasium interface --------------------------------------------------------------------------------------
 
+    @float32_by_default()
     def reset(
         self, *, seed: int | Sequence[int] | Tensor | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
@@ -183,20 +187,22 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
                 of this seed with the same actions); a sequence gives each environment its seed. Seeds of the episodes
                 that follow are derived from the environment's own, so that they do not depend on ``num_envs``. None
                 goes on with the next episode.
-            options: ``classes`` or ``prompts``: the contexts of this episode (one an environment), instead of those
-                that the seeds draw. ``reset_mask``: accepted when all True, since all episodes end together.
+            options: ``classes`` (ids or names) or ``prompts``: the contexts of this episode (one an environment), instead
+                of those that the seeds draw. ``reset_mask``: accepted when all True, since all episodes end together.
 
         Raises:
-            ConfigError: a wrong number of seeds or contexts, a partial mask, or an unknown option.
+            ConfigError: a wrong number of seeds or contexts, a seed that is not in 0 .. 2^63 - 1, an unknown class,
+                a partial mask, or an unknown option.
         """
         chosen = dict(options or {})
         self._check_mask(chosen.pop("reset_mask", None))
         if seed is not None:
-            values = list(range(seed, seed + self.num_envs)) if isinstance(seed, int | np.integer) else _integers(seed)
-            if len(values) != self.num_envs:
-                raise ConfigError(f"{len(values)} seeds given for num_envs = {self.num_envs}; give one an environment.")
-            super().reset(seed=values[0])
-            self._base, self._episode = torch.tensor(values, dtype=torch.int64), 0
+            single = isinstance(seed, int | np.integer)
+            base = seed_range(int(seed), self.num_envs) if single else as_seeds(seed).cpu()  # type: ignore[arg-type]
+            if len(base) != self.num_envs:
+                raise ConfigError(f"{len(base)} seeds given for num_envs = {self.num_envs}; give one an environment.")
+            super().reset(seed=int(base[0]))
+            self._base, self._episode = base, 0
         elif self._base is None:
             drawn = self.np_random.integers(0, 2**63 - 1, self.num_envs)
             self._base, self._episode = torch.from_numpy(drawn), 0
@@ -206,6 +212,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         self._begin(self._contexts(chosen))
         return self._observe(), self._infos()
 
+    @float32_by_default()
     def step(
         self, actions: np.ndarray | Tensor
     ) -> tuple[Observations, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -249,6 +256,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
                 observations, infos = self._observe(), {**self._infos(), **final}
         return observations, rewards, ended, np.zeros(self.num_envs, dtype=bool), infos
 
+    @float32_by_default()
     def render(self) -> tuple[np.ndarray, ...] | None:
         """num_envs frames (H, W, 3) uint8 of the images so far: gray before the first step; after the last one the
         finished images, also where the episode was reset in the same step. None without a render mode."""
@@ -270,6 +278,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         """(num_envs,) float32 rewards of the last finished episodes, as they were scored."""
         return self._scores
 
+    @float32_by_default()
     def update_reward(self) -> dict[str, float]:
         """Train a reward that learns on the images just finished and on real ones; returns its figures.
 
@@ -301,10 +310,9 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         return images_for(self.generator, self._data) if isinstance(self._data, str | None) else self._data
 
     @cached_property
-    def captions(self) -> ImageSource | None:
-        """Images whose captions the episodes' prompts are drawn from: those given as ``data``; None: the generator's own."""
-        given = self._data is not None and self.generator.context_kind == "text"
-        return self.real if given else None
+    def captions(self) -> OwnContexts | None:
+        """Images whose captions or classes the episodes' contexts are drawn from (see ``selection.own_captions``)."""
+        return None if self._data is None else own_captions(self.generator, self._data, self.real)
 
     # --- episodes -----------------------------------------------------------------------------------------------------
 
@@ -320,10 +328,12 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         given = classes if classes is not None else prompts
         if given is None:
             return draw_contexts(self.generator, self._noise, self.captions)
+        if isinstance(given, str) or not hasattr(given, "__len__"):
+            raise ConfigError(f"reset options: {given!r} is one context; give a list of them, one an environment.")
         if len(given) != self.num_envs:
             raise ConfigError(f"{len(given)} contexts given for num_envs = {self.num_envs}; give one an environment.")
         if classes is not None:
-            return self.generator.encode_classes([int(c) for c in classes])
+            return self.generator.encode_classes([class_id(each, self.generator) for each in classes])
         return self.generator.encode_prompts(list(given))
 
     def _begin(self, context: Context) -> None:
@@ -372,7 +382,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         )
         self._shown = self.finished.images
         assert self.finished.embedded is not None
-        self._scores = self.reward.score_embedded(self.finished.embedded, self._context).float()
+        self._scores, _ = checked_scores(self.reward, type(self.reward).__name__, self.finished.embedded, self._context)
 
     def _observe(self) -> Observations:
         """New arrays every time: users keep them."""
@@ -427,10 +437,11 @@ class GenerationEnv(gymnasium.Env[Observations, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
         """See :meth:`GenerationVectorEnv.reset`; ``options`` may hold ``class`` or ``prompt``."""
-        super().reset(seed=seed)
         names = {"class": "classes", "prompt": "prompts"}
         chosen = {names.get(key, key): [value] for key, value in (options or {}).items()}
-        return self._first(*self.vector.reset(seed=seed, options=chosen))
+        made = self.vector.reset(seed=seed, options=chosen)  # before gymnasium sees a seed: it has another message
+        super().reset(seed=seed)
+        return self._first(*made)
 
     def step(self, action: np.ndarray) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
         """See :meth:`GenerationVectorEnv.step`; ``action`` is (A,) float32, raw."""
@@ -468,10 +479,6 @@ def _embedding(context: Context) -> Tensor:
         return context.pooled
     assert context.states is not None
     return context.states.mean(1)
-
-
-def _integers(seeds: Sequence[int] | Tensor) -> list[int]:
-    return [int(value) for value in (seeds.tolist() if isinstance(seeds, Tensor) else seeds)]
 
 
 def _each(observations: Observations, count: int) -> np.ndarray:

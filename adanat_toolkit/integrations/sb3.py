@@ -27,9 +27,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from ..core import ACTION, LearnedReward, Noise, Policy, derive, sample_seeds
-from ..errors import ConfigError
-from ..runtime import distributed
-from ..training import RunConfig, Trainer, targets
+from ..errors import ConfigError, NotFiniteError
+from ..runtime import distributed, float32_by_default
+from ..training import RunConfig, Trainer, require_finite_state, targets
 from .gym_env import GenerationVectorEnv, Observations
 
 
@@ -127,14 +127,11 @@ class GenerationPolicy(ActorCriticPolicy):
         actor: Policy,
         critic: nn.Module,
         sigma: float,
-        optimizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self._parts = {"actor": actor, "critic": critic}  # modules cannot be assigned before nn.Module.__init__
         self._sigma = sigma
-        # Their default Adam has eps 1e-5; ours is torch's.
-        chosen = optimizer_kwargs or {}
-        super().__init__(observation_space, action_space, lr_schedule, optimizer_kwargs=chosen, **kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         self.actor, self.critic = self._parts["actor"], self._parts["critic"]
@@ -181,6 +178,11 @@ class GenerationPolicy(ActorCriticPolicy):
         return self.critic(*_inputs(obs))
 
     def _distribution(self, mean: Tensor) -> Distribution:
+        if not bool(mean.isfinite().all()):  # theirs waits for the device too, and raises a ValueError
+            raise NotFiniteError(
+                "the policy's actions are not finite (NaN or infinite), so the run was stopped; its last checkpoint is good. "
+                "Lower ppo.learning_rate, or set ppo.max_gradient_norm."
+            )
         assert isinstance(self.action_dist, DiagGaussianDistribution)
         return self.action_dist.proba_distribution(mean, self.log_std)
 
@@ -223,6 +225,7 @@ class SB3Trainer(Trainer):
         ConfigError: also for settings that Stable-Baselines3 has no counterpart of.
     """
 
+    @float32_by_default()
     def __init__(self, config: RunConfig) -> None:
         _check(config)
         super().__init__(config)
@@ -261,7 +264,12 @@ class SB3Trainer(Trainer):
             max_grad_norm=float("inf") if ppo.max_gradient_norm is None else ppo.max_gradient_norm,
             target_kl=ppo.target_kl,
             device=self.device,
-            policy_kwargs={"actor": self.policy, "critic": self.critic, "sigma": ppo.sigma},
+            policy_kwargs={
+                "actor": self.policy,
+                "critic": self.critic,
+                "sigma": ppo.sigma,
+                "optimizer_kwargs": {"eps": ppo.adam_epsilon},
+            },
         )
         self.model.set_logger(Logger(folder=None, output_formats=[]))
         assert isinstance(self.model.policy, GenerationPolicy)
@@ -270,6 +278,7 @@ class SB3Trainer(Trainer):
         self.optimiser = self.sb3_policy.optimizer
         self.optimiser.register_step_post_hook(lambda *_: self._average_weights())
 
+    @float32_by_default()
     def step(self) -> dict[str, Any]:
         """One iteration; returns its row of metrics (names as with our engine, see docs/gymnasium-and-sb3.md)."""
         config, started = self.config, time.perf_counter()
@@ -298,6 +307,7 @@ class SB3Trainer(Trainer):
             row |= {f"ppo/{ours}": float(found[f"train/{theirs}"]) for ours, theirs in FIGURES}
             row["ppo/epochs"] = float(self.model._n_updates - updates)
         self.iteration += 1
+        require_finite_state(self.iteration, self.state())
         row |= {
             "sigma": sigma,
             "learning_rate": rate,
@@ -309,6 +319,7 @@ class SB3Trainer(Trainer):
         }
         return row
 
+    @float32_by_default()
     def plan(self) -> dict[str, Any]:
         """As :meth:`training.Trainer.plan`; the rollout buffer is float32 on the host, and copied once to be read."""
         found = super().plan()
@@ -340,6 +351,7 @@ class SB3Trainer(Trainer):
 
     def _terminal_reward(self, scores: Tensor) -> Tensor:
         """The standardised terminal reward of our engine; with all values zero it is the last step's target."""
+        self._require_finite(scores)
         values = torch.zeros(len(scores), self.space.decisions, device=scores.device)
         return targets(scores, values, self.config.ppo)[0][:, -1]
 

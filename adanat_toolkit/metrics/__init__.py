@@ -6,12 +6,13 @@ from .figures import FIGURES
 from .frechet import FeatureStatistics, frechet_distance
 from .intervals import bootstrap_interval, mean_interval
 from .kid import kernel_distance
-from .prdc import neighbourhoods
+from .prdc import FEWEST, neighbourhoods
 from .scores import clip_scores, inception_score, within_class_diversity
 from .shared import shared_reference, shared_statistics
 
 __all__ = [
     "BATCH",
+    "FEWEST",
     "FIGURES",
     "LOWER_IS_BETTER",
     "Evaluation",

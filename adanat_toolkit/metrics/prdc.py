@@ -19,6 +19,10 @@ ROWS, COLUMNS = 1024, 8192
 """Chunk of the distance matrix: 64 MB in float64, whatever the number of samples."""
 
 
+FEWEST = 6
+"""Samples of a set: each needs 5 neighbours beside itself."""
+
+
 @dataclass(frozen=True)
 class Neighbourhoods:
     """The four figures sample by sample; their means are the figures.
@@ -49,7 +53,9 @@ def neighbourhoods(fake: Tensor, real: Tensor, *, k: int = 3, k_density: int = 5
         DataError: not more than k samples in a set.
     """
     if min(len(fake), len(real)) <= max(k, k_density):
-        raise DataError(f"{k_density} nearest neighbours need more samples than {len(fake)} fake and {len(real)} real.")
+        raise DataError(
+            f"{max(k, k_density)} nearest neighbours need more samples than {len(fake)} fake and {len(real)} real."
+        )
     # Only differences matter; centring keeps the squares small, so that nothing cancels in |x|^2 + |y|^2 - 2 x.y.
     centre = real.mean(0, dtype=torch.float64)
     real_near = nearest_distances(real, max(k, k_density), centre)

@@ -6,18 +6,73 @@ which generator (grid, feature width, weights' fingerprint) it was made for.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..core import RATIO_CURVES, ActionSpace, Generator, Policy, ReadsPolicies
 from ..decoding import PUBLISHED_SAMPLERS, TokenGenerator, parse_sampler
 from ..errors import CheckpointError, ConfigError, nearest
+from ..limits import MOST_STEPS
 from ..registry import load, parse_options, toolkit_version
-from ..storage import load_tensors, local_policy, save_tensors
+from ..runtime import float32_by_default
+from ..storage import (
+    Card,
+    TensorFacts,
+    facts_of,
+    local_policy,
+    read_card,
+    read_tensors,
+    save_tensors,
+    shortened,
+)
 from .networks import FixedPolicy
+
+
+class _Knob(BaseModel):
+    name: str
+    transform: str
+
+
+class _ActionSpace(BaseModel):
+    knobs: list[_Knob]
+    acted: list[str]
+    residual: bool
+    schedule: list[list[float]] = Field(min_length=1, max_length=MOST_STEPS + 1)
+    smoothing: float = Field(0.0, ge=0, lt=1)
+    steps: int | None = Field(None, ge=1, le=MOST_STEPS)
+
+
+class _Generator(BaseModel):
+    name: str
+    fingerprint: str
+    grid: list[int]
+    feature_dim: int
+
+
+class _Training(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    trajectories: int = Field(ge=0)
+    reward: str
+    seed: int = Field(ge=0)
+    engine: str
+
+
+class PolicyCard(Card):
+    """``policy.json``."""
+
+    toolkit: str
+    kind: str
+    options: dict[str, Any]
+    action_space: _ActionSpace
+    generator: _Generator
+    training: _Training
 
 
 def export_policy(
@@ -47,10 +102,9 @@ def export_policy(
     save_tensors(folder, "policy", weights, card)
 
 
-
-
+@float32_by_default()
 def load_policy(
-    spec: str, generator: Generator, steps: int | None = None
+    spec: str | os.PathLike[str], generator: Generator, steps: int | None = None
 ) -> tuple[Policy, ActionSpace, dict[str, Any]]:
     """A policy ready to sample with.
 
@@ -70,30 +124,34 @@ def load_policy(
             policy's, or a policy of another generator.
         CheckpointError: damaged files.
     """
+    spec = os.fspath(spec)
     name, _, schedule = spec.partition(":")
     if name == "fixed":
         return _fixed(schedule or generator.default_schedule, generator, steps)
     file, _, changes = spec.partition(",")
-    folder = Path(local_policy(file if Path(file).is_file() else spec))
-    if folder.is_file():
+    folder = Path(local_policy(file if os.path.isfile(file) else spec))
+    if os.path.isfile(folder):  # os.path: a name that is too long for the system is no file
         if isinstance(generator, ReadsPolicies):
             policy, space, card = generator.read_policy(folder, steps, changes)
             return policy.to(generator.device).eval(), space, card
         raise ConfigError(
             f"{spec} is a file, and no published policies are known for {generator.name}; give a run or policy folder."
         )
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{spec} is no file and no folder; give a run or policy folder.")
     if (folder / "policy" / "policy.json").exists():
         folder = folder / "policy"
-    if not (folder / "policy.json").exists():
+    if not os.path.exists(folder / "policy.json"):
         raise ConfigError(
             f"no policy at {spec!r}: give a run folder, a folder with policy.json, or fixed[:SCHEDULE] for a hand-made one."
         )
-    weights, card = load_tensors(folder, "policy")
+    card = read_card(folder, "policy", PolicyCard)
     made_for = card["generator"]
     if made_for["fingerprint"] != generator.fingerprint:
+        made_name, made_print = shortened(made_for["name"])[1:-1], shortened(made_for["fingerprint"])[1:-1]
         raise ConfigError(
-            f"the policy at {spec} was trained for {made_for['name']} (weights {made_for['fingerprint']}), this generator is "
-            f"{generator.name} (weights {generator.fingerprint}). Use --generator {made_for['name']} with the same weights."
+            f"the policy at {spec} was trained for {made_name} (weights {made_print}), this generator is "
+            f"{generator.name} (weights {generator.fingerprint}). Use --generator {made_name} with the same weights."
         )
     space = generator.action_space.rebind(card["action_space"])
     if steps is not None and steps != space.steps:
@@ -102,20 +160,43 @@ def load_policy(
         )
     policy_class = load("policy", card["kind"])
     options = parse_options(f"policy {card['kind']!r}", policy_class.Options, card["options"])
-    with torch.random.fork_rng(devices=[]):  # its first weights are drawn at random and then replaced
-        policy = policy_class(options, space=space, grid=generator.grid, feature_dim=generator.feature_dim)
-    missing = {key: tuple(v.shape) for key, v in policy.state_dict().items()}
-    if missing != {key: tuple(v.shape) for key, v in weights.items()}:
+    if not policy_class.trainable and space.acted:
         raise CheckpointError(
-            f"{folder / 'policy.safetensors'} does not hold the tensors of a {card['kind']!r} policy."
+            f"{folder / 'policy.json'} says that a {card['kind']!r} policy sets {', '.join(space.acted)}; it sets nothing."
         )
+
+    def build() -> Policy:
+        policy: Policy = policy_class(options, space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+        return policy
+
+    weights = read_tensors(folder, "policy", card, _tensors_of(build))
+    broken = [key for key, value in weights.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise CheckpointError(
+            f"{folder / 'policy.safetensors'} holds numbers that are not finite (in {', '.join(broken[:3])}): its training "
+            "went wrong. Take an older one, or train again."
+        )
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn at random and then replaced
+        policy = build()
     policy.load_state_dict(weights)
     return policy.to(generator.device).eval(), space, card
+
+
+def _tensors_of(build: Callable[[], Policy]) -> dict[str, TensorFacts]:
+    """What a policy's file must hold, found without memory where the policy can be built so."""
+    try:
+        with torch.device("meta"):
+            return facts_of(build().state_dict())
+    except (NotImplementedError, RuntimeError):  # it computes with its tensors while it is built
+        with torch.random.fork_rng(devices=[]):
+            return facts_of(build().state_dict())
 
 
 def _fixed(text: str, generator: Generator, steps: int | None) -> tuple[Policy, ActionSpace, dict[str, Any]]:
     """A hand-made schedule under the toolkit's step, or a published sampler with its own."""
     head = text.split(",")[0].strip()
+    if steps is not None and steps > MOST_STEPS:
+        raise ConfigError(f"steps is {steps:,}; an image takes {MOST_STEPS:,} at most.")
     card: dict[str, Any] = {"kind": "fixed", "schedule": text}
     sampler = None
     if head in PUBLISHED_SAMPLERS:

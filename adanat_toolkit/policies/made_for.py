@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ..core import Generator
-from ..errors import CheckpointError
-from ..registry import GeneratorConfig, create_generator, parse_override
+from pydantic import BaseModel
+
+from ..core import Generator, PluginOptions
+from ..errors import CheckpointError, ConfigError
+from ..registry import GeneratorConfig, create_generator, load, parse_override
 from ..runtime import resolve_device, resolve_dtype
+from ..storage import read_document, shortened
 
 
 def open_generator(
@@ -24,44 +27,82 @@ def open_generator(
 ) -> Generator:
     """The generator that was named, or else the one that the first learned policy was trained for, or else the default.
 
+    Only the caller names sources. Where a run folder's options name files, hub ids or addresses, or hold any other text,
+    they are refused unless the caller gives them again: the folder may come from someone else.
+
     Args:
         name: ``NAME[:VARIANT]`` or None. policies: policy specs (see ``load_policy``); run and policy folders say which
             generator they belong to, a run folder also with which options.
         weights: a file, folder or hub id: the generator's option ``weights``. options: further ones as ``NAME=VALUE``.
 
     Raises:
-        ConfigError, PluginError, WeightsError, CheckpointError.
+        ConfigError: among others, a folder names sources that the caller does not give. PluginError, WeightsError,
+        CheckpointError.
     """
-    chosen = GeneratorConfig()
-    if name is not None:
-        chosen = GeneratorConfig(name=name)
-    else:
+    given: dict[str, Any] = {}
+    for text in options or ():
+        given |= parse_override(text, flag="--generator-option", example="tokenizer=FILE")
+    if weights is not None:
+        given["weights"] = weights
+    chosen = GeneratorConfig() if name is None else GeneratorConfig(name=name)
+    if name is None:
         for spec in policies:
             found = _trained_for(Path(spec))
             if found is not None:
                 chosen = found
+                _refuse_sources(chosen, Path(spec), given)
                 break
-    values = dict(chosen.options)
-    for text in options or ():
-        values |= parse_override(text, flag="--generator-option", example="tokenizer=FILE")
-    if weights is not None:
-        values["weights"] = weights
+    values = {**chosen.options, **given}
     where = resolve_device(device)
     return create_generator(chosen.name, values, device=where, dtype=resolve_dtype(dtype, where), offline=offline)
+
+
+class _Run(BaseModel):
+    """What is read of a run's configuration here."""
+
+    generator: GeneratorConfig
+
+
+class _Named(BaseModel):
+    name: str
+
+
+class _Card(BaseModel):
+    """What is needed of a policy's card."""
+
+    generator: _Named
 
 
 def _trained_for(folder: Path) -> GeneratorConfig | None:
     """The generator of a run folder or of a policy folder; None for ``fixed...`` and for what is neither."""
     for file, key in ((folder / "config.json", "config"), (folder / "policy.json", "card")):
-        if not file.is_file():
+        if not file.exists():
             continue
-        try:
-            stored = json.loads(file.read_text())
-            if key == "config":
-                return GeneratorConfig.model_validate(stored["generator"])
-            return GeneratorConfig(name=stored["generator"]["name"])
-        except (ValueError, KeyError, TypeError):
-            raise CheckpointError(
-                f"{file} is damaged, so the policy's generator is unknown. Restore the file, or give --generator."
-            ) from None
+        remedy = "So the policy's generator is unknown: restore the file, or give --generator."
+        if key == "config":
+            stored: _Run = read_document(file, _Run, error=CheckpointError, remedy=remedy)
+            return stored.generator
+        card: _Card = read_document(file, _Card, error=CheckpointError, remedy=remedy)
+        return GeneratorConfig(name=card.generator.name)
     return None
+
+
+def _refuse_sources(found: GeneratorConfig, folder: Path, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a folder's options name sources, or hold text, that the user does not give again."""
+    if not found.options:
+        return
+    declared = getattr(load("generator", found.name.partition(":")[0]), "Options", PluginOptions)
+    named = {
+        key: value
+        for key, value in found.options.items()
+        if key not in given and value is not None and not declared.harmless(key, value)
+    }
+    if named:
+        shown = ", ".join(f"{shortened(key)[1:-1]} = {shortened(value, 200)}" for key, value in named.items())
+        flags = [
+            "--weights ..." if key == "weights" else f"--generator-option {shortened(key)[1:-1]}=..." for key in named
+        ]
+        raise ConfigError(
+            f"{folder / 'config.json'} says where its generator comes from: {shown}. What a folder names is not followed: "
+            f"give it again if you trust it ({' '.join(flags)})."
+        )

@@ -101,7 +101,7 @@ class AdaptiveOptions(PluginOptions):
     step_head: bool = False
     """Add what a small network makes of the step alone: what is best for all samples is then learnt at once, and apart
     from what differs between them. The published network has none."""
-    feature_scale: float = Field(1.0, gt=0)
+    feature_scale: float = Field(1.0, gt=0, le=1e6)
     """Factor of what the network makes of the features. Below 1 it learns more slowly than ``step_head``."""
 
 
@@ -148,7 +148,7 @@ class _Rounded(nn.Module):
 
 
 class SharedOptions(PluginOptions):
-    hidden: int = 128
+    hidden: int = Field(128, ge=1, le=4096)
     """Width of the step embedding's MLP."""
 
 

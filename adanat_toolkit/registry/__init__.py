@@ -1,6 +1,6 @@
 """Plug-ins by name: found, loaded, their options parsed."""
 
-from .discovery import FIRST_PARTY, GROUPS, discover, load
+from .discovery import FIRST_PARTY, GROUPS, discover, features_named_in, load
 from .factories import create_features, create_generator, create_reward
 from .options import GeneratorConfig, Settings, explain, parse_options, parse_override
 from .probe import plugin_report
@@ -17,6 +17,7 @@ __all__ = [
     "create_reward",
     "discover",
     "explain",
+    "features_named_in",
     "load",
     "new_plugin",
     "parse_options",

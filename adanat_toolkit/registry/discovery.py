@@ -20,7 +20,6 @@ import entrypoints
 from ..errors import PluginError, nearest
 
 if TYPE_CHECKING:
-
     pass
 
 GROUPS = {
@@ -52,14 +51,15 @@ class PluginInfo:
     shadowed: bool = False
 
     def load(self) -> Any:
-        """Import the object.
+        """Import the class.
 
         Raises:
-            PluginError: whatever the import raised, with the plug-in's name and origin.
+            PluginError: whatever the import raised, or what is there is no class of the kind; with the plug-in's name and
+                origin.
         """
         module, _, attribute = self.target.partition(":")
         try:
-            return entrypoints.EntryPoint(self.name, module, attribute).load()
+            found = entrypoints.EntryPoint(self.name, module, attribute).load()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
@@ -67,6 +67,36 @@ class PluginInfo:
                 f"{self.kind} {self.name!r} of {self.distribution} {self.version} could not be loaded from {self.target}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        base = base_of(self.kind)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            what = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+            raise PluginError(
+                f"{self.kind} {self.name!r} of {self.distribution} {self.version} is {what} ({self.target}); the entry point "
+                f"must name a subclass of {base.__name__}, as module:Class."
+            )
+        return found
+
+
+def base_of(kind: str) -> type:
+    """What a plug-in of a kind is a subclass of."""
+    from .. import core
+
+    return {
+        "generator": core.Generator,
+        "reward": core.RewardModel,
+        "policy": core.Policy,
+        "features": core.FeatureExtractor,
+        "tracker": core.Tracker,
+        "engine": object,
+    }[kind]
+
+
+def features_named_in(protocol: str) -> list[str]:
+    """The registered feature protocols that a protocol's identity begins with (their name, then what tells their weights), the
+    longest name alone: at most one."""
+    names = [plugin.name for plugin in discover("features") if not plugin.shadowed]
+    found = [name for name in names if protocol == name or protocol.startswith(f"{name}-")]
+    return sorted(found, key=len)[-1:]
 
 
 def discover(kind: str) -> list[PluginInfo]:

@@ -28,10 +28,13 @@ def create_generator(
         ConfigError: an option is unknown or does not fit.
         WeightsError: weights are missing or damaged.
     """
+    from ..runtime import float32_by_default  # imports torch, which a list of plug-ins does not need
+
     name, _, variant = spec.partition(":")
-    return load("generator", name).create(
-        variant or None, dict(options or {}), device=device, dtype=dtype, offline=offline
-    )
+    with float32_by_default():
+        return load("generator", name).create(
+            variant or None, dict(options or {}), device=device, dtype=dtype, offline=offline
+        )
 
 
 def create_reward(
@@ -51,6 +54,8 @@ def create_reward(
         WeightsError: weights are missing or damaged.
         DataError: the reward needs real images and there are none.
     """
+    from ..runtime import float32_by_default
+
     values = dict(options or {})
     name, _, variant = spec.partition(":")
     if "," in spec or _is_number(variant):
@@ -65,7 +70,8 @@ def create_reward(
         raise DataError(
             f"reward {name!r} needs real images, and {generator.name} ships none. Give --data FOLDER or FILE.zip."
         )
-    return reward_class(parsed, generator=generator, real=real, device=device, seed=seed)
+    with float32_by_default():
+        return reward_class(parsed, generator=generator, real=real, device=device, seed=seed)
 
 
 def create_features(
@@ -77,7 +83,10 @@ def create_features(
         PluginError: the name is unknown or does not load.
         WeightsError: weights are missing or damaged.
     """
-    return load("features", name).create(dict(options or {}), device=device, offline=offline)
+    from ..runtime import float32_by_default
+
+    with float32_by_default():
+        return load("features", name).create(dict(options or {}), device=device, offline=offline)
 
 
 def _is_number(text: str) -> bool:

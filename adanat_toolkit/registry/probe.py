@@ -15,11 +15,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-from ..errors import PluginError
+from ..errors import ConfigError, PluginError
 from .discovery import FIRST_PARTY, GROUPS, PluginInfo, discover
 
 TIME_LIMIT = 10.0
 """Seconds that the import of one plug-in may take before it is called slow. What every plug-in needs is imported before."""
+TIME_LIMITS = 0.1, 3600.0
 
 START = """
 import json, sys
@@ -34,6 +35,9 @@ def plugin_report(time_limit: float = TIME_LIMIT) -> list[dict[str, Any]]:
     """Every plug-in: ``kind``, ``name``, ``distribution``, ``version``, ``target``, ``status``, ``error`` and, for
     generators, ``variants``. The status is ``ok``, ``broken``, ``slow`` (no answer within ``time_limit`` seconds) or
     ``shadowed``; none of them ever stops the others."""
+    if not TIME_LIMITS[0] <= time_limit <= TIME_LIMITS[1]:
+        low, high = TIME_LIMITS
+        raise ConfigError(f"--timeout {time_limit:g} is not in {low:g} to {high:g} seconds; give another number.")
     plugins = [plugin for kind in GROUPS for plugin in discover(kind)]
     foreign = [plugin for plugin in plugins if plugin.distribution != FIRST_PARTY and not plugin.shadowed]
     states = dict(zip(foreign, probe(foreign, time_limit), strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from ..errors import ConfigError, OutputError, PluginError, nearest
-from ..storage import prepare_folder, write_file
+from ..storage import holds_files, prepare_folder, write_file
 from .discovery import GROUPS, discover
 from .version import toolkit_version
 
@@ -93,7 +93,7 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> Path:
     if taken:
         raise PluginError(f"{taken[0].distribution} already has a {kind} {name!r}; choose another name.")
     target = folder or Path(f"adanat-{name}")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.exists() and (not target.is_dir() or holds_files(target)):
         raise OutputError(f"{target} exists and is not empty; give another --out.")
     values = {
         "name": name,

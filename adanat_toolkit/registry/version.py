@@ -6,7 +6,6 @@ import importlib.metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-
     pass
 from .discovery import FIRST_PARTY
 

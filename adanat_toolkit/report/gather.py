@@ -9,9 +9,10 @@ from functools import cache, partial
 from typing import Any
 
 from ..core import Generator
-from ..errors import AdaNATError, CheckpointError, ConfigError, DataError, PluginError, WeightsError
-from ..evaluation import MINIMUM, choose_features, evaluate_policies, own_captions, real_side
-from ..images import images_for
+from ..errors import AdaNATError, ConfigError, DataError, PluginError, WeightsError
+from ..evaluation import MINIMUM, choose_features, evaluate_policies, is_statistics, own_captions, real_side
+from ..images import OwnContexts, images_for
+from ..limits import check_seeds
 from ..policies import load_policy, open_generator
 from ..registry import create_features
 from ..sampling import seed_range
@@ -29,21 +30,6 @@ SHOWN = 20
 """Images in the comparison of the same seeds."""
 
 
-FACTS = (
-    "generator",
-    "images",
-    "seeds",
-    "real_images",
-    "data",
-    "protocol",
-    "protocol_card",
-    "device",
-    "dtype",
-    "toolkit",
-)
-"""What a table says of how it was made."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """What the user chose.
@@ -52,7 +38,9 @@ class Settings:
         images: for the yardstick; 0: only what is stored. None: what is stored where every run of a generator has it, else
             :data:`IMAGES`.
         seed: first seed of pictures and yardstick. pictures: False leaves out all that takes a generator.
-        data, features: of the yardstick; None: the run's real images, the generator's own protocol.
+        data, features: of the yardstick; None: the generator's own real images and protocol. A path in a run's
+            config.json is not followed.
+        weights, options: of the generator, see ``open_generator``.
     """
 
     images: int | None = None
@@ -61,6 +49,7 @@ class Settings:
     data: str | None = None
     features: str | None = None
     weights: str | None = None
+    options: Sequence[str] = ()
     offline: bool = False
     device: str = "auto"
     dtype: str = "auto"
@@ -72,8 +61,7 @@ class Settings:
             raise ConfigError(
                 f"--num {self.images} is too few for any figure; give at least {MINIMUM}, or 0 for no new ones."
             )
-        if self.seed < 0:
-            raise ConfigError(f"--seed {self.seed}: seeds are 0 or larger.")
+        check_seeds(self.seed, max(self.images or 0, PROBED))
         if self.images and not self.pictures:
             raise ConfigError(
                 f"--num {self.images} takes a generator, and --curves-only leaves it out; give one of them."
@@ -127,8 +115,16 @@ class Gathered:
     notes: list[str] = field(default_factory=list)
 
 
-def gather(runs: Sequence[Run], settings: Settings, progress: Progress) -> Gathered:
+def gather(
+    runs: Sequence[Run],
+    settings: Settings,
+    progress: Progress,
+    on_tables: Callable[[Sequence[Run], list[Block]], None] = lambda runs, tables: None,
+) -> Gathered:
     """Tables and pictures of all runs.
+
+    Args:
+        on_tables: called with the runs of a generator and the tables so far, before any pictures of them are made.
 
     Raises:
         ConfigError, PluginError, WeightsError, DataError: the generator cannot be loaded, or the yardstick that the user
@@ -151,8 +147,9 @@ def gather(runs: Sequence[Run], settings: Settings, progress: Progress) -> Gathe
             results += [_stored(run) for run in members if run.evaluation is not None]
         elif generator is not None:
             results += _judge(generator, members, settings, out.notes, progress)
+        on_tables(members, blocks(results))
         if generator is not None:
-            out.groups += _look(generator, members, settings, progress)
+            out.groups += _look(generator, members, settings, out.notes, progress)
     out.blocks = blocks(results)
     return out
 
@@ -171,6 +168,7 @@ def _open(run: Run, settings: Settings) -> Generator:
             None,
             [str(run.path)],
             weights=settings.weights,
+            options=settings.options,
             device=settings.device,
             dtype=settings.dtype,
             offline=settings.offline,
@@ -181,15 +179,7 @@ def _open(run: Run, settings: Settings) -> Generator:
 
 def _stored(run: Run) -> tuple[dict[str, Any], dict[str, Run], bool]:
     assert run.evaluation is not None
-    found = run.evaluation, {row["policy"]: run for row in run.evaluation["policies"]}, True
-    try:
-        for block in blocks([found]):
-            _ = [block.facts[key] for key in FACTS]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise CheckpointError(
-            f"the evaluation stored in {run.path} lacks what this version writes; remove it, or run adanat evaluate again."
-        ) from None
-    return found
+    return run.evaluation, {row["policy"]: run for row in run.evaluation["policies"]}, True
 
 
 def _stale(run: Run) -> str:
@@ -209,6 +199,8 @@ def _judge(
     out: list[tuple[dict[str, Any], dict[str, Run], bool]] = []
     for data, members in by_data.items():
         try:
+            if data != settings.data:
+                raise DataError(f"{members[0].path / 'config.json'} names its real images {data!r}. {_GIVE_DATA}")
             name = choose_features(generator, settings.features)
             # A report that nobody asked for figures fetches no feature network for them.
             offline = settings.offline or settings.images is None
@@ -235,21 +227,43 @@ def _judge(
     return out
 
 
+_GIVE_DATA = "What a folder names is not opened: give it again if you trust it (--data ...)."
+
+
+def _contexts_in(generator: Generator, path: str | None) -> tuple[OwnContexts | None, str | None]:
+    """What a run drew its contexts from (see ``selection.own_captions``), or why that cannot be read any more."""
+    if path is None or generator.context_kind == "none":
+        return None, None
+    try:
+        return own_captions(generator, path, images_for(generator, path, memory_limit=0)), None
+    except DataError as error:
+        if generator.context_kind == "text":
+            raise
+        return None, str(error)
+
+
 def _with_hint(error: AdaNATError) -> AdaNATError:
     return type(error)(f"{error} Or give --num 0: no table, only what is stored.")
 
 
-def _look(generator: Generator, runs: Sequence[Run], settings: Settings, progress: Progress) -> list[Group]:
+def _look(
+    generator: Generator, runs: Sequence[Run], settings: Settings, notes: list[str], progress: Progress
+) -> list[Group]:
     groups: dict[int, Group] = {}
     seeds = seed_range(settings.seed, PROBED)
-    images_in = cache(partial(images_for, generator))
+    contexts_in = cache(partial(_contexts_in, generator))
     for run in runs:
         policy, space, _ = load_policy(str(run.path), generator)
         steps = space.steps
         by_hand, hand_space, _ = load_policy("fixed", generator, steps)
         captions = None
-        if generator.context_kind == "text" and run.config.data.path is not None:
-            captions = images_in(run.config.data.path)
+        if run.config.data.path is not None and generator.context_kind != "none":
+            if settings.data is not None and not is_statistics(settings.data):
+                captions, missing = contexts_in(settings.data)
+            else:
+                missing = f"It was trained with {run.config.data.path!r}. {_GIVE_DATA}"
+            if missing is not None:
+                notes.append(f"{run.name}: its pictures show contexts of the generator's own distribution. {missing}")
         if steps not in groups:
             images = probe(generator, by_hand, hand_space, seeds[:SHOWN], captions=captions, batch=settings.batch)
             groups[steps] = Group(generator.name, steps, generator.default_schedule, images)

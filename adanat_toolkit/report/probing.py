@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import ActionSpace, Context, Generator, ImageSource, Noise, Policy
+from ..core import ActionSpace, Context, Generator, Noise, Policy
 from ..decoding import TokenGenerator, TokenState
-from ..images import draw_contexts, to_bytes
+from ..images import OwnContexts, draw_contexts, to_bytes
 from ..sampling import mean_action, sample
 
 ALIKE = 1e-4
@@ -87,7 +87,7 @@ def probe(
     space: ActionSpace,
     seeds: Tensor,
     *,
-    captions: ImageSource | None = None,
+    captions: OwnContexts | None = None,
     batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Probe:
@@ -151,7 +151,7 @@ def trace(
     policy: Policy,
     space: ActionSpace,
     seeds: Sequence[int],
-    captions: ImageSource | None = None,
+    captions: OwnContexts | None = None,
 ) -> list[list[Step]]:
     """Every step of a few samples, as ``sample`` takes them: for each seed a list of T steps."""
     noise = Noise(torch.tensor(list(seeds), dtype=torch.int64, device=generator.device))

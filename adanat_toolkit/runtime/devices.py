@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ MINIMUM_BATCH = {torch.bfloat16: 8, torch.float32: 2}
 depend on the batch it is made in. In float32 it is convolutions of a single image, on CPUs without AVX-512."""
 MINIMUM_ON_DEVICE = 2
 """The same elsewhere: single samples take other kernels, and a compiled network would be compiled once more for them."""
-MINIMUM_ROWS = 16
-"""The same for networks that have one row a sample in a matrix product, as policies do (float32): below 16 rows the library
-picks kernels by the number of rows, on CPUs with AVX-512 up to the last one."""
+MINIMUM_ROWS = 4
+"""The same for networks that have one row a sample in a matrix product (float32)."""
+CHEAP_ROWS = 16
+"""The same where more rows cost next to nothing, as in policies: on CPUs with AVX-512 the kernels of wide products depend on
+the number of rows up to here."""
 COMPILED: dict[str, Any] = {"dynamic": True}
 """How networks are compiled (arguments of ``torch.compile``): once for all batch sizes, since micro-batches differ."""
 
@@ -52,6 +55,18 @@ def resolve_device(name: str) -> torch.device:
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device 'mps' is not available on this machine. Use --device cpu.")
     return device
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Inside (or in a function that it decorates), tensors and networks without a type are float32, whatever the user's
+    program has set with ``torch.set_default_dtype``: images must not depend on that, and neither must weights fit it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -125,3 +140,8 @@ def minimum_batch(dtype: torch.dtype, device: torch.device, *, rows: bool = Fals
     if device.type != "cpu":
         return MINIMUM_ON_DEVICE
     return max(MINIMUM_BATCH.get(dtype, 1), MINIMUM_ROWS if rows else 1)
+
+
+def minimum_rows(device: torch.device) -> int:
+    """Rows that a cheap network with one row a sample is filled up to, so that a sample does not depend on the batch."""
+    return CHEAP_ROWS if device.type == "cpu" else MINIMUM_ON_DEVICE

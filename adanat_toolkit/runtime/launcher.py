@@ -32,6 +32,8 @@ limit only ends a run whose rank hangs. It must exceed the longest work that ran
 a checkpoint, the figures of a held-out reading, the list of a folder of 50,000 images; an hour on a slow disk."""
 LAUNCHED = "ADANAT_LAUNCHED"
 """Set in processes of :func:`launch`: their errors are reported by the process that started them."""
+CPU_PROCESSES = 16
+"""Processes that any machine may start on its CPU; more need as many cores."""
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 _store: dist.Store | None = None
 
@@ -52,10 +54,25 @@ class ProcessError(AdaNATError):
 
 
 def environment() -> tuple[int, int]:
-    """(rank, number of ranks) that a launcher gave to this process; (0, 1) without one."""
-    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():
+    """(rank, number of ranks) that a launcher gave to this process; (0, 1) without one.
+
+    Raises:
+        ConfigError: what stands there are no such numbers; nobody would answer a rank that does not exist.
+    """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    if not set(names) <= os.environ.keys():
         return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    given = ", ".join(f"{name}={os.environ[name]!r}" for name in names)
+    try:
+        rank, local, size = (int(os.environ[name]) for name in names)
+    except ValueError:
+        rank = local = size = -1
+    if not (0 <= rank < size and 0 <= local < size):
+        raise ConfigError(
+            f"the environment has {given}; whole numbers with 0 <= RANK, LOCAL_RANK < WORLD_SIZE are needed. Start the "
+            "processes with torchrun or --gpus, or unset these variables to run in one process."
+        )
+    return rank, size
 
 
 def join(device: str) -> None:
@@ -131,12 +148,18 @@ def record_failure(error: BaseException) -> bool:
 
 
 def check_devices(count: int, device: str) -> None:
-    """Refuse to start more processes than there are CUDA devices; on the CPU any number may run.
+    """Refuse to start more processes than there are CUDA devices, or so many that a CPU does nothing else than switch.
 
     Raises:
         ConfigError: says how many there are.
     """
     if device == "cpu":
+        most = max(CPU_PROCESSES, os.cpu_count() or 1)
+        if count > most:
+            raise ConfigError(
+                f"--gpus {count} --device cpu starts {count} processes; at most {most} are started on this machine's "
+                f"{os.cpu_count() or 1} CPU cores."
+            )
         return
     if device not in ("auto", "cuda"):
         raise ConfigError(

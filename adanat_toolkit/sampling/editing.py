@@ -8,25 +8,24 @@ codes, so the tokenizer's reconstruction of the image stands outside the mask, o
 from __future__ import annotations
 
 import hashlib
-import io
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ..core import ActionSpace, Context, Generator, Policy
 from ..decoding import TokenGenerator
 from ..errors import ConfigError, DataError
-from ..images import centred_crop, decode_image
+from ..images import centred_crop, fitted, flattened, open_upright
+from ..runtime import float32_by_default
 from .rollout import Start
 from .sample import Samples, sample
-
-T = TypeVar("T")
 
 MASKED = 128
 """Grey level from which on a mask's pixel is to be filled in."""
@@ -71,8 +70,9 @@ def read_edit(image: Path, mask: str, size: tuple[int, int]) -> tuple[Tensor, Te
     Raises:
         DataError: a file cannot be read, the mask has another size or is empty. ConfigError: a malformed box.
     """
-    pixels = _decode(image, lambda data: decode_image(data, size).float() / 255)
-    wide, high = _decode(image, _size_of)
+    opened = _open(image)
+    pixels = fitted(opened, size).float() / 255
+    wide, high = opened.size
     full = _box(mask, wide, high) if _is_box(mask) else _mask_file(Path(mask), image, wide, high)
     left, top, right, bottom = centred_crop((wide, high), (size[1], size[0]))
     cropped = full[top:bottom, left:right].float()
@@ -90,6 +90,7 @@ def editable_cells(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     return (F.adaptive_max_pool2d(mask[None, None].float(), grid) > 0).flatten()
 
 
+@float32_by_default()
 def start_of_edit(generator: Generator, image: Tensor, mask: Tensor) -> Start:
     """The codes of an image, unknown where the mask is: a start of one sample.
 
@@ -141,41 +142,26 @@ def edit(
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _decode(file: Path, decode: Callable[[bytes], T]) -> T:
+def _open(file: Path) -> Image.Image:
     try:
-        return decode(file.read_bytes())
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        return open_upright(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise DataError(f"{file} is not a readable image ({error}); give a PNG, JPEG or WebP file.") from None
 
 
-def _open(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data)) as opened:
-        return ImageOps.exif_transpose(opened)
-
-
-def _size_of(data: bytes) -> tuple[int, int]:
-    return _open(data).size
-
-
-def _grey(data: bytes) -> Tensor:
-    """(height, width) uint8; transparent pixels of a mask are black, that is kept."""
-    image = _open(data).convert("RGBA")
-    grey = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("L")
-    return torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(grey.height, grey.width)
-
-
 def _mask_file(file: Path, image: Path, wide: int, high: int) -> Tensor:
-    grey = _decode(file, _grey)
-    if tuple(grey.shape) != (high, wide):
+    opened = _open(file)
+    if opened.size != (wide, high):
         raise DataError(
-            f"mask {file} has {grey.shape[1]} x {grey.shape[0]} pixels and {image} has {wide} x {high}; make the mask "
+            f"mask {file} has {opened.width} x {opened.height} pixels and {image} has {wide} x {high}; make the mask "
             "as large as the image."
         )
-    return grey >= MASKED
+    grey = flattened(opened, "black").convert("L")  # transparent pixels are kept
+    return torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(high, wide) >= MASKED
 
 
 def _is_box(mask: str) -> bool:
-    return mask.count(",") == 3 and not Path(mask).exists()
+    return mask.count(",") == 3 and not os.path.exists(mask)
 
 
 def _box(text: str, wide: int, high: int) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..core import ActionSpace, Context, Generator, Noise, Policy
+from ..core import ActionSpace, Context, Generator, Noise, Policy, as_seeds
+from ..limits import check_seeds
 from ..runtime import CPU_CHUNK, MicroBatch, measured_size
 from .rollout import Start, collect
 
@@ -37,7 +38,7 @@ def sample(
     generator: Generator,
     policy: Policy,
     space: ActionSpace,
-    seeds: Tensor,
+    seeds: Tensor | Sequence[int],
     context: Context | Callable[[Noise], Context] | None = None,
     *,
     batch: int | None = None,
@@ -48,13 +49,14 @@ def sample(
     """Images in batches, in the order of ``seeds``.
 
     Args:
-        seeds: (n,) int64, one an image. context: n contexts; or a function that draws them by their seeds, a batch at a
-            time; None: the generator's ``sample_contexts``.
+        seeds: (n,) int64 or a list, one an image. context: n contexts; or a function that draws them by their seeds, a batch at
+            a time; None: the generator's ``sample_contexts``.
         batch: samples at once; it does not change the images, and is halved where memory runs out.
         sigma: exploration noise in raw coordinates (0: the policy's mean).
         on_batch: called with the number of images done.
         start_from: n starts, for masked editing (see ``editing.edit``).
     """
+    seeds = as_seeds(seeds)
     noise = Noise(seeds.to(generator.device))
     draw = generator.sample_contexts if context is None else context
 
@@ -113,5 +115,10 @@ def _fitting_batch(
 
 
 def seed_range(first: int, count: int) -> Tensor:
-    """Seeds ``first .. first + count - 1``: (count,) int64."""
-    return torch.arange(first, first + count, dtype=torch.int64)
+    """Seeds ``first .. first + count - 1``: (count,) int64.
+
+    Raises:
+        ConfigError: a seed below 0 or of more than 63 bits, no images, or too many of them.
+    """
+    check_seeds(first, count)
+    return torch.arange(count, dtype=torch.int64) + first

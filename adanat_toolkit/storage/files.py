@@ -16,15 +16,53 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import CheckpointError, InUseError, OutputError
+from .documents import MIB, check_value, read_bytes, read_document, read_lines, shortened
+from .tensors import TensorFacts, read_header
 
-FORMAT = 1
+FORMAT = 2
+OLD_FORMAT = 1
+"""Without a digest: whatever the card says is checked for sense alone."""
+MOST_METRICS = 64 * MIB
+"""Bytes of a metrics.jsonl: some 30,000 iterations with many figures."""
+
+
+class Card(BaseModel):
+    """What every card beside tensors has."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    digest: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+
+
+class CheckpointCard(Card):
+    """What a checkpoint says of itself."""
+
+    iteration: int = Field(ge=0)
+    seed: int = Field(ge=0)
+    generator: str
+    real_images: str | None
+
+
+LONGEST_NAME = 200
+"""Bytes of a folder's name. File systems take 255, and temporary names are longer."""
+
+
+def folder_name(text: str) -> str:
+    """A text as a folder's name: letters, digits, ``-``, ``_`` and ``.``; a long one is cut and ends with its hash."""
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    kept = name.encode()[: LONGEST_NAME - 13].decode(errors="ignore")
+    return f"{kept}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def prepare_folder(path: Path) -> Path:
@@ -115,6 +153,7 @@ def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], facts: 
     """
     payload = save({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
     card = {"format": FORMAT, **facts, "sha256": hashlib.sha256(payload).hexdigest()}
+    card["digest"] = card_digest(card)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -137,54 +176,114 @@ def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], facts: 
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def load_tensors(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def card_digest(card: Mapping[str, Any]) -> str:
+    """SHA-256 of all a card says, the tensors' own hash among it: two cards with one digest give the same results."""
+    rest = {key: value for key, value in card.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def read_card(folder: Path, name: str, schema: type[Card] = Card) -> dict[str, Any]:
+    """``folder/name.json``, its digest and what ``schema`` says about its values checked.
+
+    Raises:
+        CheckpointError: it is missing, damaged, changed since it was written, or of another format.
+    """
+    path = folder / f"{name}.json"
+    card: dict[str, Any] = read_document(path, dict[str, Any], error=CheckpointError, remedy=_REMEDY)
+    if card.get("format") not in (FORMAT, OLD_FORMAT):
+        raise CheckpointError(
+            f"{path} has format {shortened(card.get('format'))}; this version reads {OLD_FORMAT} and {FORMAT}. {_REMEDY}"
+        )
+    check_value(card, schema, where=str(path), error=CheckpointError, remedy=_REMEDY)
+    expected = card_digest(card) if card["format"] == FORMAT else None
+    if card.get("digest") != expected:
+        raise CheckpointError(
+            f"{path} was changed or damaged since it was written: its checksum (digest) differs, so what it says may not be "
+            f"what the tensors were made with. {_REMEDY}"
+        )
+    return card
+
+
+def read_tensors(
+    folder: Path, name: str, card: Mapping[str, Any], expected: Mapping[str, TensorFacts] | None = None
+) -> dict[str, Tensor]:
+    """``folder/name.safetensors``, whose hash the card has.
+
+    Args:
+        expected: the tensors that fit, all of them; the file's header is held against it before anything else is read.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, damaged, or holds other tensors.
+    """
+    path = folder / f"{name}.safetensors"
+    found, size = read_header(path, error=CheckpointError, remedy=_REMEDY)
+    if expected is not None and found != expected:
+        wrong = next(key for key in sorted({*found, *expected}) if found.get(key) != expected.get(key))
+        raise CheckpointError(
+            f"{path} does not hold the tensors it should: {shortened(wrong)} is {found.get(wrong, 'missing')}, expected "
+            f"{expected.get(wrong, 'no such tensor')}. {_REMEDY}"
+        )
+    payload = read_bytes(path, error=CheckpointError, limit=size, remedy=_REMEDY)
+    if hashlib.sha256(payload).hexdigest() != card["sha256"]:
+        raise CheckpointError(f"{path} is damaged or truncated ({len(payload)} bytes, checksum differs). {_REMEDY}")
+    try:
+        return load(payload)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}. {_REMEDY}") from None
+
+
+def load_tensors(folder: Path, name: str, schema: type[Card] = Card) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Inverse of :func:`save_tensors`.
 
     Raises:
         CheckpointError: a file is missing, truncated, damaged or of another format.
     """
-    remedy = "It was left untouched; remove it to fall back to an older one, or choose another folder."
-    card_path, tensor_path = folder / f"{name}.json", folder / f"{name}.safetensors"
-    try:
-        card = json.loads(card_path.read_text())
-        payload = tensor_path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: {error.strerror}. {remedy}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise CheckpointError(f"{card_path} is damaged (not valid JSON). {remedy}") from None
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        found = card.get("format") if isinstance(card, dict) else None
-        raise CheckpointError(f"{card_path} has format {found!r}; this version reads format {FORMAT}. {remedy}")
-    if hashlib.sha256(payload).hexdigest() != card.get("sha256"):
-        raise CheckpointError(
-            f"{tensor_path} is damaged or truncated ({len(payload)} bytes, checksum differs). {remedy}"
-        )
-    try:
-        return load(payload), card
-    except SafetensorError as error:
-        raise CheckpointError(f"{tensor_path} is damaged: {error}. {remedy}") from None
+    card = read_card(folder, name, schema)
+    return read_tensors(folder, name, card), card
 
 
-def read_rows(file: Path) -> list[Any]:
-    """The values of a file of JSON lines, none where there is no file; a last line cut off by a kill is ignored.
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of a checkpoint, a folder that is named by its iteration.
 
     Raises:
-        CheckpointError: an earlier line is damaged, or the file cannot be read.
+        CheckpointError: as :func:`load_tensors`; or it is of another iteration than its name says.
     """
-    try:
-        lines = file.read_bytes().splitlines()
-    except FileNotFoundError:
+    tensors, facts = load_tensors(folder, "state", CheckpointCard)
+    if facts["iteration"] != int(folder.name):
+        raise CheckpointError(
+            f"{folder / 'state.json'} is of iteration {facts['iteration']}, its folder of {int(folder.name)}. {_REMEDY}"
+        )
+    return tensors, facts
+
+
+_REMEDY = "It was left untouched; remove it to fall back to an older one, or choose another folder."
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(row.get("iteration"), int) or row["iteration"] < 1:
+        raise ValueError("it has no whole number 'iteration' from 1 on")
+    for key, value in row.items():
+        if key == "alarms" and not isinstance(value, list):
+            raise ValueError("'alarms' is no list")
+        if key != "alarms" and (isinstance(value, bool) or not isinstance(value, int | float | None)):
+            raise ValueError(f"{shortened(key)} is no number")
+    return row
+
+
+Row = Annotated[dict[str, Any], AfterValidator(_row)]
+"""What a line of metrics.jsonl holds: numbers by name (a run that diverged has NaN among them), and ``alarms``."""
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, none where there is no file; a last line cut off by a kill is ignored.
+
+    Raises:
+        CheckpointError: an earlier line is damaged or no row of a run, or the file cannot be read.
+    """
+    if not os.path.lexists(file):
         return []
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}.") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
-                raise CheckpointError(
-                    f"line {number} of {len(lines)} in {file} is damaged: line {number} is no JSON. Nothing was changed; "
-                    "restore the file, or remove the line."
-                ) from None
-    return rows
+    remedy = "Nothing was changed; restore the file, or remove the line."
+    lines: list[tuple[int, dict[str, Any]]] = read_lines(
+        file, Row, error=CheckpointError, limit=MOST_METRICS, remedy=remedy, cut_end=True, finite=False
+    )
+    return [row for _, row in lines]

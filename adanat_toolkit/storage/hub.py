@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -11,12 +12,12 @@ _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revi
 POLICY_FILES = ("policy.safetensors", "policy.json")
 
 
-def is_hub_id(text: str) -> bool:
+def is_hub_id(text: str | os.PathLike[str]) -> bool:
     """Whether a text reads ``owner/name[@revision]`` and no file or folder has that name."""
-    return _HUB_ID.fullmatch(text) is not None and not Path(text).exists()
+    return _HUB_ID.fullmatch(os.fspath(text)) is not None and not os.path.exists(text)
 
 
-def local_policy(spec: str, *, offline: bool = False) -> str:
+def local_policy(spec: str | os.PathLike[str], *, offline: bool = False) -> str:
     """A policy spec that needs no network: a hub id becomes the folder that its files were fetched to.
 
     Args:
@@ -26,8 +27,9 @@ def local_policy(spec: str, *, offline: bool = False) -> str:
     Raises:
         ConfigError: there is neither such a folder nor such a repository, or it cannot be fetched.
     """
+    spec = os.fspath(spec)
     match = _HUB_ID.fullmatch(spec)
-    if match is None or spec.startswith("fixed:") or Path(spec).exists():
+    if match is None or spec.startswith("fixed:") or os.path.exists(spec):
         return spec
     from huggingface_hub import snapshot_download
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, OutputError
+from .documents import read_document
 from .files import read_rows, write_file
 
 
@@ -34,15 +35,12 @@ class RunFolder:
             CheckpointError: config.json is damaged.
         """
         file = self.path / "config.json"
-        if not file.exists():
+        if not os.path.lexists(file):
             return None
-        try:
-            stored = json.loads(file.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            stored = None
-        if not isinstance(stored, dict):
-            raise CheckpointError(f"{file} is damaged (not a JSON object); restore it or choose another --out.")
-        return stored
+        found: dict[str, Any] = read_document(
+            file, dict[str, Any], error=CheckpointError, remedy="Restore it or choose another --out."
+        )
+        return found
 
     def checkpoints(self) -> list[int]:
         """Iterations with a complete checkpoint, ascending."""

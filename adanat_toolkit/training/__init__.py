@@ -5,6 +5,7 @@ from .config import PRESETS, DataConfig, PPOConfig, RunConfig, differences, merg
 from .engines import create_trainer
 from .ppo import targets
 from .reward_update import update_reward
+from .scoring import checked_scores, require_finite_state
 from .trainer import Trainer
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "PPOConfig",
     "RunConfig",
     "Trainer",
+    "checked_scores",
     "create_trainer",
     "differences",
     "merge",
+    "require_finite_state",
     "resolve",
     "targets",
     "update_reward",

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..policies import export_policy
 from ..runtime import distributed
-from ..storage import RunFolder, load_tensors, prepare_folder, save_tensors, write_json
-from .config import differences
+from ..storage import RunFolder, load_checkpoint, prepare_folder, save_tensors, write_json
+from .config import RunConfig, differences, merge
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -30,6 +30,9 @@ IGNORED_ON_RESUME = (
     "tracker",
 )
 """Settings that a resumed run may change: they do not change what is computed (to rounding, for the device)."""
+
+BEFORE = {"ppo": {"adam_epsilon": 1e-8}}
+"""What earlier versions did, for settings that their ``config.json`` does not name."""
 
 
 def save_run(trainer: Trainer, folder: RunFolder) -> None:
@@ -68,7 +71,14 @@ def open_run(trainer: Trainer, folder: RunFolder) -> None:
             changed then.
     """
     known = distributed.is_main() and folder.config is not None
-    saved = distributed.from_main(_read(trainer, folder) if distributed.is_main() else None)
+    found = distributed.from_main(_read(trainer, folder) if distributed.is_main() else None)
+    assert found is not None
+    epsilon, saved = found
+    trainer.config = with_epsilon(trainer.config, epsilon)
+    for group in trainer.optimiser.param_groups:
+        group["eps"] = epsilon
+    if saved is None and (trainer.used or trainer.iteration):
+        saved = trainer.initial, 0
     if saved is not None:
         tensors, trainer.iteration = saved
         trainer.load_state(tensors)
@@ -77,16 +87,47 @@ def open_run(trainer: Trainer, folder: RunFolder) -> None:
         folder.truncate_metrics(trainer.iteration)
 
 
-def _read(trainer: Trainer, folder: RunFolder) -> tuple[dict[str, Tensor], int] | None:
-    """The newest checkpoint and its iteration, once everything fits; None for a run that has none."""
+def same_in_all_processes(config: RunConfig) -> None:
+    """All processes call it together, and all raise together.
+
+    Raises:
+        ConfigError: names the settings that differ.
+    """
+    message = None
+    first, *others = distributed.gather_on_main(config.model_dump(mode="json"))
+    for rank, other in enumerate(others, 1):
+        apart = [
+            d for d in differences(first, other) if d.partition(":")[0] not in ("device", "micro_batch", "offline")
+        ]
+        if apart and message is None:
+            message = (
+                f"ranks 0 and {rank} were given other settings ({'; '.join(apart)}); start all with the same command."
+            )
+    message = distributed.from_main(message)
+    if message is not None:
+        raise ConfigError(message)
+
+
+def with_epsilon(config: RunConfig, epsilon: float) -> RunConfig:
+    return config.model_copy(update={"ppo": config.ppo.model_copy(update={"adam_epsilon": epsilon})})
+
+
+def _read(trainer: Trainer, folder: RunFolder) -> tuple[float, tuple[dict[str, Tensor], int] | None]:
+    """Adam's epsilon of the run, and its newest checkpoint and iteration (None for a run that has none), once everything
+    fits."""
     config = trainer.config.model_dump(mode="json")
+    epsilon = trainer.config.ppo.adam_epsilon
     prepare_folder(folder.path)
     stored = folder.config
     if stored is None:
         if folder.checkpoints():
             raise CheckpointError(f"{folder.path} has checkpoints but no config.json; choose another --out.")
         write_json(folder.path / "config.json", config)
-        return None
+        return epsilon, None
+    stored = merge(BEFORE, stored)
+    if "adam_epsilon" not in trainer.config.ppo.model_fields_set:  # nobody asked for another one: as it was begun
+        epsilon = float(stored["ppo"]["adam_epsilon"])
+        config["ppo"]["adam_epsilon"] = epsilon
     changed = [d for d in differences(stored, config) if d.partition(":")[0] not in IGNORED_ON_RESUME]
     if changed:
         raise CheckpointError(
@@ -95,8 +136,8 @@ def _read(trainer: Trainer, folder: RunFolder) -> tuple[dict[str, Tensor], int] 
         )
     saved = folder.checkpoints()
     if not saved:
-        return None
-    tensors, facts = load_tensors(folder.checkpoint(saved[-1]), "state")
+        return epsilon, None
+    tensors, facts = load_checkpoint(folder.checkpoint(saved[-1]))
     for key, own in (
         ("generator", trainer.generator.fingerprint),
         ("real_images", trainer.real.fingerprint if trainer.real is not None else None),
@@ -106,7 +147,7 @@ def _read(trainer: Trainer, folder: RunFolder) -> tuple[dict[str, Tensor], int] 
                 f"{folder.checkpoint(saved[-1])} was made with another {key.replace('_', ' ')} "
                 f"({facts.get(key)}, now {own}). Use the original one, or another --out. Nothing was changed."
             )
-    return tensors, int(facts["iteration"])
+    return epsilon, (tensors, int(facts["iteration"]))
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer, prefix: str = "") -> dict[str, Tensor]:

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError, nearest
+from ..limits import MOST_IMAGES, MOST_SEED, MOST_STEPS, MOST_TRAJECTORIES
 from ..registry import GeneratorConfig, Settings, explain, parse_override
+from ..storage import read_yaml_document
 
 
 class PPOConfig(BaseModel):
@@ -25,8 +26,10 @@ class PPOConfig(BaseModel):
     learning_rate: float = Field(5e-4, gt=0)
     learning_rate_decay: Literal["none", "linear"] = "none"
     """``linear``: to zero at the last iteration."""
-    epochs: int = Field(4, ge=1)
-    minibatches: int = Field(2, ge=1)
+    adam_epsilon: float = Field(1e-5, gt=0)
+    """Adam's epsilon, for policy and critic. Where a gradient is nothing but rounding, a small one makes whole steps of it."""
+    epochs: int = Field(4, ge=1, le=MOST_IMAGES)
+    minibatches: int = Field(2, ge=1, le=MOST_IMAGES)
     """Mini-batches an epoch, cut from all states of all processes."""
     clip: float = Field(0.2, gt=0)
     gamma: float = Field(1.0, gt=0, le=1)
@@ -46,7 +49,7 @@ class PPOConfig(BaseModel):
     sigma_drop_at: tuple[float, ...] = (0.6,)
     """Where sigma falls by ``sigma_drop``: below 1 a share of the run's iterations, from 1 on an iteration index."""
     sigma_floor: float = Field(0.1, gt=0)
-    group: int = Field(1, ge=1)
+    group: int = Field(1, ge=1, le=MOST_IMAGES)
     """Trajectories that share one context and one token noise (common random numbers); with 2 or more, the group's mean
     reward is subtracted before standardising, which removes what the context and the noise contribute to the reward."""
 
@@ -64,6 +67,7 @@ class PPOConfig(BaseModel):
         """The published settings."""
         return cls(
             learning_rate=1e-5,
+            adam_epsilon=1e-8,
             epochs=5,
             minibatches=1,
             standardise="returns",
@@ -85,15 +89,11 @@ class PPOConfig(BaseModel):
         return self.learning_rate
 
 
-
-
-
-
 class RewardConfig(Settings):
     name: str = "adversarial"
     """``NAME``, ``NAME:VARIANT`` or a mixture ``A:1,B:0.3``."""
     options: dict[str, Any] = Field(default_factory=dict)
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(0, ge=0, le=MOST_TRAJECTORIES)
     """Iterations at the start in which only the reward learns (their trajectories count)."""
 
 
@@ -116,7 +116,7 @@ class DataConfig(Settings):
     """Folder or zip file with real images; None: the generator's own."""
     flip: bool = True
     """Mirror half of the real images at random."""
-    shift: int = Field(0, ge=0)
+    shift: int = Field(0, ge=0, le=MOST_IMAGES)
     """Shift real images by up to so many pixels."""
 
 
@@ -131,27 +131,27 @@ class RunConfig(Settings):
     engine: str = "adanat"
     """What runs PPO: the toolkit's own loop, ``sb3`` for Stable-Baselines3's (docs/gymnasium-and-sb3.md), or another
     plug-in of the group ``adanat.engines``."""
-    steps: int = Field(4, ge=1)
+    steps: int = Field(4, ge=1, le=MOST_STEPS)
     """T, generation steps of an image."""
-    trajectories: int = Field(8192, ge=1)
+    trajectories: int = Field(8192, ge=1, le=MOST_TRAJECTORIES)
     """Total number of trajectories (images generated for training), the unit of work."""
-    batch: int = Field(128, ge=2)
+    batch: int = Field(128, ge=2, le=MOST_IMAGES)
     """Trajectories of one iteration, over all processes."""
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: int | None = Field(None, ge=1, le=MOST_IMAGES)
     """Samples in flight at once in one process; None: derived from the device."""
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
     device: str = "auto"
     dtype: str = "auto"
     """Compute type of the generator; the policy is always trained in float32."""
     offline: bool = False
-    checkpoint_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(10, ge=1, le=MOST_TRAJECTORIES)
     """Iterations between checkpoints."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, le=MOST_TRAJECTORIES)
     tracker: tuple[str, ...] = ()
     """Where figures go besides ``metrics.jsonl``: plug-ins of the group ``adanat.trackers``."""
-    evaluate_every: int = Field(0, ge=0)
+    evaluate_every: int = Field(0, ge=0, le=MOST_TRAJECTORIES)
     """Iterations between readings of the held-out yardstick (docs/logged-names.md); 0: none."""
-    evaluate_images: int = Field(512, ge=16)
+    evaluate_images: int = Field(512, ge=16, le=MOST_IMAGES)
     """Images of a reading; always those of the same seeds."""
     evaluate_features: str | None = None
     """Feature protocol of the readings; None: the generator's own."""
@@ -238,17 +238,15 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    """The settings of a file.
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML, or holds no mapping.
+    """
+    loaded = read_yaml_document(path, error=ConfigError, remedy="Give a file of settings, as printed by --dry-run.")
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, as printed by --dry-run.")
     return loaded
-
-
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

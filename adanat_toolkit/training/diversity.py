@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     pass
 
 
-
-
 MINIMUM_WIDTH = 16
 """Numbers an image below which an embedding holds scores, not features."""
 

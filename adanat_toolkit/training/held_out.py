@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import ActionSpace, FeatureExtractor, Generator, ImageSource, Policy
 from ..errors import DataError
-from ..evaluation import Yardstick, choose_features
+from ..evaluation import Yardstick, choose_features, require_enough
+from ..images import OwnContexts
 from ..registry import create_features
 from ..runtime import distributed
 from ..sampling import seed_range
@@ -80,8 +81,9 @@ class HeldOut:
         real: ImageSource,
         count: int,
         *,
-        captions: ImageSource | None = None,
+        captions: OwnContexts | None = None,
     ) -> None:
+        require_enough(real)
         self.generator, self.extractor, self.real, self.count = generator, extractor, real, count
         self.captions = captions
 

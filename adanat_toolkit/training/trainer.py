@@ -37,6 +37,7 @@ from ..runtime import (
     MicroBatch,
     distributed,
     dtype_name,
+    float32_by_default,
     gather,
     measured_size,
     resolve_device,
@@ -46,12 +47,13 @@ from ..runtime import (
 )
 from ..sampling import Rollout, collect
 from ..storage import RunFolder, held, prepare_folder
-from .checkpoint import load_module, load_optimiser, open_run, optimiser_state, save_run
+from .checkpoint import load_module, load_optimiser, open_run, optimiser_state, same_in_all_processes, save_run
 from .config import RunConfig
 from .diversity import context_diversity
 from .held_out import Watch
 from .ppo import Batch, explained_variance, ppo_update, targets
 from .reward_update import update_reward
+from .scoring import checked_scores, require_finite, require_finite_state
 from .trackers import Trackers
 
 
@@ -82,7 +84,9 @@ class Trainer:
         ConfigError, PluginError, WeightsError, DataError: before any work starts.
     """
 
+    @float32_by_default()
     def __init__(self, config: RunConfig) -> None:
+        same_in_all_processes(config)
         if config.batch // config.ppo.group < distributed.world_size():
             raise ConfigError(
                 f"batch = {config.batch} gives {config.batch // config.ppo.group} groups of trajectories for "
@@ -125,7 +129,7 @@ class Trainer:
         self.policy, self.critic = policy.to(self.device), critic.to(self.device)
         self.average = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
         self.parameters = [*self.policy.parameters(), *self.critic.parameters()]
-        self.optimiser = torch.optim.Adam(self.parameters, lr=config.ppo.learning_rate)
+        self.optimiser = torch.optim.Adam(self.parameters, lr=config.ppo.learning_rate, eps=config.ppo.adam_epsilon)
         self.real = images_for(generator, config.data.path)
         self.captions = own_captions(generator, config.data.path, self.real)
         self.reward = create_reward(
@@ -148,9 +152,13 @@ class Trainer:
         self._states_at_once = MicroBatch(
             what="states of a mini-batch", remedy="use a smaller batch or a smaller policy"
         )
+        self.initial = {key: value.detach().cpu().clone() for key, value in self.state().items()}
+        """The state that a run starts from: a trainer that has worked before begins every new folder with it."""
+        self.used = False
 
     # --- what it will cost ----------------------------------------------------------------------------------------------
 
+    @float32_by_default()
     def plan(self) -> dict[str, Any]:
         """What the run will need, for ``--dry-run``: parameter counts, generator forwards, memory of one iteration.
 
@@ -211,8 +219,9 @@ class Trainer:
 
     # --- the loop -------------------------------------------------------------------------------------------------------
 
+    @float32_by_default()
     def run(self, out: Path, *, on_iteration: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-        """Train to the end, from scratch or from the newest checkpoint in ``out``.
+        """Train to the end, from scratch or from the newest checkpoint in ``out``, whatever the trainer did before.
 
         Returns:
             The last row of metrics with the run's folder; only the main process reads and writes the folder.
@@ -233,6 +242,7 @@ class Trainer:
         names = self.config.tracker if distributed.is_main() and self.iteration < self.config.iterations else ()
         with Trackers(names, folder.path, self.config.model_dump(mode="json")) as trackers:
             while self.iteration < self.config.iterations:
+                self.used = True
                 row = self.watch.look(self.step())
                 if distributed.is_main():
                     folder.append_metrics(row)
@@ -253,6 +263,7 @@ class Trainer:
         """Whether a checkpoint belongs after the iterations that are done."""
         return self.iteration == self.config.iterations or self.iteration % self.config.checkpoint_every == 0
 
+    @float32_by_default()
     def step(self) -> dict[str, Any]:
         """One iteration; returns its row of metrics (every name is explained in docs/logged-names.md)."""
         config, started = self.config, time.perf_counter()
@@ -263,6 +274,7 @@ class Trainer:
         assert rollout.embedded is not None
         scores, terms = self._score(rollout.embedded, rollout.context)
         row: dict[str, Any] = {"iteration": self.iteration + 1, "trajectories": (self.iteration + 1) * config.batch}
+        self._require_finite(scores, actions_of_the_policy=rollout.actions, values_of_the_critic=rollout.values)
         row |= self._describe(rollout, scores, terms)
         scored = time.perf_counter()
         if self.iteration >= config.reward.warmup:
@@ -271,6 +283,7 @@ class Trainer:
         if isinstance(self.reward, LearnedReward):
             row |= {f"reward_model/{key}": value for key, value in self._update_reward(rollout).items()}
         self.iteration += 1
+        require_finite_state(self.iteration, self.state())
         ended = time.perf_counter()
         row |= {
             "sigma": sigma,
@@ -318,8 +331,7 @@ class Trainer:
         reward, device = self.reward, self.device
 
         def score(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            scores = reward.score_embedded(embedded[rows], context.select(rows)).float()
-            return scores, dict(reward.terms())
+            return checked_scores(reward, self.config.reward.name, embedded[rows], context.select(rows))
 
         with torch.no_grad():
             if not reward.set_level:
@@ -332,6 +344,12 @@ class Trainer:
             with whole("the score of a reward that judges the set", "use a smaller batch, or a per-sample reward"):
                 scores, terms = score(slice(0, len(context)))
             return scores[own], {name: values[own] for name, values in terms.items()}
+
+    def _require_finite(self, scores: Tensor, **others: Tensor) -> None:
+        """Nothing is learned from numbers that are not finite; of the reward first, whose numbers come from outside."""
+        name = f"scores of reward {self.config.reward.name!r}"
+        remedy = "Mend the reward, or lower ppo.learning_rate (and the reward's own), and run the same command again."
+        require_finite(self.iteration + 1, remedy, **{name: scores}, **others)
 
     def _update_policy(
         self, rollout: Rollout, scores: Tensor, sigma: float, rate: float, start: int

@@ -1,6 +1,42 @@
-"""``python -m adanat_cli`` is ``adanat``."""
+"""Where ``adanat`` and ``python -m adanat_cli`` start: before anything that takes time is imported."""
 
-from .main import app
+from __future__ import annotations
+
+import codecs
+import signal
+import sys
+
+
+def start() -> None:
+    """Run the command line of this process.
+
+    Ctrl-C ends the process at once while it starts and while it stops; in between, a command says where it stands. What the
+    terminal's encoding does not have is written as an escape.
+    """
+    codecs.register_error("adanat", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # None where it is closed
+            stream.reconfigure(errors="adanat")
+    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as behind nohup
+    if handled:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from .main import app
+
+    if handled:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        app(prog_name="adanat")
+    finally:
+        if handled:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """``backslashreplace``, but for the mark of what was cut, whose place in a table is one column wide."""
+    if isinstance(error, UnicodeEncodeError) and error.object[error.start] == "…":
+        return ".", error.start + 1
+    return codecs.backslashreplace_errors(error)
+
 
 if __name__ == "__main__":
-    app(prog_name="adanat")
+    start()

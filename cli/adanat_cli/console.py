@@ -1,14 +1,94 @@
-"""Where output goes: results to stdout, progress and errors to stderr."""
+"""Where output goes: results to stdout, progress and errors to stderr.
+
+While a command works, stdout belongs to its results alone: what a plug-in or a library prints goes to stderr.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any
+
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+_results: IO[str] | None = None
+"""Where results go while a command works; None: to stdout."""
+
+
+@contextlib.contextmanager
+def results_alone() -> Iterator[None]:
+    """Inside, stdout is stderr for everything but results, also for libraries that write to the descriptor (nccl does)."""
+    global _results
+    before, visible = _results, sys.stdout
+    with contextlib.ExitStack() as stack:
+        visible.flush()
+        try:
+            own = os.dup(1) if visible.fileno() == 1 else None
+        except (AttributeError, OSError, ValueError):  # a stream in memory
+            own = None
+        if own is None:
+            _results = visible
+        else:
+            _results = stack.enter_context(open(own, "w", encoding=visible.encoding, errors=visible.errors))
+            stack.callback(os.dup2, own, 1)
+            stack.callback(visible.flush)
+            with contextlib.suppress(OSError):  # stderr is closed
+                os.dup2(2, 1)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        stack.callback(setattr, sys.modules[__name__], "_results", before)
+        yield
+        _results.flush()
+
+
+class Command(TyperCommand):
+    """A command whose stdout holds its results alone."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with results_alone():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def handed_on() -> Iterator[None]:
+    """Inside, processes that are started have our stdout for theirs, as before :func:`results_alone`."""
+    try:
+        own = None if _results is None else _results.fileno()
+    except (OSError, ValueError):  # a stream in memory: the descriptor was left alone
+        own = None
+    if own is None:
+        yield
+        return
+    now = os.dup(1)
+    os.dup2(own, 1)
+    try:
+        yield
+    finally:
+        os.dup2(now, 1)
+        os.close(now)
+
+
+@contextlib.contextmanager
+def results_to(stream: IO[str]) -> Iterator[None]:
+    """Inside, results go to another stream."""
+    global _results
+    before, _results = _results, stream
+    try:
+        yield
+    finally:
+        _results = before
+
+
+def results() -> IO[str]:
+    """The stream of results."""
+    return sys.stdout if _results is None else _results
 
 
 def stderr(*, wrap: bool = True) -> Console:
@@ -22,7 +102,7 @@ def stdout() -> Console:
     """Console for results meant for people."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, file=results())
 
 
 def note(text: str, *, quiet: bool = False) -> None:
@@ -33,7 +113,12 @@ def note(text: str, *, quiet: bool = False) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout; numbers that JSON does not know (NaN, infinity) become null."""
-    print(json.dumps(_finite(value), indent=2))
+    print_result(json.dumps(_finite(value), indent=2))
+
+
+def print_result(text: str, end: str = "\n") -> None:
+    """Text on stdout."""
+    print(text, end=end, file=results())
 
 
 def _finite(value: Any) -> Any:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from adanat_toolkit.limits import MOST_IMAGES
+
 from . import options
 from .console import note, print_json
 
@@ -15,7 +17,7 @@ def encode(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.safetensors", help="Where the tokens go.")],
     generator: options.Generator = None,
     data: options.Data = None,
-    num: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
+    num: Annotated[int | None, typer.Option(min=1, max=MOST_IMAGES, help="Only the first images.")] = None,
     batch: options.Batch = None,
     weights: options.Weights = None,
     generator_option: options.GeneratorOptions = None,

@@ -18,7 +18,8 @@ def evaluate(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="RUN|FOLDER|fixed[:SCHEDULE]", help="Policy to judge (repeatable); default: the one that ships."
+            metavar="RUN|FOLDER|fixed[:SCHEDULE]",
+            help="Policy to judge (repeatable); default: the one that ships, where it takes --steps.",
         ),
     ] = None,
     generator: options.Generator = None,
@@ -36,7 +37,9 @@ def evaluate(
         str | None,
         typer.Option(metavar="SCHEDULE", help="Hand-made schedule to stand beside; default: the best known one."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="T", help="Steps of hand-made schedules.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="T", help="Steps of hand-made schedules; a learned policy has its own.")
+    ] = None,
     batch: options.Batch = None,
     weights: options.Weights = None,
     generator_option: options.GeneratorOptions = None,
@@ -74,7 +77,7 @@ def evaluate(
             dtype=dtype,
             offline=offline,
         )
-        shipped = pretrained_policy(model)
+        shipped = pretrained_policy(model, steps)
         chosen = named or ([str(shipped)] if shipped else [])
         extractor = create_features(choose_features(model, features), device=model.device, offline=offline)
         if out is not None and here.main:
@@ -97,13 +100,13 @@ def evaluate(
             )
         if not here.main:
             return
-        if out is not None:
-            write_comparison(comparison, out)
-            note(f"written: {out}", quiet=quiet)
         if json:
             print_json(comparison.to_json())
         else:
             _print_table(comparison)
+        if out is not None:  # after the figures are told: a full disk must not lose them
+            write_comparison(comparison, out)
+            note(f"written: {out}", quiet=quiet)
 
 
 FIGURES = {"frechet": "Frechet distance", "kid": "KID"}

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from adanat_toolkit.errors import AdaNATError, ConfigError
+from adanat_toolkit.errors import AdaNATError, ConfigError, explained
 
 from .compare import compare
+from .console import Command
 from .doctor import doctor
 from .encode import encode
 from .evaluate import evaluate
@@ -28,22 +29,28 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class ReportingGroup(TyperGroup):
-    """Prints an :class:`AdaNATError` as one clear message and exits with 1; ``ADANAT_DEBUG=1`` shows the traceback."""
+    """Prints an :class:`AdaNATError`, and what ``errors.explained`` makes one, as one clear message and exits with 1;
+    ``ADANAT_DEBUG=1`` shows the traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except AdaNATError as error:
-            if os.environ.get("ADANAT_DEBUG") == "1":
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except (AdaNATError, EOFError, OSError) as error:
+            known = error if isinstance(error, AdaNATError) else explained(error)
+            if known is None:
                 raise
+            if os.environ.get("ADANAT_DEBUG") == "1":
+                if known is error:
+                    raise
+                raise known from error  # not the EOFError itself, to which click says "Aborted."
             from rich.text import Text
 
             from .console import stderr
 
-            stderr().print(Text.assemble(("error: ", "bold red"), (str(error), "red")))
+            stderr().print(Text.assemble(("error: ", "bold red"), (str(known), "red")))
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
 
 
 SHARED = ("train", "sample", "evaluate", "stats")
@@ -92,14 +99,14 @@ def main(
     _refuse_copies(context.invoked_subcommand)
 
 
-app.command()(train)
-app.command()(sample)
-app.command()(evaluate)
-app.command()(compare)
+app.command(cls=Command)(train)
+app.command(cls=Command)(sample)
+app.command(cls=Command)(evaluate)
+app.command(cls=Command)(compare)
 app.add_typer(plugins, name="plugins")
-app.command()(doctor)
-app.command()(weights)
-app.command()(encode)
-app.command()(stats)
-app.command()(report)
-app.command()(publish)
+app.command(cls=Command)(doctor)
+app.command(cls=Command)(weights)
+app.command(cls=Command)(encode)
+app.command(cls=Command)(stats)
+app.command(cls=Command)(report)
+app.command(cls=Command)(publish)

@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+from adanat_toolkit.limits import MOST_IMAGES, MOST_SEED
+
+MOST_PROCESSES = 1024
+
 Generator = Annotated[
     str | None,
     typer.Option(
@@ -40,12 +44,15 @@ Gpus = Annotated[
     typer.Option(
         "--gpus",
         min=1,
+        max=MOST_PROCESSES,
         metavar="N",
         help="Processes to start, one a CUDA device; with --device cpu N processes on the CPU.",
     ),
 ]
-Batch = Annotated[int | None, typer.Option(min=1, help="Images in flight at once; it does not change the images.")]
-Seed = Annotated[int, typer.Option(min=0, help="First seed; the images take consecutive ones.")]
+Batch = Annotated[
+    int | None, typer.Option(min=1, max=MOST_IMAGES, help="Images in flight at once; it does not change the images.")
+]
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="First seed; the images take consecutive ones.")]
 Features = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Feature protocol; default: the generator's own (see adanat plugins)."),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options
-from .console import note, print_json, stdout
+from .console import Command, note, print_json, print_result, results_alone, stdout
 
 app = typer.Typer(help="List every plug-in with its origin, status and load error.", invoke_without_command=True)
 
@@ -17,7 +17,7 @@ app = typer.Typer(help="List every plug-in with its origin, status and load erro
 def plugins(
     context: typer.Context,
     timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="How long the import of a third party's plug-in may take.")
+        float, typer.Option(metavar="SECONDS", help="How long the import of a third party's plug-in may take.")
     ] = 10.0,
     json: options.Json = False,
 ) -> None:
@@ -29,14 +29,15 @@ def plugins(
         return
     from adanat_toolkit.registry import plugin_report
 
-    rows = plugin_report(timeout)
-    if json:
-        print_json(rows)
-    else:
-        _print(rows)
+    with results_alone():
+        rows = plugin_report(timeout)
+        if json:
+            print_json(rows)
+        else:
+            _print(rows)
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     name: Annotated[str, typer.Argument(metavar="NAME[:VARIANT]", help="Plug-in to check.")],
     kind: Annotated[
@@ -66,15 +67,15 @@ def check(
     else:
         for outcome in outcomes:
             mark = "ok  " if outcome.error is None else "FAIL"
-            print(f"{mark} {outcome.kind} {outcome.name}: {outcome.check}")
+            print_result(f"{mark} {outcome.kind} {outcome.name}: {outcome.check}")
             if outcome.error is not None:
-                print(f"       {outcome.error}")
-        print(f"{len(outcomes) - len(failed)} of {len(outcomes)} checks passed")
+                print_result(f"       {outcome.error}")
+        print_result(f"{len(outcomes) - len(failed)} of {len(outcomes)} checks passed")
     if failed:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def new(
     name: Annotated[str, typer.Argument(help="What users will type, such as my-reward.")],
     kind: Annotated[str, typer.Option(metavar="KIND", help="generator, reward or policy.")],
@@ -87,7 +88,7 @@ def new(
 
     folder = new_plugin(name, kind, out)
     note(f"pip install -e {folder}, then: adanat plugins check {name} --kind {kind}")
-    print(folder)
+    print_result(str(folder))
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -34,10 +34,13 @@ class Ranks:
         from adanat_toolkit.errors import ConfigError
         from adanat_toolkit.runtime import check_devices, join, launch
 
+        from .console import handed_on
+
         if self.number == 1 and (self.gpus or 1) > 1:
             assert self.gpus is not None
             check_devices(self.gpus, device)
-            launch(self.gpus, [sys.executable, "-m", "adanat_cli", *_arguments(self.context)])
+            with handed_on():
+                launch(self.gpus, [sys.executable, "-m", "adanat_cli", *_arguments(self.context)])
             raise typer.Exit()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", self.number))
         if self.gpus not in (None, local):
@@ -64,7 +67,9 @@ def ranks(context: typer.Context) -> Iterator[Ranks]:
                 print(error.details, file=sys.stderr)
             raise
         return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if here.main else nowhere):
+    from .console import results, results_to
+
+    with open(os.devnull, "w") as nowhere, results_to(results() if here.main else nowhere):
         try:
             yield here
             leave()
@@ -72,10 +77,13 @@ def ranks(context: typer.Context) -> Iterator[Ranks]:
             raise
         except KeyboardInterrupt:  # every process got it
             _end(130)
-        except Exception as error:
-            first = record_failure(error)
+        except Exception as raised:
+            from adanat_toolkit.errors import explained
+
+            told = explained(raised) or raised
+            first = record_failure(told)
             if first and LAUNCHED not in os.environ and (here.main or _has_met()):
-                _print_error(error, here)
+                _print_error(told, here)
             _end(1)
 
 

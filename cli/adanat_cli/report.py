@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,7 +36,10 @@ def report(
     seed: options.Seed = 0,
     data: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER|ZIP|FILE", help="Real images of the yardstick; default: those of the run."),
+        typer.Option(
+            metavar="FOLDER|ZIP|FILE",
+            help="Real images of the yardstick; default: the generator's own. Those of a run must be given again.",
+        ),
     ] = None,
     features: options.Features = None,
     curves_only: Annotated[
@@ -44,6 +47,7 @@ def report(
     ] = False,
     batch: options.Batch = None,
     weights: options.Weights = None,
+    generator_option: options.GeneratorOptions = None,
     offline: options.Offline = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -56,6 +60,7 @@ def report(
     Settings, curves, alarms, the yardstick table, the same seeds under hand-made and learned policies, the knobs over the
     steps, simple and hard samples, and an image after each step.
     """
+    from adanat_toolkit.errors import AdaNATError
     from adanat_toolkit.report import Settings, make_report
 
     from .progress import image_progress
@@ -67,14 +72,30 @@ def report(
         data=data,
         features=features,
         weights=weights,
+        options=generator_option or (),
         offline=offline,
         device=device,
         dtype=dtype,
         batch=batch,
     )
     command = shlex.join(["adanat", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("adanat", "__main__.py") else None
-    with image_progress(quiet=quiet) as show:
-        result = make_report(runs, out, settings, command=command, progress=show)
+    judged: list[dict[str, Any]] = []
+
+    def tell(run: dict[str, Any]) -> None:
+        judged.append(run)
+        if not json and "figures" in run:
+            print(
+                f"{run['name']}: Frechet distance {run['figures']['frechet']:.4f}, {run['ratio']:.3f} of the hand-made "
+                f"schedule's ({run['images']:,} images, {run['protocol']})"
+            )
+
+    try:
+        with image_progress(quiet=quiet) as show:
+            result = make_report(runs, out, settings, command=command, progress=show, on_figures=tell)
+    except AdaNATError:
+        if json and any("figures" in run for run in judged):
+            print_json({"report": None, "runs": judged})
+        raise
     for line in result["left_out"]:
         note(f"left out: {line}", quiet=quiet)
     note(f"written: {result['report']} ({result['bytes'] / 2**20:.1f} MiB)", quiet=quiet)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .console import note, print_json
+from .console import note, print_json, print_result
 
 if TYPE_CHECKING:
     from adanat_toolkit.training import RunConfig
@@ -129,7 +129,7 @@ def _print_plan(settings: dict[str, Any], plan: dict[str, Any], *, as_json: bool
         return
     import yaml
 
-    print(yaml.safe_dump(settings, sort_keys=False), end="")
-    print("#\n# What the run will need:")
+    print_result(yaml.safe_dump(settings, sort_keys=False), end="")
+    print_result("#\n# What the run will need:")
     for line in yaml.safe_dump(plan, sort_keys=False).splitlines():
-        print(f"#   {line}")
+        print_result(f"#   {line}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import PluginOptions
+from adanat_toolkit.interfaces import PluginOptions, Source
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from .emoji64 import FOLDER as EMOJI64
 from .fingerprints import fingerprint_state
 from .prepare import forward_batch, prepare_images
-from .prompt_rows import prompt_rows
+from .prompt_rows import CutPrompts, open_clip_ids, prompt_rows
 
 EMBEDDED = "emoji64"
 TEXT_CACHE = 20_000
@@ -34,7 +34,7 @@ class ClipOptions(PluginOptions):
     """``emoji64`` (embedded), an open_clip model name such as ``ViT-L-14-quickgelu`` (OpenAI's weights want the names with
     ``-quickgelu``), or a folder with ``open_clip_config.json`` and weights. ``auto`` is the embedded one for the embedded
     generators."""
-    weights: str | None = Field(None, min_length=1)
+    weights: Source = Field(None, min_length=1)
     """Weights of a named model: a local file (images are normalised as OpenAI's CLIP wants them; give a folder where a model
     wants another recipe), or one of open_clip's tags (``openai``), which it downloads."""
 
@@ -50,7 +50,7 @@ class ClipModel:
         self,
         name: str,
         network: nn.Module,
-        tokenize: Callable[[list[str]], Tensor],
+        tokenizer: Any,
         *,
         dim: int,
         size: int,
@@ -62,7 +62,8 @@ class ClipModel:
     ) -> None:
         self.name, self.dim, self.device = name, dim, device
         self.network: Any = network.to(device).eval().requires_grad_(False)
-        self._tokenize, self._mode, self._squash = tokenize, mode, squash
+        self._tokenize, self._mode, self._squash = tokenizer, mode, squash
+        self._cut = CutPrompts(f"CLIP {name}", tokenizer.context_length)
         self._size, self._mean, self._std = size, mean, std
         self._texts: dict[str, Tensor] = {}
 
@@ -102,7 +103,8 @@ class ClipModel:
 
         # A resumed run must compute the same, whatever the prompts are encoded with.
         least = minimum_batch(torch.float32, self.device, rows=True)
-        return in_chunks(run, self._tokenize(prompts).to(self.device), chunk=64, minimum=least)[0]
+        ids = open_clip_ids(self._tokenize, prompts, self._cut)
+        return in_chunks(run, ids.to(self.device), chunk=64, minimum=least)[0]
 
     def parameters_count(self) -> int:
         return sum(p.numel() for p in self.network.parameters())

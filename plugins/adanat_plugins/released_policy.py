@@ -17,6 +17,7 @@ from torch import Tensor
 from adanat_toolkit.core import ActionSpace, parse_schedule
 from adanat_toolkit.errors import ConfigError, WeightsError
 from adanat_toolkit.interfaces import Generator
+from adanat_toolkit.limits import MOST_STEPS
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy
 
 from .weights import load_into, plain, read_tree, select, strip_prefixes, unwrap
@@ -110,6 +111,8 @@ def load_published_policy(path: Path | str) -> tuple[dict[str, Tensor], PolicyFa
         WeightsError: the file cannot be read, or holds no actor.
     """
     tree = read_tree(path)
+    if not isinstance(tree, dict):
+        raise WeightsError(f"{path} is not a published AdaNAT policy: it holds no named tensors.")
     state = strip_prefixes({k: v.detach() for k, v in unwrap(tree).items() if isinstance(v, Tensor)})
     actor = select(state, "policy.actor.")
     needed = ("dw_conv.weight", "linear1.weight", "linear3.weight", "pw_conv.weight")
@@ -121,22 +124,32 @@ def load_published_policy(path: Path | str) -> tuple[dict[str, Tensor], PolicyFa
             f"{path} is not a published AdaNAT policy: it holds no model/policy.actor.* tensors, nor AdaGen's bare ones. "
             "Give the file of a policy, not a generator's or a tokenizer's."
         )
+    if any(actor[name].ndim < 2 or not actor[name].numel() for name in needed):
+        raise WeightsError(f"{path} is not a published AdaNAT policy: the shapes of policy.actor.* are others.")
     hidden = actor["dw_conv.weight"].shape[0]
     embedder = actor.get("x_embedder.weight")  # absent where the features have the policy's own width
-    arguments = plain(tree.get("args", {})) or {}
+    found = plain(tree.get("args", {}))
+    arguments = found if isinstance(found, dict) else {}
     heuristic = arguments.get("heu")
-    steps = arguments.get("gen_steps")
+    steps = _whole(arguments.get("gen_steps"))
+    if steps is not None and not 1 <= steps <= MOST_STEPS:
+        raise WeightsError(f"{path} says that it makes an image in {steps} steps; 1 to {MOST_STEPS:,} are possible.")
     facts = PolicyFacts(
         feature_dim=hidden if embedder is None else embedder.shape[1],
         outputs=actor["linear3.weight"].shape[0],
         cells=actor["linear1.weight"].shape[1] // actor["pw_conv.weight"].shape[0],
         residual=None if heuristic is None else bool(heuristic),
-        steps=int(steps) if isinstance(steps, (int, float)) else None,
-        counters={name: int(tree[name]) for name in _COUNTERS if isinstance(tree.get(name), (int, float))},
+        steps=steps,
+        counters={name: count for name in _COUNTERS if (count := _whole(tree.get(name))) is not None},
         arguments=arguments,
         bare=bare,
     )
     return actor, facts
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, where there is one."""
+    return int(value) if isinstance(value, int | float) and abs(value) < 2**63 else None
 
 
 def published_policy(

@@ -113,6 +113,21 @@ def test_evaluation_that_cannot_work(arguments: list[str], parts: list[str], ima
     refused(adanat("evaluate", "--policy", "fixed", "--num", "16", "--data", images, *arguments), *parts)
 
 
+def test_steps_that_no_policy_takes_are_refused(run: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were ignored: a learned policy has its own, and the one that ships takes 4."""
+    command = ["evaluate", "--num", "16", "--data", images, "--quiet", "--json"]
+    refused(adanat(*command, "--policy", run, "--steps", "9"), "in 2 steps, not 9", "leave --steps out")
+
+    def steps(*more: str | Path) -> list[list[int]]:
+        found = json.loads(adanat(*command, *more).stdout)
+        return [[row["steps"] for row in found[part]] for part in ("baselines", "policies")]
+
+    assert steps("--policy", run, "--steps", "2") == [[2], [2]]
+    assert steps("--policy", run, "--policy", "fixed", "--steps", "3") == [[2, 3], [2, 3]]
+    assert steps("--steps", "3") == [[3], []]  # nothing ships for 3 steps: the hand-made schedule alone
+    assert steps("--steps", "4") == [[4], [4]] == steps()
+
+
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
@@ -270,5 +285,5 @@ def test_files_of_encode_and_stats_are_named_safetensors(images: Path, tmp_path:
         refused(adanat(command, "--data", images, "--out", tmp_path / "x.npz", "-q"), "give a name that ends so")
     np.savez(tmp_path / "foreign.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     message = refused(adanat("evaluate", "--policy", "fixed", "--data", tmp_path / "foreign.npz"), "2048 features")
-    assert "(192); give the matching --features" in message
+    assert "(192 features): give --features inception-adanat or inception-fidelity, which they fit" in message
     refused(adanat("weights", "maskgit:halton"), "no weights are known for 'maskgit:halton'", "did you mean")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -18,7 +20,7 @@ from adanat_toolkit.errors import ConfigError, OutputError
 from adanat_toolkit.evaluation import RESULT
 from adanat_toolkit.policies import load_policy
 from adanat_toolkit.sampling import sample, seed_range
-from adanat_toolkit.storage import is_hub_id, local_policy
+from adanat_toolkit.storage import card_digest, is_hub_id, local_policy
 from adanat_toolkit.training import Trainer, validate
 
 from ..helpers.tiny import TinyGenerator, install_tiny
@@ -41,12 +43,19 @@ def evaluation(run: Path, sha256: str | None = None) -> dict[str, Any]:
     """What ``adanat evaluate --out`` writes, for the policy of a run."""
     card = json.loads((run / "policy" / "policy.json").read_text())
     card["sha256"] = sha256 or card["sha256"]
-    row = {"policy": str(run), "steps": 2, "card": card, "baseline": "fixed:cosine"}
+    row: dict[str, Any] = {"policy": str(run), "steps": 2, "card": card, "baseline": "fixed:cosine"}
     row |= {"figures": {"frechet": 12.345, "recall": 0.5}, "intervals": {"frechet": [11.5, 13.5]}}
     row |= {"ratio": {"frechet": 0.75}, "ratio_interval": {"frechet": [0.7, 0.8]}}
-    baseline = {"policy": "fixed:cosine", "steps": 2, "figures": {"frechet": 16.46, "recall": 0.25}, "intervals": {}}
+    baseline = {
+        "policy": "fixed:cosine",
+        "steps": 2,
+        "card": {},
+        "figures": {"frechet": 16.46, "recall": 0.25},
+        "intervals": {},
+    }
     facts = {"images": 2000, "seeds": [0, 1999], "real_images": 10934, "protocol": "net-1234", "device": "cpu"}
-    facts |= {"dtype": "float32", "protocol_card": {"resize": "none, 64x64"}}
+    facts |= {"dtype": "float32", "protocol_card": {"resize": "none, 64x64"}, "toolkit": "1", "data": "d"}
+    facts |= {"generator": "tiny", "generator_fingerprint": "f", "estimators": {}}
     return {**facts, "baselines": [baseline], "policies": [row]}
 
 
@@ -87,8 +96,78 @@ def test_figures_are_those_of_this_policy(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="judges other policies"):
         publish(run, str(tmp_path / "other"), TinyGenerator(), evaluation=tmp_path)
     assert not (tmp_path / "other").exists()
-    with pytest.raises(ConfigError, match="is no result of adanat evaluate"):
+    with pytest.raises(ConfigError, match=r"cannot read .*nowhere: No such file or directory. This is no result"):
         publish(run, str(tmp_path / "other"), TinyGenerator(), evaluation=tmp_path / "nowhere")
+
+
+BAD = [
+    "<script>alert(1)</script>",
+    "# heading\n\n# another",
+    "![x](https://example.org/x.png)",
+    "` </code><img src=https://example.org/x.png> `",
+    "``` ![x](https://example.org/x.png) ```",
+    "a | b | [c](https://example.org)",
+    "line\rbreak\u2028<b>",
+    "https://example.org/x",
+    "x" * 10_000,
+]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_texts_of_others_are_no_markdown_and_no_html(bad: str, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    shutil.copytree(run / "policy", folder)
+    card = json.loads((folder / "policy.json").read_text())
+    card["toolkit"] = card["training"]["reward"] = card["training"]["engine"] = bad
+    card["digest"] = card_digest(card)
+    (folder / "policy.json").write_text(json.dumps(card))
+    judged = evaluation(run)
+    row = judged["policies"][0]
+    row |= {"card": card, "baseline": bad, "figures": {**row["figures"], bad: 1.0}}
+    judged["baselines"][0]["figures"][bad] = 2.0
+    judged |= {"protocol": bad, "protocol_card": {bad: bad, "nested": {"a": [bad]}}, "device": bad, "dtype": bad}
+    (tmp_path / RESULT).write_text(json.dumps(judged))
+    target = tmp_path / "mine"
+    publish(folder, str(target), TinyGenerator(), evaluation=tmp_path)
+    text = (target / CARD).read_text()
+    publish(run, str(tmp_path / "plain"), TinyGenerator(), evaluation=_written(tmp_path / "own", evaluation(run)))
+    plain = (tmp_path / "plain" / CARD).read_text()
+    html = MarkdownIt("commonmark").enable("table").render(text.partition("---\n# ")[2])
+    tags = set(re.findall(r"<(/?[a-z0-9]+[^>]*)>", html))
+    expected = set(re.findall(r"<(/?[a-z0-9]+[^>]*)>", MarkdownIt("commonmark").enable("table").render(plain)))
+    assert tags <= expected, tags - expected
+    assert text.count("\n") <= plain.count("\n") + 3 and len(text) < 20_000
+
+
+def _written(folder: Path, value: Any) -> Path:
+    folder.mkdir()
+    (folder / RESULT).write_text(json.dumps(value))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        ("policies", 3, "policies must be"),
+        ("images", "<b>", "images must be a valid integer"),
+        ("seeds", [1], "seeds.1."),
+        ("policies.0.figures.frechet", "12", "figures.frechet must be a valid number, found '12'"),
+        ("policies.0.card", 3, "card must be"),
+        ("policies.0.ratio", {}, "lacks the field policies.0..ratio.frechet"),
+        ("baselines", [{}], "lacks the field baselines"),
+        ("protocol_card", ["a"], "protocol_card must be"),
+    ],
+)
+def test_a_result_of_another_shape(where: str, value: Any, message: str, run: Path, tmp_path: Path) -> None:
+    judged = evaluation(run)
+    part: Any = judged
+    *path, last = [int(key) if key.isdecimal() else key for key in where.split(".")]
+    for key in path:
+        part = part[key]
+    part[last] = value
+    (tmp_path / RESULT).write_text(json.dumps(judged))
+    with pytest.raises(ConfigError, match=message):
+        publish(run, str(tmp_path / "mine"), TinyGenerator(), evaluation=tmp_path)
 
 
 def test_the_commands(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,13 @@ def parse(words: list[str]) -> None:
 
 
 def without_launcher(words: list[str]) -> list[str]:
-    """``torchrun ... -m adanat_cli train`` and ``python -m adanat_cli train`` -> ``adanat train``."""
+    """``torchrun ... -m adanat_cli -- train`` and ``python -m adanat_cli train`` -> ``adanat train``."""
+    if words[0] == "torchrun":  # its own parser has the first word
+        from torch.distributed.run import get_args_parser
+
+        given = get_args_parser().parse_args(words[1:])
+        assert given.module and given.training_script == "adanat_cli", words
+        return ["adanat", *given.training_script_args]
     return ["adanat", *words[words.index("adanat_cli") + 1 :]] if "adanat_cli" in words else words
 
 

@@ -20,6 +20,7 @@ from adanat_plugins.released_policy import ADAGEN, Recipe, published_policy
 from adanat_plugins.tokenizers.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from adanat_plugins.tokenizers.vqgan import VQGAN, VQGANConfig
 from adanat_toolkit.core import GUIDANCE, TIME, TOKEN_KNOBS, ActionSpace, Noise, next_scale_knobs
+from adanat_toolkit.decoding.draws import whole_top_k
 from adanat_toolkit.interfaces import Context
 from adanat_toolkit.registry import create_generator
 
@@ -143,6 +144,11 @@ def check_case(fixture: Fixture, report: Report, case: str, config: dict[str, An
         for column, name in enumerate(order):
             limit = allowed["top_k column"] if name == "top_k" else exact
             report.close(f"{case} {what} {name}", value[..., column], io[what][..., column], **limit)
+    if "top_k" in order:
+        k = order.index("top_k")
+        away = (physical[..., k] - physical[..., k].round()).abs() > 0.01
+        report.equal(f"{case} kept tokens", whole_top_k(physical[..., k]), io["top_k_int"], where=away)
+        report.equal(f"{case} kept tokens, fresh", whole_top_k(fresh[..., k]), io["zero_top_k_int"])
     report.close(f"{case} residual", space.base(), io["residual"], **allowed["residual"])
     if path is None:
         return

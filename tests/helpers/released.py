@@ -22,7 +22,7 @@ TINY_MAGE = MAGEConfig(
     codebook_size=1024, vocab_size=2025,
 )
 TINY_VAR = VARConfig(
-    scales=(1, 2, 3, 4, 5), code_width=8, width=32, depth=2, heads=4, mlp_width=64, num_classes=11, vocabulary=48
+    scales=(1, 2, 3, 4, 5), code_width=8, width=32, depth=2, heads=4, mlp_width=64, num_classes=11, vocabulary=1024
 )
 TINY_UVIT: dict[str, Any] = {"tokens": 16, "codebook_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 4}
 

@@ -15,7 +15,8 @@ from PIL import Image
 from adanat_plugins.emoji64 import data as emoji
 from adanat_toolkit.core import Noise, sample_seeds
 from adanat_toolkit.errors import DataError
-from adanat_toolkit.images import MemoryImages, augment, decode_image, draw_positions
+from adanat_toolkit.images import MemoryImages, augment, draw_positions
+from adanat_toolkit.images.files import decode_image
 from adanat_toolkit.images.real_images import open_images
 from adanat_toolkit.interfaces import Context
 

@@ -15,9 +15,8 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_checker import check_env
 
 from adanat_toolkit.errors import CheckpointError, ConfigError
-from adanat_toolkit.integrations.sb3 import SB3Trainer
 from adanat_toolkit.integrations.gym_env import GenerationEnv, GenerationVectorEnv
-from adanat_toolkit.integrations.sb3 import GenerationPolicy, GenerationVecEnv
+from adanat_toolkit.integrations.sb3 import GenerationPolicy, GenerationVecEnv, SB3Trainer
 from adanat_toolkit.interfaces import Context, Generator, RewardModel
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, build_policy, load_policy
 from adanat_toolkit.sampling import gaussian_log_prob, sample, seed_range
@@ -142,6 +141,7 @@ def test_policy_is_ours_and_learns_in_plain_stable_baselines(generator):
 # --- the two engines --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize(
     "settings",
     [
@@ -162,7 +162,7 @@ def test_engines_agree(settings):
     assert len(exact) > 10
     assert {key: first[0][key] for key in exact} == {key: first[1][key] for key in exact}
     second = ours.step(), theirs.step()
-    # Adam's first steps turn rounding into steps of full length where a gradient is nearly zero: compare as a whole.
+    # A gradient that is nothing but rounding has either sign: compare as a whole.
     apart = (weights(theirs) - weights(ours)).norm() / (weights(ours) - start).norm()
     assert apart < 0.05
     for row, other in (first, second):

@@ -139,7 +139,7 @@ def test_plugins_that_hang_crash_or_clash_stop_no_other(
         "[adanat.policies]\nloud = loud_module:P\nadaptive = hangs_module:P\n",
         hangs_module="import time\ntime.sleep(600)\n",
         crashes_module="import os\nos.abort()\n",
-        loud_module="print('{}')\nclass P: pass\n",
+        loud_module="from adanat_toolkit.interfaces import Policy\nprint('{}')\nclass P(Policy): ...\n",
     )
     install("brighter3", "[adanat.rewards]\nwell = brighter_rewards3:Brightness\n", brighter_rewards3=GOOD)
     start = time.monotonic()
@@ -207,7 +207,8 @@ def test_an_unreadable_target_is_skipped(install: Install) -> None:
     with pytest.warns(UserWarning, match="not a target!"):
         names = {p.name: p for p in discover("reward")}
     assert "odd" not in names and "adversarial" in names
-    assert names["whole-module"].load().value == 4
+    with pytest.raises(PluginError, match="is a module"):
+        names["whole-module"].load()
 
 
 @pytest.mark.parametrize(
@@ -236,3 +237,27 @@ def test_options_errors_name_the_key() -> None:
         parse_options("x", Options, {"width": "wide"})
     with pytest.raises(ConfigError, match=r"unknown key 'widht'; did you mean 'width'\? Known: width\."):
         parse_options("x", Options, {"widht": 3})
+
+
+@pytest.mark.parametrize(
+    ("target", "what"),
+    [("odd", "a module"), ("odd:make", "a function"), ("odd:Foreign", "the class Foreign"), ("odd:TABLE", "a dict")],
+)
+@pytest.mark.parametrize("kind", list(GROUPS))
+def test_an_entry_point_that_names_something_else(kind: str, target: str, what: str, install: Install) -> None:
+    source = "TABLE = {}\ndef make(*a, **k): ...\nclass Foreign:\n    @classmethod\n    def variants(cls):\n        return ()\n"
+    install("odd-things", f"[{GROUPS[kind]}]\nodd = {target}\n", odd=source)
+    with pytest.raises(PluginError, match=rf"{kind} 'odd' of odd-things 1.2 is {what} .*must name a subclass of"):
+        load(kind, "odd")
+
+
+def test_the_list_names_entry_points_of_something_else(install: Install) -> None:
+    source = "def make(*a, **k): ...\nclass Foreign: ...\n"
+    points = "\n".join(
+        f"[{group}]\nmodule = odd\nfunction = odd:make\nforeign = odd:Foreign" for group in GROUPS.values()
+    )
+    install("odd-things", points, odd=source)
+    rows = [row for row in plugin_report() if row["distribution"] == "odd-things"]
+    assert len(rows) == 3 * len(GROUPS)
+    for row in rows:
+        assert row["status"] == "broken" and "must name a subclass of" in row["error"], row

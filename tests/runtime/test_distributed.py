@@ -17,7 +17,8 @@ from torch import Tensor
 from adanat_toolkit.errors import ConfigError
 from adanat_toolkit.runtime import distributed, gather
 from adanat_toolkit.runtime.distributed import local_slice, mean_and_std, sum_gradients, sum_over_ranks
-from adanat_toolkit.storage import RunFolder, load_tensors
+from adanat_toolkit.storage import RunFolder
+from adanat_toolkit.storage.files import load_tensors
 from adanat_toolkit.training import Trainer, merge, validate
 
 from ..helpers.train_process import PRELOADED, SERVER, write_images

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from adanat_toolkit.errors import CheckpointError, InUseError, OutputError
-from adanat_toolkit.storage import RunFolder, held, load_tensors, prepare_folder, save_tensors, write_file, write_json
+from adanat_toolkit.storage import RunFolder, card_digest, held, prepare_folder, save_tensors, write_file, write_json
 from adanat_toolkit.storage import files as runs
+from adanat_toolkit.storage.files import load_tensors
 
 TENSORS: dict[str, Tensor] = {
     "a": torch.arange(6.0).view(2, 3),
@@ -192,11 +193,12 @@ def test_a_flipped_bit(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        (b"", "not valid JSON"),
+        (b"", "is empty"),
         (b'{"format": 1, "sha', "not valid JSON"),
-        (b"\xff\xfe", "not valid JSON"),
-        (b"[1, 2]", "format None"),
-        (b'{"format": 99}', "format 99; this version reads format 1"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"[1, 2]", "must be an object, found a list of 2"),
+        (b'{"format": 99}', "format 99; this version reads 1 and 2"),
+        (b'{"format": 2, "sha256": 7}', "sha256 must be a valid string, found 7"),
     ],
 )
 def test_damaged_card(card: bytes, message: str, saved: Path) -> None:
@@ -219,6 +221,7 @@ def test_not_tensors_at_all(saved: Path) -> None:
     (saved / "state.safetensors").write_bytes(b"not tensors")
     card = json.loads((saved / "state.json").read_text())
     card["sha256"] = hashlib.sha256(b"not tensors").hexdigest()
+    card["digest"] = card_digest(card)
     (saved / "state.json").write_text(json.dumps(card))
     with pytest.raises(CheckpointError, match="is damaged"):
         load_tensors(saved, "state")
@@ -280,7 +283,7 @@ def test_metrics(tmp_path: Path) -> None:
 def test_damage_inside_the_metrics_loses_no_row(tmp_path: Path) -> None:
     folder, file = RunFolder(tmp_path), tmp_path / "metrics.jsonl"
     file.write_text('{"iteration": 1}\n{"iterat\n{"iteration": 3}\n')
-    with pytest.raises(CheckpointError, match=r"line 2 of 3 in .*metrics\.jsonl is damaged"):
+    with pytest.raises(CheckpointError, match=r"line 2 of .*metrics\.jsonl is damaged"):
         folder.truncate_metrics(3)
     assert len(file.read_text().splitlines()) == 3
 
@@ -290,5 +293,5 @@ def test_damaged_config(content: bytes, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.config is None
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"config\.json is (damaged|not usable).* Restore it or choose"):
         _ = folder.config

@@ -33,10 +33,15 @@ def scalars(run: Path, name: str) -> dict[int, float]:
 
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    return {event.step: event.value for event in events.Scalars(name)}
+    found = events.Scalars(name)
+    assert len({event.step for event in found}) == len(found), "a step is shown twice"
+    return {event.step: event.value for event in found}
 
 
-def test_tensorboard_has_the_rows_of_an_interrupted_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("killed_at", [1, 3])  # before the first checkpoint, and after it
+def test_tensorboard_has_the_rows_of_an_interrupted_run_once(
+    killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("tensorboard")
     install_tiny(tmp_path / "site", monkeypatch)
     run = tmp_path / "run"
@@ -45,12 +50,12 @@ def test_tensorboard_has_the_rows_of_an_interrupted_run_once(tmp_path: Path, mon
         pass
 
     def kill(row: dict[str, Any]) -> None:
-        if row["iteration"] == 3:
+        if row["iteration"] == killed_at:
             raise Killed
 
-    with pytest.raises(Killed):  # after row 3, of which no checkpoint was kept
+    with pytest.raises(Killed):  # after a row of which no checkpoint was kept
         Trainer(settings(trajectories=32, tracker=("tensorboard",))).run(run, on_iteration=kill)
-    assert sorted(scalars(run, "reward/mean")) == [8, 16, 24]
+    assert sorted(scalars(run, "reward/mean")) == [8, 16, 24][:killed_at]
     Trainer(settings(trajectories=32, tracker=("tensorboard",))).run(run)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for name in ("reward/mean", "ppo/clip_fraction", "knob/mask_ratio/0"):

@@ -20,7 +20,8 @@ from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, InU
 from adanat_toolkit.policies import load_policy
 from adanat_toolkit.registry import create_generator
 from adanat_toolkit.sampling import sample, seed_range
-from adanat_toolkit.storage import RunFolder, held, load_tensors
+from adanat_toolkit.storage import RunFolder, held
+from adanat_toolkit.storage.files import load_tensors
 from adanat_toolkit.training import Trainer, merge, validate
 from adanat_toolkit.training.checkpoint import load_optimiser, optimiser_state
 
@@ -372,3 +373,27 @@ def test_optimiser_state_round_trip() -> None:
         module(torch.ones(1, 3)).square().sum().backward()
         optimiser.step()
     assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), other.parameters(), strict=True))
+
+
+def test_adams_epsilon_is_that_the_run_was_started_with(interrupted: tuple[dict[str, Any], Path]) -> None:
+    """Runs of versions without the setting had 1e-8, and go on with it."""
+    settings, out = interrupted
+    assert Trainer(validate(settings)).optimiser.param_groups[0]["eps"] == 1e-5
+    stored = json.loads((out / "config.json").read_text())
+    del stored["ppo"]["adam_epsilon"]
+    (out / "config.json").write_text(json.dumps(stored))
+    before = files(out)
+    refused(merge(settings, {"ppo": {"adam_epsilon": 1e-5}}), out, r"ppo\.adam_epsilon: 1e-08 -> 1e-05")
+    trainer = Trainer(validate(settings))
+    trainer.run(out)
+    assert trainer.optimiser.param_groups[0]["eps"] == trainer.config.ppo.adam_epsilon == 1e-8
+    assert files(out)["config.json"] == before["config.json"]
+
+
+@pytest.mark.parametrize("engine", ["adanat", "sb3"])
+def test_adams_epsilon_in_both_engines(engine: str, tiny: dict[str, Any]) -> None:
+    from adanat_toolkit.training import create_trainer
+
+    for asked, expected in (({}, 1e-5), ({"adam_epsilon": 1e-3}, 1e-3)):
+        trainer = create_trainer(validate(merge(tiny, {"engine": engine, "ppo": asked})))
+        assert [group["eps"] for group in trainer.optimiser.param_groups] == [expected]

@@ -22,7 +22,7 @@ from adanat_plugins.generators.maskgit import embedded_tokenizer
 from adanat_plugins.weights import load_into, place
 from adanat_toolkit.core import GUIDANCE, INITIAL, STEP, ActionSpace, Knob, Noise
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions
+from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions, Source
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
@@ -36,7 +36,7 @@ STEP_SIZE = Knob(
 
 
 class Options(PluginOptions):
-    weights: str | None = None
+    weights: Source = None
     """File written by ``train.py``; None is the one that ships."""
 
 

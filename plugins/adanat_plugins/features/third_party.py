@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adanat_toolkit.errors import WeightsError
-from adanat_toolkit.interfaces import PluginOptions
+from adanat_toolkit.interfaces import PluginOptions, Source
 
 from ..weights import Asset, resolve
 
@@ -19,7 +19,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class WeightsOptions(PluginOptions):
     """Options of a protocol with one weights file."""
 
-    weights: str | None = None
+    weights: Source = None
     """A file, a folder that holds it, or a hub id; None looks in the weights folder, then fetches the published file
     unless offline."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from adanat_toolkit.errors import ConfigError, WeightsError
@@ -32,7 +33,7 @@ SCHEDULE = "adanat"
 
 
 class AdaNATOptions(PublishedOptions):
-    heads: int | None = None
+    heads: int | None = Field(None, ge=1, le=1024)
     """Attention heads; None takes the published number for the checkpoint's width (weights do not tell it)."""
 
 

@@ -8,7 +8,6 @@ temperature, which is the knob's value 1.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,11 +17,13 @@ from torch import Tensor, nn
 
 from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import Context, PluginOptions
+from adanat_toolkit.interfaces import Context, PluginOptions, Source
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks, minimum_batch
+from adanat_toolkit.storage import read_document, shortened
 
 from ..fingerprints import fingerprint_state
+from ..prompt_rows import CutPrompts
 from ..tokenizers.vqmodel import VQModelTokenizer
 from ..weights import asset, build, place, read_state, resolve
 from .text_conditional import TextConditional
@@ -39,7 +40,7 @@ PARTS = ("transformer", "vqvae", "text_encoder", "tokenizer", "scheduler")
 
 
 class AmusedOptions(TokenizedOptions):
-    weights: str | None = None
+    weights: Source = None
     """Pipeline folder in diffusers' layout, a folder that holds it, or a hub id; None means the weights folder."""
 
 
@@ -55,16 +56,14 @@ class AmusedTextEncoder(nn.Module):
         self.tower = place(tower, device, dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.device, self.dtype = device, dtype
+        self._cut = CutPrompts("the generator's text encoder", tokenizer.model_max_length)
 
     @torch.no_grad()
     def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B prompts -> states (B, L, C) before the last layer and pooled (B, P) after the projection, float32."""
         distinct = list(dict.fromkeys(prompts))
         row = {prompt: i for i, prompt in enumerate(distinct)}
-        length = self.tokenizer.model_max_length
-        ids = self.tokenizer(
-            distinct, return_tensors="pt", padding="max_length", truncation=True, max_length=length
-        ).input_ids
+        ids = self._ids(distinct)
 
         def run(batch: Tensor) -> tuple[Tensor, Tensor]:
             out = self.tower(batch, output_hidden_states=True)
@@ -74,6 +73,22 @@ class AmusedTextEncoder(nn.Module):
         states, pooled = in_chunks(run, ids.to(self.device), minimum=minimum)
         index = torch.tensor([row[prompt] for prompt in prompts], device=self.device)
         return states[index], pooled[index]
+
+    def _ids(self, prompts: list[str]) -> Tensor:
+        """(B, L) int64, cut to the length that the tower reads."""
+
+        def tokenized(some: list[str], length: int) -> Any:
+            return self.tokenizer(
+                some, return_tensors="pt", padding="max_length", truncation=True, max_length=length
+            )
+
+        found = tokenized(prompts, self._cut.limit)
+        full = [prompt for prompt, last in zip(prompts, found.attention_mask[:, -1].tolist(), strict=True) if last]
+        if full:  # those that end at the last place are not too long
+            longer = tokenized(full, self._cut.limit + 1)
+            self._cut.count(int(longer.attention_mask[:, -1].sum()), len(prompts))
+        ids: Tensor = found.input_ids
+        return ids
 
 
 class Amused(TextConditional):
@@ -176,7 +191,13 @@ def _load_networks(folder: Path, device: torch.device, dtype: torch.dtype) -> tu
 
     def load(kind: Any, part: str) -> Any:
         config = _config(folder / part / "config.json")
-        return build(lambda: kind.from_config(config), read_state(folder / part), source=str(folder / part))
+        state = read_state(folder / part)
+        try:
+            return build(lambda: kind.from_config(config), state, source=str(folder / part))
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+            raise WeightsError(
+                f"{folder / part / 'config.json'} describes no {kind.__name__}: {error}. Fetch the whole folder again."
+            ) from None
 
     network, vqvae = load(UVit2DModel, "transformer"), load(VQModel, "vqvae")
     scheduler = folder / "scheduler" / "scheduler_config.json"
@@ -202,10 +223,11 @@ def _load_text(folder: Path) -> tuple[Any, Any]:
 
     loader: Any = transformers.CLIPTextModelWithProjection
 
+    _config(folder / "text_encoder" / "config.json")
     try:
         tower, found = loader.from_pretrained(folder / "text_encoder", local_files_only=True, output_loading_info=True)
         tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # transformers raises a dozen kinds for a damaged folder
         raise WeightsError(
             f"{folder}: the text encoder cannot be read: {error}. Fetch the whole folder again."
         ) from None
@@ -219,7 +241,10 @@ def _load_text(folder: Path) -> tuple[Any, Any]:
 
 
 def _config(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{file} cannot be read ({error}); fetch the whole folder again.") from None
+    """What a part's configuration says, no number in it beyond what a network of such a pipeline may have."""
+    found: dict[str, Any] = read_document(file, dict[str, Any], error=WeightsError, remedy="Fetch the whole folder again.")
+    for key, value in found.items():
+        limit = 256 if "layers" in key else 2**20
+        if isinstance(value, int) and abs(value) > limit:
+            raise WeightsError(f"{file}: {shortened(key)} = {value}, at most {limit:,}. Fetch the whole folder again.")
+    return found

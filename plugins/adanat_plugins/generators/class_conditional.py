@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from adanat_toolkit.core import CONTEXT, Noise
-from adanat_toolkit.interfaces import Context, ContextKind, PluginOptions
+from adanat_toolkit.interfaces import Context, ContextKind, PluginOptions, Source
 
 from ..weights import Asset, resolve
 from .tokenized import TokenizedGenerator, TokenizedOptions
@@ -17,9 +17,9 @@ from .tokenized import TokenizedGenerator, TokenizedOptions
 class PublishedOptions(TokenizedOptions):
     """Where the files are."""
 
-    weights: str | None = None
+    weights: Source = None
     """Weights file of the generator, a folder that holds it, or a hub id; None means the weights folder."""
-    tokenizer: str | None = None
+    tokenizer: Source = None
     """The same for the tokenizer's file; None takes it from the folder ``weights`` where it is there."""
 
 

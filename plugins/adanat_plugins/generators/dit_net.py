@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adanat_toolkit.errors import ConfigError, WeightsError
 from adanat_toolkit.policies import StepEmbedding
-from adanat_toolkit.runtime import minimum_batch, padded
+from adanat_toolkit.runtime import minimum_rows, padded
 
 from .uvit import Attention
 
@@ -145,8 +145,7 @@ class DiT(nn.Module):
             prediction (B, outputs, side, side) and features (B, N, width): the last block's output, not normalised.
         """
         # One row a sample: a few are filled up, so that a sample does not depend on how many there are.
-        rows = minimum_batch(torch.float32, x.device, rows=True)
-        *modulations, last = padded(self.modulations, rows, time, classes).split(self._widths, dim=1)
+        *modulations, last = padded(self.modulations, minimum_rows(x.device), time, classes).split(self._widths, dim=1)
         features = self.x_embedder(x) + self.pos_embed
         for block, modulation in zip(self.blocks, modulations, strict=True):
             features = block(features, modulation)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace
@@ -28,7 +29,7 @@ from .tokenized import Tokenizer
 
 
 class HaltonOptions(PublishedOptions):
-    heads: int | None = None
+    heads: int | None = Field(None, ge=1, le=1024)
     """Attention heads; None takes the published number for the checkpoint's width (weights do not tell it)."""
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace, Noise
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions
+from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions, Source
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
@@ -35,7 +35,7 @@ HEADS = {"vit-b": (12, 16), "vit-l": (16, 16)}
 
 
 class MAGEOptions(TokenizedOptions):
-    weights: str | None = None
+    weights: Source = None
     """File, folder or hub id of another checkpoint of the variant; None means the embedded or default one."""
 
 

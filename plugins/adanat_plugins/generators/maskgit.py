@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace, Noise
 from adanat_toolkit.errors import ConfigError, nearest
-from adanat_toolkit.interfaces import Context, ImageSource, TokenGenerator
+from adanat_toolkit.interfaces import Context, ImageSource, Source, TokenGenerator
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
@@ -113,11 +114,11 @@ class Emoji64MaskGIT(UViTClassGenerator):
 
 
 class MaskGITOptions(TokenizedOptions):
-    weights: str | None = None
+    weights: Source = None
     """Weights file, folder or hub id; None means the embedded or default file of the variant."""
-    tokenizer: str | None = None
+    tokenizer: Source = None
     """The same for the tokenizer of a variant with third-party weights."""
-    heads: int | None = None
+    heads: int | None = Field(None, ge=1, le=1024)
     """Attention heads of a checkpoint of an unpublished size (weights do not tell them)."""
 
 
@@ -132,8 +133,8 @@ PUBLISHED = {
 """Variants with third-party weights: what builds them (arguments of ``MaskGIT.create``), imported when asked for."""
 
 
-class MaskGIT:
-    """The plug-in: builds the variant asked for."""
+class MaskGIT(TokenGenerator):
+    """The plug-in: builds the variant asked for, whose class is another one."""
 
     Options = MaskGITOptions
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace, Noise
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions
+from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions, Source
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
@@ -33,7 +33,7 @@ from .uvit import UViT
 
 
 class MuseOptions(AdaNATOptions):
-    text_encoder: str | None = None
+    text_encoder: Source = None
     """Weights file of the CLIP whose text tower is used, a folder that holds it, or a hub id; None: the default."""
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
-from ..prompt_rows import prompt_rows
+from ..prompt_rows import CutPrompts, open_clip_ids, prompt_rows
 from ..weights import build, read_state
 
 
@@ -62,6 +62,7 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.device, self.dtype = device, dtype
         self._known: dict[str, Tensor] = {}
+        self._cut = CutPrompts("the generator's text encoder", config.context_length)
 
     @classmethod
     def load(
@@ -106,7 +107,11 @@ class TextEncoder(nn.Module):
         """(B, L) int64 ids, kept because cleaning and merging text takes longer than a small encoder."""
         if not prompts:
             return self.tokenizer(prompts)
-        return prompt_rows(prompts, self._known, self.tokenizer, limit=KEPT_PROMPTS)
+
+        def ids(missing: list[str]) -> Tensor:
+            return open_clip_ids(self.tokenizer, missing, self._cut)
+
+        return prompt_rows(prompts, self._known, ids, limit=KEPT_PROMPTS)
 
 
 def _tower(config: TextConfig) -> nn.Module:

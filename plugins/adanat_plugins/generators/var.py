@@ -29,16 +29,13 @@ from adanat_toolkit.runtime import COMPILED, in_chunks, minimum_batch
 
 from ..emoji64 import FOLDER
 from ..fingerprints import fingerprint_state
+from ..released_policy import ADAGEN, read_policy
 from ..tokenizers.multi_scale import MultiScaleQuantizer, MultiScaleTokenizer, MultiScaleVQ, MultiScaleVQConfig
 from ..weights import asset, build, place, read_state, resolve
 from .class_conditional import PublishedOptions, published_files, uniform_classes
 from .maskgit import embedded_tokenizer
 from .var_net import VAR, VARConfig
 
-TOP_K, TOP_P = 900, 0.96
-"""What VAR's authors sample with at every scale."""
-GUIDANCE = {"d16": 1.5, "d30": 2.0}
-"""Guidance at the finest scale that AdaGen's configurations start from."""
 POLICY_GRID = (16, 16)
 """Features of every scale are resized to this grid, whatever the tokens' own is: published policies read 256 cells."""
 
@@ -154,7 +151,7 @@ class NextScale(Generator):
         )
         network = load_var(files[0])
         tokenizer = load_tokenizer(files[1], network.config, device, dtype)
-        schedule = f"guidance={GUIDANCE[name]:g},top_k={min(TOP_K, network.config.vocabulary)},top_p={TOP_P:g}"
+        schedule = ADAGEN[f"var:{name}"].schedule
         made = cls(
             f"var:{name}", network, tokenizer, grid=POLICY_GRID, default_schedule=schedule, device=device, dtype=dtype
         )
@@ -231,6 +228,10 @@ class NextScale(Generator):
     @torch.no_grad()
     def encode_latents(self, images: Tensor) -> Tensor:
         return self.tokenizer.quantizer.encode(self.tokenizer.encode(images))[1][-1]
+
+    def read_policy(self, path: Path, steps: int | None, changes: str = "") -> Any:
+        """A policy published with AdaGen (see ``released_policy.read_policy``)."""
+        return read_policy(path, self, steps, changes)
 
     # --- the transformer ----------------------------------------------------------------------------------------------
 

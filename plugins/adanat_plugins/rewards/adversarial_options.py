@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from adanat_toolkit.interfaces import PluginOptions
+from adanat_toolkit.interfaces import PluginOptions, Source
+from adanat_toolkit.limits import MOST_IMAGES
 
 from .adversarial_losses import Loss
 from .augment import Augmentation
@@ -31,23 +32,23 @@ class AdversarialOptions(PluginOptions):
     the real images of every update are encoded); ``auto`` is the embedded one for emoji64, else DINO."""
     backbone_model: str | None = None
     """timm's or open_clip's name of another network of the same kind."""
-    backbone_weights: str | None = None
+    backbone_weights: Source = None
     """Its weights: a file or a hub id; None looks in the weights folder."""
-    backbone_size: int | None = Field(None, ge=16)
+    backbone_size: int | None = Field(None, ge=16, le=4096)
     """Image side that a timm backbone works on (a multiple of its patch); None: 224. Smaller is faster."""
-    published: str | None = None
+    published: Source = None
     """A published AdaNAT training checkpoint: backbone and heads start from its discriminator (``paper`` only)."""
-    pool: int = Field(1, ge=1)
+    pool: int = Field(1, ge=1, le=64)
     """Average pooling of the features' map before the heads (must divide its side)."""
     crop: float = Field(0.0, ge=0, le=1)
     """Probability, drawn once an iteration, that images larger than the backbone's input are cropped (all at the same
     place) and not resized."""
 
-    width: int = Field(64, ge=8, multiple_of=8)
+    width: int = Field(64, ge=8, le=4096, multiple_of=8)
     """Channels inside a small head."""
-    kernel: int = Field(9, ge=1)
+    kernel: int = Field(9, ge=1, le=255)
     """Kernel of a small head's residual convolution over positions."""
-    outputs: int = Field(64, ge=1)
+    outputs: int = Field(64, ge=1, le=65_536)
     """Channels that a small head weighs with the context."""
     norm: Norm = "none"
     """Normalisation in the heads: ``none``, ``group`` (of channels), ``local`` (batch norm over groups of up to 8
@@ -70,13 +71,13 @@ class AdversarialOptions(PluginOptions):
 
     learning_rate: float = Field(3e-4, gt=0)
     betas: tuple[float, float] = (0.5, 0.999)
-    updates: int = Field(2, ge=1)
+    updates: int = Field(2, ge=1, le=10_000)
     """Adam steps an iteration."""
-    batch: int = Field(128, ge=1)
+    batch: int = Field(128, ge=1, le=MOST_IMAGES)
     """Real images in one step, and about as many generated ones, of all processes together."""
     every: int = Field(1, ge=1)
     """Iterations between updates ("lazy updates": a discriminator that lags behind is harder to saturate)."""
-    replay: int = Field(0, ge=0)
+    replay: int = Field(0, ge=0, le=MOST_IMAGES)
     """Earlier generated images that are kept (0: none). They are part of checkpoints."""
     replay_share: float = Field(0.25, gt=0, le=1)
     """Share of a step's generated images that comes from them."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adanat_toolkit.errors import ConfigError, WeightsError
-from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions
+from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions, Source
 
 from ..clip_models import ClipOptions, load_clip
 from ..weights import read_state
@@ -23,7 +23,7 @@ _ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "gelu": F.gelu}
 class AestheticOptions(ClipOptions):
     """Options of the aesthetic reward; ``model`` and ``weights`` name the CLIP that the head was trained on."""
 
-    head: str | None = None
+    head: Source = None
     """File of the head's linear layers: torch (read without running pickled code) or safetensors."""
     activation: Literal["none", "relu", "gelu"] = "none"
     """Between the layers. The published heads have none."""

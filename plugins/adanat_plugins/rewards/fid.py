@@ -19,9 +19,10 @@ from adanat_toolkit.interfaces import (
     LearnedReward,
     PluginOptions,
     RewardModel,
+    Source,
 )
 from adanat_toolkit.metrics import FeatureStatistics, statistics_of
-from adanat_toolkit.registry import create_features
+from adanat_toolkit.registry import create_features, features_named_in
 from adanat_toolkit.runtime import gather, in_chunks
 
 from ..weights import is_offline
@@ -42,7 +43,7 @@ class FidOptions(PluginOptions):
     """Feature protocol (``adanat plugins`` lists them). ``auto``: ``emoji64`` for the embedded generators, else
     ``inception-fidelity``. A yardstick with the features of the reward is no longer independent of it."""
     feature_options: dict[str, Any] = Field(default_factory=dict)
-    reference: str | None = None
+    reference: Source = None
     """Statistics of the real images: a file of ``adanat stats`` or a published ``.npz``. Default: computed."""
     group: int | None = Field(None, ge=2)
     """``shared``: samples that share one distance. Default: a quarter of the batch, but at most 64: a batch of one group
@@ -104,9 +105,12 @@ class FidReward(RewardModel):
         if file is not None:
             reference = FeatureStatistics.load(Path(file).expanduser(), extractor.protocol)
             if len(reference.mean) != extractor.feature_dim or reference.protocol not in ("", extractor.protocol):
+                fitting = features_named_in(reference.protocol)
+                remedy = f"set reward.options.features={fitting[0]}, which it fits, or " if fitting else ""
                 raise DataError(
                     f"{file} holds {len(reference.mean)} features of protocol {reference.protocol or 'unknown'}, but "
-                    f"the reward uses {extractor.feature_dim} of {extractor.protocol}; make it again with `adanat stats`."
+                    f"the reward uses {extractor.feature_dim} of {extractor.protocol}; {remedy}make it again with "
+                    "`adanat stats`."
                 )
             return reference
         if real is None:

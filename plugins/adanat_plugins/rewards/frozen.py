@@ -9,7 +9,7 @@ from string import Formatter
 from torch import Tensor
 
 from adanat_toolkit.errors import ConfigError
-from adanat_toolkit.interfaces import Context, Generator, PluginOptions, RewardModel
+from adanat_toolkit.interfaces import Context, Generator, PluginOptions, RewardModel, Source
 
 DEFAULT_TEMPLATE = "a photo of a {name}"
 IMAGENET = "imagenet"
@@ -39,7 +39,7 @@ class PromptOptions(PluginOptions):
     template: str | None = None
     """Prompt of a class: ``{name}`` is the class name, ``{id}`` its number. Default: "a photo of a {name}". For an
     unconditional generator this is the prompt of every image, without fields."""
-    class_names: str | None = None
+    class_names: Source = None
     """Text file with one class name a line, or ``imagenet`` for the 1,000 names that open_clip uses; default: the
     generator's own names."""
 

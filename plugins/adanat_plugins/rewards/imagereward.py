@@ -13,10 +13,11 @@ from pydantic import Field
 from torch import Tensor
 
 from adanat_toolkit.errors import WeightsError
-from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions
+from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions, Source
 from adanat_toolkit.runtime import in_chunks, minimum_batch, resolve_dtype
 
 from ..prepare import forward_batch, prepare_images
+from ..prompt_rows import CutPrompts
 from ..weights import Asset, build, is_offline, read_state, resolve
 from .frozen import FrozenReward, PromptOptions, Prompts
 from .imagereward_net import TEXT_LENGTH, ImageRewardConfig, ImageRewardNet
@@ -67,9 +68,9 @@ VOCABULARY = RewardAsset(
 class ImageRewardOptions(PromptOptions):
     """Options of ImageReward."""
 
-    weights: str | None = None
+    weights: Source = None
     """``ImageReward.pt`` (or its tensors as safetensors): a file, a folder or a hub id. Default: weights folder."""
-    tokenizer: str | None = None
+    tokenizer: Source = None
     """``vocab.txt`` of bert-base-uncased: the file, a folder with it, or a hub id. Default: weights folder."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int | None = Field(None, ge=1)
@@ -157,6 +158,7 @@ class WordPiece:
         self._pad = vocabulary["[PAD]"]
         self._tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=True)
         self._tokenizer.enable_truncation(TEXT_LENGTH)
+        self._cut = CutPrompts("ImageReward", TEXT_LENGTH)
 
     def check_fits(self, embeddings: int) -> None:
         """Raises WeightsError when the vocabulary has more entries than the network (BLIP added two to BERT's)."""
@@ -170,7 +172,10 @@ class WordPiece:
         """Ids and attention mask, (B, 35) int64 each: [CLS] words [SEP], cut or padded; the mask is 0 at padding."""
         ids = torch.full((len(prompts), TEXT_LENGTH), self._pad, dtype=torch.int64)
         mask = torch.zeros_like(ids)
-        for row, encoding in enumerate(self._tokenizer.encode_batch(list(prompts))):
+        encodings = self._tokenizer.encode_batch(list(prompts))
+        distinct = dict(zip(prompts, encodings, strict=True))
+        self._cut.count(sum(bool(encoding.overflowing) for encoding in distinct.values()), len(distinct))
+        for row, encoding in enumerate(encodings):
             ids[row, : len(encoding.ids)] = torch.tensor(encoding.ids)
             mask[row, : len(encoding.ids)] = 1
         return ids, mask

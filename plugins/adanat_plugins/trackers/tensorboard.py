@@ -32,8 +32,9 @@ class TensorBoardTracker(Tracker):
                 "Install it: pip install 'adanat-toolkit[tensorboard]'."
             ) from None
         rows = RunFolder(folder).metrics()
-        # Rows after the checkpoint that a run resumes from are made again: hide the first edition.
-        after = int(rows[-1].get("trajectories", 0)) + 1 if rows else None
+        # Rows after the checkpoint that a run resumes from are made again, all of them where there is none: hide the first
+        # edition.
+        after = int(rows[-1].get("trajectories", 0)) + 1 if rows else 0
         writer = SummaryWriter(str(folder / "tensorboard"), purge_step=after)
         writer.add_text("config", f"```json\n{json.dumps(config, indent=2)}\n```", 0)
         return cls(writer)

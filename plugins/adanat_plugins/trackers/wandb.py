@@ -54,7 +54,8 @@ class WandbTracker(Tracker):
         return cls(run)
 
     def log(self, figures: dict[str, float], trajectories: int) -> None:
-        self.run.log({**figures, "trajectories": trajectories})
+        # As the step, of which wandb keeps the first edition: rows after a checkpoint are made again, and are the same.
+        self.run.log({**figures, "trajectories": trajectories}, step=trajectories)
 
     def close(self) -> None:
         self.run.finish()

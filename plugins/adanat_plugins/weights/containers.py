@@ -7,20 +7,23 @@ format allows it: a tensor that is never used is never read.
 
 from __future__ import annotations
 
-import json
 import pickle
+import re
+import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from adanat_toolkit.errors import WeightsError
+from adanat_toolkit.storage import HEAD, not_the_file, read_document, read_header, shortened
 
 from .flax_file import read_flax
-from .restricted import RESTRICTED_PICKLE, Inert
+from .restricted import Inert, checked, restricted_pickle
 
 Container = Literal["torch", "safetensors", "diffusers", "flax"]
 
@@ -28,6 +31,9 @@ EMA_KEYS = ("model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "param
 WRAPPER_KEYS = (*EMA_KEYS, "model_state_dict", "state_dict", "model", "params", "nnet", "module")
 """Top-level keys that published files wrap their weights in. Averaged weights (EMA) come first: they are what their
 authors evaluate."""
+
+MAX_BLOCKS = 2048
+_NUMBER = re.compile(r"(?:(?<=[._/])|^)\d+(?=[./]|$)")
 
 PREFIXES = ("module.", "_orig_mod.", "nnet.", "ema.")
 """Left behind by data parallelism, torch.compile and training wrappers."""
@@ -41,10 +47,12 @@ def container_of(path: Path) -> Container:
     """
     if path.is_dir():
         return "diffusers"
-    if not path.is_file():
+    if not path.exists():
         raise WeightsError(f"{path} does not exist.")
+    if not path.is_file():
+        raise WeightsError(f"{path} is no regular file (a pipe, socket or device); give a file of weights.")
     with path.open("rb") as file:
-        head = file.read(64)
+        head = file.read(HEAD)
     if zipfile.is_zipfile(path):
         return "torch"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -53,11 +61,9 @@ def container_of(path: Path) -> Container:
         return "safetensors"
     if head[:1] and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
         return "flax"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise WeightsError(f"{path} is a web page, not weights: the download was answered with a form or an error. "
-                           "Fetch the file again in a browser.")
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a git-lfs pointer, not weights; run `git lfs pull` where it comes from.")
+    instead = not_the_file(head)
+    if instead is not None:
+        raise WeightsError(f"{path} holds no weights, it is {instead}.")
     raise WeightsError(f"{path} ({path.stat().st_size} bytes) is no torch, safetensors or Flax file, or it is cut "
                        "short. Fetch it again.")
 
@@ -93,6 +99,9 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
     state = strip_prefixes(dict(flatten(unwrap(read_tree(path)))))
     if not state:
         raise WeightsError(f"{path} holds no named tensors; it is no checkpoint of a network.")
+    for name in state:  # networks are built with as many blocks as the names count
+        if any(len(number) > 6 or int(number) > MAX_BLOCKS for number in _NUMBER.findall(name)):
+            raise WeightsError(f"{path} holds a tensor {shortened(name)}: blocks are counted to {MAX_BLOCKS:,} at most.")
     return state
 
 
@@ -169,44 +178,92 @@ def _has_tensor(tree: Any) -> bool:
 
 
 def _read_torch(path: Path) -> Any:
-    options: dict[str, Any] = {"map_location": "cpu", "mmap": zipfile.is_zipfile(path)}
     try:
-        try:
-            return torch.load(path, weights_only=True, **options)
-        except pickle.UnpicklingError:
-            # It names objects that are no tensors. Nothing of them is imported or run, see restricted.py.
-            return torch.load(path, weights_only=False, pickle_module=RESTRICTED_PICKLE, **options)
+        if zipfile.is_zipfile(path):
+            _check_zip(path)
+        elif tarfile.is_tarfile(path):
+            raise pickle.UnpicklingError("it is a tar archive")
+        size = path.stat().st_size
+        # Nothing that the file names is imported or run, see restricted.py.
+        tree = torch.load(
+            path,
+            map_location="cpu",
+            mmap=zipfile.is_zipfile(path),
+            weights_only=False,
+            pickle_module=restricted_pickle(size),
+        )
+        return checked(tree)
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:300]
         raise WeightsError(f"{path} cannot be read as a torch checkpoint ({reason}). It is damaged or was cut short. "
                            "Fetch it again.") from None
+
+
+def _check_zip(path: Path) -> None:
+    """Torch's archives are not compressed, so all parts together are no larger than the file; and none is a program."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(member.filename.rpartition("/")[2] == "constants.pkl" for member in members):
+        raise pickle.UnpicklingError("it is a TorchScript program, not weights; save its state_dict()")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise pickle.UnpicklingError("its parts are compressed, as torch never writes them")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise pickle.UnpicklingError("its parts are larger than the file")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    read_header(path, error=WeightsError, remedy="Fetch it again.")
     try:
         return load_file(str(path))
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read as safetensors: {error}. Fetch it again.") from None
+
+
+class _Index(BaseModel):
+    """What is needed of an index file of shards."""
+
+    weight_map: dict[str, str] = Field(min_length=1)
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names, which lie beside it."""
+    found: _Index = read_document(index, _Index, error=WeightsError, remedy="Fetch the whole folder again.")
+    names = sorted(set(found.weight_map.values()))
+    for name in names:
+        if Path(name).name != name or "\\" in name or name in (".", ".."):
+            raise WeightsError(
+                f"{index} names the file {shortened(name)}: a shard lies beside its index. Fetch the folder from a source that "
+                "you trust."
+            )
+    return names
 
 
 def _read_diffusers(folder: Path) -> dict[str, Tensor]:
     """All weights of a diffusers model folder: one file, or shards named by an index file."""
     for index in sorted(folder.glob("*.index.json"), key=lambda file: (".fp16." in file.name, file.name)):
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = _shards(index)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise WeightsError(f"{folder} lacks {', '.join(missing)}, listed in {index.name}; fetch the whole folder.")
-        return {key: value for name in names for key, value in read_tree(folder / name).items()}
+        return {key: value for name in names for key, value in _read_named(folder / name).items()}
     for pattern, full in (("*.safetensors", True), ("*.bin", True), ("*.safetensors", False), ("*.bin", False)):
         # Half-precision copies are taken only where nothing better lies beside them.
         files = [f for f in sorted(folder.glob(pattern)) if ".non_ema." not in f.name]
         files = [f for f in files if full == (".fp16." not in f.name)]
         if len(files) == 1:
-            return read_tree(files[0])
+            return _read_named(files[0])
         if len(files) > 1:
             raise WeightsError(f"{folder} holds {len(files)} weight files ({', '.join(f.name for f in files)}); "
                                "name one of them instead of the folder.")
     raise WeightsError(f"{folder} holds neither *.safetensors nor *.bin; a diffusers model folder has one of them.")
+
+
+def _read_named(file: Path) -> dict[str, Tensor]:
+    """A file of named tensors; a folder inside the folder is none."""
+    tree = None if file.is_dir() else read_tree(file)
+    if not isinstance(tree, dict):
+        raise WeightsError(f"{file} holds no named tensors; fetch the whole folder again.")
+    return tree

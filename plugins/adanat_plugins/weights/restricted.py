@@ -1,36 +1,42 @@
-"""Reading pickles without running what is in them.
+"""Reading pickles without running what is in them, and without letting them take the machine.
 
-A pickle is a program: it may import any function and call it. ``torch.load(weights_only=True)`` refuses every file that
-names something it does not know, and old research checkpoints do (an ``argparse.Namespace`` of the command line is the
-usual one). :class:`RestrictedUnpickler` imports a handful of names that rebuild tensors and plain containers; any other
-name becomes an inert class that records what it was given and does nothing, so such a file still yields its tensors.
+A pickle is a program: it may import any function and call it. :class:`RestrictedUnpickler` imports nothing. A handful of
+names stand for functions of this module that rebuild tensors and plain containers; any other name becomes an inert class
+that records what it was given and does nothing, so that an old research checkpoint (with an ``argparse.Namespace`` of its
+command line, for instance) still yields its tensors. No attribute of anything is set, so no function of torch can be changed.
+
+What is bounded: the number of instructions, the bytes of the program, storages by the size of the file, and the keys of
+dicts and members of sets (the hash of nested tuples may take for ever). :func:`checked` bounds what came out.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch._utils
+from torch import Tensor
 
-_TENSOR_NAMES: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): torch._utils._rebuild_parameter_with_state,
-    ("torch", "Tensor"): torch.Tensor,
-    ("torch.nn.parameter", "Parameter"): torch.nn.Parameter,
-    ("torch", "Size"): torch.Size,
-    ("torch", "device"): torch.device,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    ("__builtin__", "set"): set,
-    ("__builtin__", "frozenset"): frozenset,
-}
+MAX_INSTRUCTIONS = 4_000_000
+"""A tensor takes about 40."""
+
+MAX_PROGRAM = 128 * 2**20
+"""Bytes of instructions, names and numbers; tensors are stored apart from them."""
+
+MAX_NAMES = 4096
+"""Distinct names of classes and functions that are not rebuilt."""
+
+MAX_SHARED = 16 * 2**20
+"""Bytes that a tensor may stand for beyond its storage (one number seen as many)."""
+
+MAX_DEPTH = 64
+MAX_NODES = 2_000_000
+"""Containers and leaves of a tree, what is shared counted wherever it is seen: what a walk meets."""
 
 
 class Inert:
@@ -73,21 +79,337 @@ class Inert:
         return f"<not rebuilt: {self.origin}>"
 
 
-class RestrictedUnpickler(pickle.Unpickler):
-    """An unpickler that imports nothing beyond tensors and plain containers; see the module's docstring."""
+class _Rebuilds:
+    """A function of this module that a pickle may call; nothing can be set on it."""
+
+    __slots__ = ("_function",)
+    _function: Callable[..., Any]
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _refuse("it sets an attribute of a function")
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+
+def _refuse(why: str) -> NoReturn:
+    raise pickle.UnpicklingError(f"{why}, which no file of weights does")
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    """A view of a storage; hooks, gradients and metadata are left out."""
+    if not isinstance(storage, torch.storage.TypedStorage) or not _is_sizes((offset,), size, stride):
+        _refuse("it makes a tensor of something else than a storage and sizes")
+    wanted = math.prod(size) * storage.dtype.itemsize
+    if wanted > max(storage._untyped_storage.nbytes(), MAX_SHARED):
+        _refuse(f"a tensor of shape {list(size)} is larger than its storage")
+    return torch._utils._rebuild_tensor(storage, offset, tuple(size), tuple(stride))
+
+
+def _tensor_of_type(
+    storage: Any, offset: Any, size: Any, stride: Any, gradient: Any = None, hooks: Any = None, dtype: Any = None, *_: Any
+) -> Tensor:
+    if not isinstance(storage, torch.storage.TypedStorage) or not isinstance(dtype, torch.dtype):
+        _refuse("it makes a tensor of something else than a storage and a type")
+    return _tensor(torch.storage.TypedStorage(storage._untyped_storage, dtype, _internal=True), offset, size, stride)
+
+
+def _is_sizes(*values: Any) -> bool:
+    return all(
+        isinstance(value, tuple) and len(value) <= 16 and all(type(n) is int and 0 <= n < 2**48 for n in value)
+        for value in values
+    )
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    """The tensor alone."""
+    return data
+
+
+def _with_attributes(function: Any, kind: Any = None, args: Any = (), *_: Any) -> Any:
+    """A tensor that its authors gave attributes: the tensor alone."""
+    return _call(function, args)
+
+
+def _size(sizes: Any = ()) -> torch.Size:
+    if not _is_sizes(tuple(sizes)):
+        _refuse("it makes a shape of something else than sizes")
+    return torch.Size(sizes)
+
+
+def _ordered(items: Any = ()) -> OrderedDict[Any, Any]:
+    result: OrderedDict[Any, Any] = OrderedDict()
+    for key, value in items:
+        result[_key(key)] = value
+    return result
+
+
+_KEYS = (str, bytes, int, float, torch.dtype, torch.Size)
+
+
+def _key(value: Any) -> Any:
+    """A key of a dict or member of a set, if its hash takes no time."""
+    parts = value if isinstance(value, tuple) else (value,)
+    if not all(part is None or isinstance(part, _KEYS) for part in parts):
+        _refuse("it has a key that is no text or number")
+    return value
+
+
+def _members(values: Any = ()) -> set[Any]:
+    return {_key(value) for value in values}
+
+
+_NAMES: dict[tuple[str, str], _Rebuilds] = {
+    ("torch._utils", "_rebuild_tensor"): _Rebuilds(_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): _Rebuilds(_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): _Rebuilds(_tensor_of_type),
+    ("torch._utils", "_rebuild_parameter"): _Rebuilds(_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Rebuilds(_parameter),
+    ("torch._tensor", "_rebuild_from_type_v2"): _Rebuilds(_with_attributes),
+    ("torch", "Size"): _Rebuilds(_size),
+    ("collections", "OrderedDict"): _Rebuilds(_ordered),
+    ("builtins", "set"): _Rebuilds(_members),
+    ("builtins", "frozenset"): _Rebuilds(_members),
+    ("__builtin__", "set"): _Rebuilds(_members),
+    ("__builtin__", "frozenset"): _Rebuilds(_members),
+}
+
+
+def _call(function: Any, args: Any) -> Any:
+    known = isinstance(function, _Rebuilds | Inert) or (isinstance(function, type) and issubclass(function, Inert))
+    if not known or not isinstance(args, tuple):
+        _refuse("it calls something that is no function")
+    return function(*args)
+
+
+class _Program:
+    """A pickle's file: reads what is asked for, up to :data:`MAX_PROGRAM` bytes in all."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._left = file, MAX_PROGRAM
+
+    def _take(self, size: int) -> None:
+        self._left -= size
+        if size < 0 or self._left < 0:
+            _refuse(f"its program is longer than {MAX_PROGRAM:,} bytes")
+
+    def read(self, size: int) -> bytes:
+        self._take(size)
+        data: bytes = self._file.read(size)
+        return data
+
+    def readline(self) -> bytes:
+        line: bytes = self._file.readline(min(self._left, 2**20))
+        self._take(len(line))
+        return line
+
+
+class _Counted(dict[int, Any]):
+    """The instructions by their codes, which counts how many are looked up."""
+
+    left = MAX_INSTRUCTIONS
+
+    def __getitem__(self, code: int) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            _refuse(f"it has more than {MAX_INSTRUCTIONS:,} instructions")
+        return super().__getitem__(code)
+
+
+class RestrictedUnpickler(pickle._Unpickler):
+    """An unpickler that imports nothing and calls nothing but this module's functions; see the module's docstring."""
+
+    file_size = MAX_PROGRAM
+    """Elements that all storages have together are at most as many as the file has bytes."""
+
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+    readline: Callable[[], bytes]
+
+    def __init__(self, file: Any, **options: Any) -> None:
+        super().__init__(_Program(file), **options)
+        self.dispatch = _Counted(_INSTRUCTIONS)  # type: ignore[misc]
+        self._inert: dict[tuple[str, str], type[Inert]] = {}
+        self._storages: set[str | bytes] = set()
+        self._elements = 0
 
     def find_class(self, module: str, name: str) -> Any:
-        known = _TENSOR_NAMES.get((module, name))
+        known = _NAMES.get((module, name))
         if known is not None:
             return known
         if module == "torch" and isinstance(value := getattr(torch, name, None), torch.dtype):
             return value
-        return type(name, (Inert,), {"origin": f"{module}.{name}"})
+        if len(self._inert) >= MAX_NAMES:
+            _refuse(f"it names more than {MAX_NAMES:,} classes")
+        if (module, name) not in self._inert:
+            self._inert[module, name] = type("Inert", (Inert,), {"origin": f"{module}.{name}"})
+        return self._inert[module, name]
+
+    def _reduce(self) -> None:
+        args = self.stack.pop()
+        self.stack[-1] = _call(self.stack[-1], args)
+
+    def _new(self) -> None:
+        args = self.stack.pop()
+        self.stack[-1] = _call(self.stack[-1], args)
+
+    def _new_with_names(self) -> None:
+        self.stack.pop()
+        self._new()
+
+    def _instantiate(self, klass: Any, args: Any) -> None:
+        self.append(_call(klass, tuple(args)))
+
+    def _build(self) -> None:
+        """Attributes are kept for what is not rebuilt, and dropped for a dict (torch gives its state dicts some)."""
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Inert):
+            self.stack[-1].__setstate__(state)
+        elif not isinstance(self.stack[-1], dict | Tensor):
+            _refuse("it sets attributes")
+
+    def _set(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, dict):
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                target[_key(key)] = value
+        elif not isinstance(target, Inert):
+            _refuse("it sets items of something that is no dict")
+
+    def _set_one(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set([key, value])
+
+    def _set_many(self) -> None:
+        self._set(self.pop_mark())
+
+    def _dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._set(items)
+
+    def _add_many(self) -> None:
+        items = self.pop_mark()
+        if isinstance(self.stack[-1], set):
+            self.stack[-1].update(_members(items))
+        elif not isinstance(self.stack[-1], Inert):
+            _refuse("it adds to something that is no set")
+
+    def _frozenset(self) -> None:
+        self.append(_members(self.pop_mark()))
+
+    def _long(self) -> None:
+        size = int.from_bytes(self.read(4), "little")
+        if size > 128:
+            _refuse(f"it has an integer of {size:,} bytes")
+        self.append(int.from_bytes(self.read(size), "little", signed=True))
+
+    def _integer(self) -> None:
+        text = self.readline().strip().rstrip(b"L")
+        if len(text) > 64:
+            _refuse(f"it has an integer of {len(text):,} digits")
+        self.append({b"00": False, b"01": True}[text] if text in (b"00", b"01") else int(text or b"0"))
+
+    def _storage(self) -> None:
+        """The bytes of tensors, which torch reads: ("storage", type, key, place, elements, ...)."""
+        pid = self.stack.pop()
+        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] not in ("storage", b"storage"):
+            _refuse("it refers to something else than a storage")
+        key, elements = pid[2], pid[4]
+        if type(elements) is not int or elements < 0 or not isinstance(key, str | bytes):
+            _refuse("it has a storage without a size")
+        if key not in self._storages:
+            self._storages.add(key)
+            self._elements += elements
+        if self._elements > self.file_size:
+            _refuse(f"its storages have more elements than its {self.file_size:,} bytes can hold")
+        self.append(self.persistent_load(pid))
 
 
-def _load(file: Any, **kwargs: Any) -> Any:
-    return RestrictedUnpickler(file, **kwargs).load()
+_OWN = {
+    pickle.REDUCE: RestrictedUnpickler._reduce,
+    pickle.NEWOBJ: RestrictedUnpickler._new,
+    pickle.NEWOBJ_EX: RestrictedUnpickler._new_with_names,
+    pickle.BUILD: RestrictedUnpickler._build,
+    pickle.SETITEM: RestrictedUnpickler._set_one,
+    pickle.SETITEMS: RestrictedUnpickler._set_many,
+    pickle.DICT: RestrictedUnpickler._dict,
+    pickle.ADDITEMS: RestrictedUnpickler._add_many,
+    pickle.FROZENSET: RestrictedUnpickler._frozenset,
+    pickle.LONG4: RestrictedUnpickler._long,
+    pickle.LONG: RestrictedUnpickler._integer,
+    pickle.INT: RestrictedUnpickler._integer,
+    pickle.BINPERSID: RestrictedUnpickler._storage,
+}
+_NEVER = (
+    pickle.PERSID,
+    pickle.EXT1,
+    pickle.EXT2,
+    pickle.EXT4,
+    pickle.BYTEARRAY8,
+    pickle.NEXT_BUFFER,
+    pickle.READONLY_BUFFER,
+)
+_INSTRUCTIONS: dict[int, Any] = {
+    **{code: do for code, do in pickle._Unpickler.dispatch.items() if bytes([code]) not in _NEVER},
+    **{code[0]: do for code, do in _OWN.items()},
+}
 
 
-RESTRICTED_PICKLE = SimpleNamespace(__name__="restricted_pickle", Unpickler=RestrictedUnpickler, load=_load)
-"""What ``torch.load(pickle_module=...)`` expects of a pickle module."""
+def restricted_pickle(file_size: int) -> Any:
+    """What ``torch.load(pickle_module=...)`` expects of a pickle module, for a file of so many bytes."""
+
+    class Unpickler(RestrictedUnpickler):
+        pass
+
+    Unpickler.file_size = file_size
+
+    def load(file: Any, **options: Any) -> Any:
+        return Unpickler(file, **options).load()
+
+    return SimpleNamespace(__name__="restricted_pickle", Unpickler=Unpickler, load=load)
+
+
+def checked(tree: Any) -> Any:
+    """The tree, if walking it ends soon.
+
+    Raises:
+        pickle.UnpicklingError: it is nested too deeply, refers to itself, or shares its parts so that a walk takes for ever.
+    """
+    sizes: dict[int, int] = {}
+    depths: dict[int, int] = {}
+    open_: set[int] = set()
+    todo = [(tree, False)]
+    while todo:
+        node, done = todo.pop()
+        parts = _parts(node)
+        if parts is None or id(node) in sizes:
+            continue
+        if not done:
+            if id(node) in open_:
+                _refuse("it holds itself")
+            open_.add(id(node))
+            todo.append((node, True))
+            todo.extend((part, False) for part in parts if _parts(part) is not None and id(part) not in sizes)
+            if len(open_) > MAX_NODES:
+                _refuse("it is too large")
+            continue
+        open_.discard(id(node))
+        sizes[id(node)] = 1 + sum(sizes.get(id(part), 1) for part in parts)
+        depths[id(node)] = 1 + max((depths.get(id(part), 0) for part in parts), default=0)
+        if sizes[id(node)] > MAX_NODES or depths[id(node)] > MAX_DEPTH:
+            _refuse("it is nested too deeply")
+    return tree
+
+
+def _parts(node: Any) -> list[Any] | None:
+    if isinstance(node, Inert):
+        return [node.state]
+    if isinstance(node, Mapping):
+        return list(node.values())
+    return list(node) if isinstance(node, list | tuple | set) else None

@@ -1,0 +1,38 @@
+"""Lines of text files that people write: captions and prompts."""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+from ..errors import DataError
+
+_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_ENDS = re.compile(r"\r\n|\r|\n")
+"""A line ends where an editor ends it: U+2028, U+0085 and other separators of Unicode may stand inside a caption."""
+
+
+def text_lines(data: bytes, source: str) -> list[str]:
+    """The lines of a text, without their ends, the first one first.
+
+    Args:
+        data: UTF-8, with or without a byte-order mark; or UTF-16 with one.
+        source: what it is, for messages.
+
+    Raises:
+        DataError: it is in another encoding; the line is named.
+    """
+    mark, encoding = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", "utf-8"))
+    body = data[len(mark) :]
+    try:
+        text = body.decode(encoding)
+    except UnicodeDecodeError as error:
+        number = len(_ENDS.findall(body[: error.start].decode(encoding, "replace"))) + 1
+        raise DataError(f"line {number} of {source} is not {encoding.upper()} text; save it as UTF-8.") from None
+    lines = _ENDS.split(text)
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise DataError(
+                f"line {number} of {source} holds a zero byte, as UTF-16 without a byte-order mark does; save it as UTF-8."
+            )
+    return lines

@@ -1,0 +1,86 @@
+"""What a reward plug-in returns, checked in one place; and numbers that must be finite before anything is learned of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..core import Context, RewardModel
+from ..errors import NotFiniteError, PluginError
+from ..runtime import distributed
+
+
+def checked_scores(
+    reward: RewardModel, name: str, embedded: Tensor, context: Context
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The scores of embedded images, (B,) float32, and their terms, each (B,).
+
+    Args:
+        name: the reward's, for errors.
+
+    Raises:
+        PluginError: the reward returned something else, or ended the program.
+    """
+    try:
+        scores, terms = reward.score_embedded(embedded, context), reward.terms()
+    except SystemExit as error:
+        raise PluginError(
+            f"reward {name!r} tried to end the program (SystemExit: {error}); a plug-in must raise an error instead."
+        ) from error
+    _check(f"the scores of reward {name!r}", scores, len(context))
+    if not isinstance(terms, Mapping):
+        raise PluginError(f"terms() of reward {name!r} must return a dict of tensors, not {type(terms).__name__}.")
+    for term, values in terms.items():
+        _check(f"the term {term!r} of reward {name!r}", values, len(context))
+    return scores.float(), dict(terms)
+
+
+def _check(what: str, values: object, count: int) -> None:
+    wanted = f"it must be a tensor of floating point numbers of shape ({count},), one an image"
+    if not isinstance(values, Tensor):
+        raise PluginError(f"{what}: {wanted}, not {type(values).__name__}. Mend the plug-in.")
+    if values.shape != (count,) or not values.is_floating_point():
+        raise PluginError(f"{what}: {wanted}, not {values.dtype} of shape {tuple(values.shape)}. Mend the plug-in.")
+
+
+def require_finite(iteration: int, remedy: str, **values: Tensor) -> None:
+    """All processes call it together, and all raise together. One transfer from the device.
+
+    Args:
+        iteration: 1-based, for the error. values: by what they are (underscores are spaces).
+
+    Raises:
+        NotFiniteError: names the first that is not, and how many of its numbers are not.
+    """
+    wrongs = torch.stack([(~v.isfinite()).sum() for v in values.values()])
+    totals = torch.tensor([v.numel() for v in values.values()], device=wrongs.device)
+    found = distributed.sum_over_ranks(torch.stack([wrongs, totals], 1)).tolist()
+    for name, (wrong, total) in zip(values, found, strict=True):
+        if wrong:
+            raise NotFiniteError(
+                f"iteration {iteration}: {wrong} of {total} {name.replace('_', ' ')} are not finite (NaN or infinite). The "
+                f"run was stopped before it learned from them; its last checkpoint is good. {remedy}"
+            )
+
+
+def require_finite_state(iteration: int, state: Mapping[str, Tensor]) -> None:
+    """No tensor of a run's state may hold NaN or infinity: such a state must not replace a good checkpoint.
+
+    Raises:
+        NotFiniteError: names the first that does.
+    """
+    floating = {key: value for key, value in state.items() if value.is_floating_point()}
+    by_device: dict[torch.device, list[str]] = {}
+    for key, value in floating.items():
+        by_device.setdefault(value.device, []).append(key)
+    for keys in by_device.values():  # one transfer a device
+        counts = torch.stack([(~floating[key].isfinite()).sum() for key in keys]).tolist()
+        wrong = [key for key, count in zip(keys, counts, strict=True) if count]
+        if wrong:
+            raise NotFiniteError(
+                f"iteration {iteration}: {len(wrong)} of {len(state)} tensors of the run are not finite after the "
+                f"update, first {wrong[0]}. The run was stopped and they were not saved; its last checkpoint is good. Lower "
+                "ppo.learning_rate (or the reward's), or set ppo.max_gradient_norm."
+            )

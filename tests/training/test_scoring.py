@@ -1,0 +1,133 @@
+"""What rewards may return, and numbers that are not finite: a run stops before it learns from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adanat_toolkit.errors import AdaNATError, ConfigError, NotFiniteError, PluginError
+from adanat_toolkit.runtime import environment
+from adanat_toolkit.storage import RunFolder
+from adanat_toolkit.storage.files import load_tensors
+from adanat_toolkit.training import Trainer, create_trainer, merge, validate
+
+from ..helpers import tiny as plugins
+from ..helpers.tiny import install_tiny
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    install_tiny(tmp_path / "site", monkeypatch)
+    return {
+        "generator": {"name": "tiny"}, "reward": {"name": "dark"}, "policy": {"name": "shared"}, "steps": 2,
+        "trajectories": 32, "batch": 8, "checkpoint_every": 1, "keep_checkpoints": 1, "device": "cpu",
+    }  # fmt: skip
+
+
+def scores_from(monkeypatch: pytest.MonkeyPatch, call: int, change: Callable[[torch.Tensor], Any]) -> None:
+    """The reward's ``call``-th answer (from 1) is changed."""
+    score, calls = plugins.Dark.score, iter(range(1, 100))
+
+    def changed(self: Any, images: Any, context: Any) -> Any:
+        found = score(self, images, context)
+        return change(found) if next(calls) == call else found
+
+    monkeypatch.setattr(plugins.Dark, "score", changed)
+
+
+def one_bad(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda scores: torch.cat([scores[1:], scores.new_tensor([value])])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("engine", ["adanat", "sb3"])
+def test_a_score_that_is_not_finite_stops_the_run(
+    engine: str, value: float, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores_from(monkeypatch, 3, one_bad(value))
+    trainer = create_trainer(validate(merge(tiny, {"engine": engine})))
+    with pytest.raises(NotFiniteError, match=r"iteration 3: 1 of 8 scores of reward 'dark' are not finite"):
+        trainer.run(tmp_path / "run")
+    assert RunFolder(tmp_path / "run").checkpoints() == [2]
+    state, _ = load_tensors(RunFolder(tmp_path / "run").checkpoint(2), "state")
+    assert all(torch.equal(trainer.state()[key], value) for key, value in state.items()), "it was updated"
+
+
+@pytest.mark.parametrize("engine", ["adanat", "sb3"])
+def test_a_learning_rate_beyond_all_bounds_stops_the_run(engine: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(NotFiniteError, match="not finite"):
+        create_trainer(validate(merge(tiny, {"engine": engine, "ppo": {"learning_rate": 1e30}}))).run(tmp_path / "run")
+    for saved in RunFolder(tmp_path / "run").checkpoints():
+        state, _ = load_tensors(RunFolder(tmp_path / "run").checkpoint(saved), "state")
+        assert all(value.isfinite().all() for value in state.values())
+
+
+def end(scores: torch.Tensor) -> None:
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize("engine", ["adanat", "sb3"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda scores: None, "not NoneType"),
+        (lambda scores: scores.tolist(), "not list"),
+        (lambda scores: scores[:, None], r"shape \(8, 1\)"),
+        (lambda scores: scores[:-1], r"shape \(7,\)"),
+        (lambda scores: scores.mean(), r"shape \(\)"),
+        (lambda scores: scores.long(), "torch.int64"),
+        (end, "SystemExit"),
+    ],
+    ids=["none", "list", "column", "short", "scalar", "integers", "exit"],
+)
+def test_what_is_no_score_names_the_reward(
+    engine: str, change: Any, message: str, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores_from(monkeypatch, 1, change)
+    with pytest.raises(PluginError, match=rf"reward '[Dd]ark'.*{message}"):
+        create_trainer(validate(merge(tiny, {"engine": engine}))).run(tmp_path / "run")
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("engine", ["adanat", "sb3"])
+def test_a_trainer_that_has_worked_before(engine: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Run again after an interruption, with or without a checkpoint, and then into other folders: always the same run."""
+    settings = merge(tiny, {"engine": engine, "checkpoint_every": 3})
+    create_trainer(validate(settings)).run(tmp_path / "expected")
+    expected, _ = load_tensors(RunFolder(tmp_path / "expected").checkpoint(4), "state")
+    trainer = create_trainer(validate(settings))
+    for stopped_at in (2, 3):
+        def stop(row: dict[str, Any], at: int = stopped_at) -> None:
+            if row["iteration"] == at:
+                raise Stop
+
+        with pytest.raises(Stop):
+            trainer.run(tmp_path / "again", on_iteration=stop)
+    for name in ("again", "other"):
+        trainer.run(tmp_path / name)
+        found, _ = load_tensors(RunFolder(tmp_path / name).checkpoint(4), "state")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected), name
+        assert [row["iteration"] for row in RunFolder(tmp_path / name).metrics()] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("rank", "size"), [("5", "2"), ("-1", "2"), ("one", "2"), ("0", ""), ("0", "0")])
+def test_rank_variables_that_cannot_be(rank: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", rank), ("LOCAL_RANK", "0"), ("WORLD_SIZE", size)):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"RANK='{rank}'.*torchrun"):
+        environment()
+
+
+def test_ranks_with_other_settings(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    other = validate(merge(tiny, {"seed": 7, "ppo": {"epochs": 9}, "micro_batch": 3})).model_dump(mode="json")
+    monkeypatch.setattr("adanat_toolkit.runtime.distributed.gather_on_main", lambda value: [value, other])
+    with pytest.raises(AdaNATError, match=r"ranks 0 and 1 .*\(ppo\.epochs: 4 -> 9; seed: 0 -> 7\)"):
+        Trainer(validate(tiny))
