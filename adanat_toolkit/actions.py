@@ -4,10 +4,22 @@ from .core.actions import (
     GUIDANCE,
     MASK_RATIO,
     MASK_TEMPERATURE,
+    TIME,
     TOKEN_KNOBS,
     TOKEN_TEMPERATURE,
     ActionSpace,
     Knob,
+    next_scale_knobs,
 )
 
-__all__ = ["GUIDANCE", "MASK_RATIO", "MASK_TEMPERATURE", "TOKEN_KNOBS", "TOKEN_TEMPERATURE", "ActionSpace", "Knob"]
+__all__ = [
+    "GUIDANCE",
+    "MASK_RATIO",
+    "MASK_TEMPERATURE",
+    "TIME",
+    "TOKEN_KNOBS",
+    "TOKEN_TEMPERATURE",
+    "ActionSpace",
+    "Knob",
+    "next_scale_knobs",
+]

@@ -21,7 +21,10 @@ depend on the batch it is made in. In float32 it is convolutions of a single ima
 MINIMUM_ON_DEVICE = 2
 """The same elsewhere: single samples take other kernels, and a compiled network would be compiled once more for them."""
 MINIMUM_ROWS = 4
-"""The same for networks that have one row a sample in a matrix product, as policies do (float32)."""
+"""The same for networks that have one row a sample in a matrix product (float32)."""
+CHEAP_ROWS = 16
+"""The same where more rows cost next to nothing, as in policies: on CPUs with AVX-512 the kernels of wide products depend on
+the number of rows up to here."""
 COMPILED: dict[str, Any] = {"dynamic": True}
 """How networks are compiled (arguments of ``torch.compile``): once for all batch sizes, since micro-batches differ."""
 
@@ -137,3 +140,8 @@ def minimum_batch(dtype: torch.dtype, device: torch.device, *, rows: bool = Fals
     if device.type != "cpu":
         return MINIMUM_ON_DEVICE
     return max(MINIMUM_BATCH.get(dtype, 1), MINIMUM_ROWS if rows else 1)
+
+
+def minimum_rows(device: torch.device) -> int:
+    """Rows that a cheap network with one row a sample is filled up to, so that a sample does not depend on the batch."""
+    return CHEAP_ROWS if device.type == "cpu" else MINIMUM_ON_DEVICE

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core import ACTION, ActionSpace, Context, Generator, Noise, Policy, RewardModel
 from ..decoding import TokenGenerator
 from ..errors import ConfigError
-from ..runtime import MicroBatch, float32_by_default, minimum_batch, padded
+from ..runtime import MicroBatch, float32_by_default, minimum_rows, padded
 
 
 def gaussian_log_prob(actions: Tensor, mean: Tensor, sigma: float) -> Tensor:
@@ -61,7 +61,7 @@ class Rollout:
 
 def mean_action(policy: Policy, features: Tensor | None, step: Tensor) -> Tensor:
     """(B, A): ``policy(features, step)``, so that a sample's action does not depend on how few it is taken with."""
-    return padded(policy, minimum_batch(torch.float32, step.device, rows=True), features, step)
+    return padded(policy, minimum_rows(step.device), features, step)
 
 
 @torch.no_grad()

@@ -13,19 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import adanat_toolkit.core as core
 from adanat_plugins.generators.dit import LatentGenerator
 from adanat_plugins.generators.dpm_solver import Diffusion, Flow
 from adanat_plugins.generators.maskgit import UViTClassGenerator
-from adanat_plugins.generators.uvit import UViT
-from adanat_plugins.released_policy import ADAGEN, Recipe
+from adanat_plugins.released_policy import ADAGEN, Recipe, published_policy
 from adanat_plugins.tokenizers.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from adanat_toolkit.core import GUIDANCE, TIME, TOKEN_KNOBS, ActionSpace, Noise
+from adanat_plugins.tokenizers.vqgan import VQGAN, VQGANConfig
+from adanat_toolkit.core import GUIDANCE, TIME, TOKEN_KNOBS, ActionSpace, Noise, next_scale_knobs
 from adanat_toolkit.decoding.draws import whole_top_k
 from adanat_toolkit.interfaces import Context
 from adanat_toolkit.registry import create_generator
 
-from .checks_core import Codes
+from .checks_core import grid_of
 from .harness import Fixture, Report
 
 CPU = torch.device("cpu")
@@ -63,8 +62,20 @@ def limits(fixture: Fixture, what: str) -> dict[str, float]:
 
 
 def recipe_of(name: str, config: dict[str, Any]) -> Recipe:
-    """The shipped recipe of a model, with the fixture's smoothing and guidance (which are the recipe's, where it has both)."""
-    return replace(ADAGEN[name].changed(f"smoothing={config['action_smooth']}"), steps=config["gen_steps"])
+    """The shipped recipe of a model with the fixture's own settings, as ``--policy FILE,NAME=VALUE`` gives them."""
+    steps, guidance = config["gen_steps"], config["cfg_init"]
+    changes = {"smoothing": config["action_smooth"], "guidance": guidance}
+    if name.startswith("maskgit"):
+        shares = [(i + 0.001) / steps for i in range(steps)]
+        changes["guidance"] = "/".join(str(guidance * share) for share in shares)
+        falling = (1 - (i + 1 - 0.001) / steps for i in range(steps))
+        changes["mask_temperature"] = "/".join(str(config["temp_init"] * share) for share in falling)
+    if name.startswith("var"):
+        changes |= {"top_k": config["topk"], "top_p": config["topp"]}
+    if "manual_samp_temp_init" in config:
+        changes["token_temperature"] = config["manual_samp_temp_init"]
+    text = ",".join(f"{key}={value}" for key, value in changes.items())
+    return replace(ADAGEN[name].changed(text), steps=steps)
 
 
 def trajectory(space: ActionSpace, raw: Tensor) -> Tensor:
@@ -76,83 +87,103 @@ def trajectory(space: ActionSpace, raw: Tensor) -> Tensor:
     return torch.stack(rows, 1)
 
 
+# --- policy -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def check_policy(fixture: Fixture, report: Report) -> None:
+    """The bare actor of a released file, as an adaptive policy."""
+    io, tolerance = fixture.io, fixture.manifest["tolerance"]
+    knobs = tuple(next(k for k in TOKEN_KNOBS if k.name == WORDS[key]) for key in fixture.manifest["action_keys"])
+    space = ActionSpace(knobs).bind(torch.full((int(io["timestep"].max()) + 1, len(knobs)), 0.5))
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "maskgit_policy.pth"
+        torch.save(fixture.state(), file)
+        cells, width = io["feat"].shape[1:]
+        policy, facts = published_policy(
+            file, space=space, grid=grid_of(fixture.config, cells), feature_dim=width
+        )
+    report.holds("the file is AdaGen's", facts.bare)
+    network = policy.actor.network
+    report.names_and_shapes(network.state_dict(), fixture)
+    report.close("step embedding", network.t_embedder(io["timestep"]), io["t_embed"], **tolerance)
+    report.close("raw actions", policy(io["feat"], io["timestep"]), io["out"], **tolerance)
+
+
 # --- actions ----------------------------------------------------------------------------------------------------------
 
 
 def check_actions(fixture: Fixture, report: Report) -> None:
-    io = fixture.io
     for case, config in fixture.config["cases"].items():
-        family = config["model_family"]
-        if family == "var":
-            name, knobs, path = case.replace("_", ":"), core.next_scale_knobs(4096), None
-        else:
-            name, knobs, path = MODELS[family]
-        shared = fixture.manifest["tolerance"]["dit, sit" if path is not None else family]
-        exact, inverse = next(v for k, v in shared.items() if "zero_physical" in k), shared["residual"]
-        recipe = recipe_of(name, config)
-        report.holds(f"{case} is the shipped recipe", recipe == ADAGEN[name])
-        raw, order = io[f"{case}/raw"], [WORDS[key] for key in config["action_keys"]]
-        own = Knobs(knobs, raw.shape[1])
-        space = recipe.bind(own, config["gen_steps"], len(knobs))  # type: ignore[arg-type]
-        report.holds(f"{case} order of the knobs", list(space.acted) == order)
-        assert space.schedule is not None
-        columns = [i for i, name in enumerate(order) if name != "top_k"]
+        check_case(fixture, report, case, config)
 
-        def compare(
-            what: str,
-            value: Tensor,
-            key: str,
-            wide: dict[str, float] | None = None,
-            case: str = case,
-            order: list[str] = order,
-            columns: list[int] = columns,
-            exact: dict[str, float] = exact,
-            shared: dict[str, dict[str, float]] = shared,
-        ) -> None:
-            expected, tight = io[f"{case}/{key}"], exact
-            chosen = columns if "top_k" in order else list(range(len(order)))
-            report.close(f"{case} {what}", value[..., chosen], expected[..., chosen], **(wide or tight))
-            if "top_k" in order and wide is None:
-                k = order.index("top_k")
-                report.close(f"{case} {what}, top_k", value[..., k], expected[..., k], **shared["top_k column"])
 
-        compare("schedule", space.schedule.float(), "schedule")
-        report.close(f"{case} residual", space.base(), io[f"{case}/residual"], **inverse)
-        physical = trajectory(space, raw)
-        compare("physical", physical, "physical")
-        fresh = trajectory(space, torch.zeros_like(raw[:1]))[0]
-        compare("fresh policy", fresh, "zero_physical")
-        if "top_k" in order:
-            k = order.index("top_k")
-            away = (physical[..., k] - physical[..., k].round()).abs() > 0.01
-            report.equal(f"{case} kept tokens", whole_top_k(physical[..., k]), io[f"{case}/top_k_int"], where=away)
-            report.equal(f"{case} kept tokens, fresh", whole_top_k(fresh[..., k]), io[f"{case}/zero_top_k_int"])
-        if path is not None:
-            current, times = None, []
-            for proposed in physical[..., order.index("time")].unbind(1):
-                current = path.move(proposed, current)
-                times.append(current)
-            report.close(f"{case} times", torch.stack(times, 1), io[f"{case}/times"], **exact)
-            now, proposed = io[f"clamp_{family}/current"], io[f"clamp_{family}/proposed"]
-            report.close(f"{case} clamps", path.move(proposed, now), io[f"clamp_{family}/next"], **exact)
-            report.close(f"{case} first clamp", path.move(proposed, None), io[f"clamp_{family}/first"], **exact)
+def check_case(fixture: Fixture, report: Report, case: str, config: dict[str, Any]) -> None:
+    family = config["model_family"]
+    if family == "var":
+        model, knobs, path = f"var:d{config['model_depth']}", next_scale_knobs(4096), None
+    else:
+        model, knobs, path = MODELS[family]
+    io = {key.removeprefix(f"{case}/"): value for key, value in fixture.io.items() if key.startswith(f"{case}/")}
+    allowed = fixture.manifest["tolerance"]["dit, sit" if path is not None else family]
+    exact = next(limit for names, limit in allowed.items() if "zero_physical" in names)
+    own: Any = Knobs(knobs, io["raw"].shape[1])
+    space = recipe_of(model, config).bind(own, config["gen_steps"], len(knobs))
+    if fixture.name == "adagen_actions":  # the released configurations
+        shipped = ADAGEN[model].bind(own, ADAGEN[model].steps, len(knobs))
+        report.holds(f"{case} has the shipped smoothing and steps",
+                     (shipped.smoothing, shipped.steps) == (space.smoothing, space.steps))  # fmt: skip
+        assert shipped.schedule is not None and space.schedule is not None
+        report.close(f"{case} shipped schedule", shipped.schedule, space.schedule, atol=1e-9)
+    order = [WORDS[key] for key in config["action_keys"]]
+    report.holds(f"{case} order of the knobs", list(space.acted) == order)
+    assert space.schedule is not None
+    physical = trajectory(space, io["raw"])
+    fresh = trajectory(space, torch.zeros_like(io["raw"][:1]))[0]
+    for what, value in {"schedule": space.schedule.float(), "physical": physical, "zero_physical": fresh}.items():
+        for column, name in enumerate(order):
+            limit = allowed["top_k column"] if name == "top_k" else exact
+            report.close(f"{case} {what} {name}", value[..., column], io[what][..., column], **limit)
+    if "top_k" in order:
+        k = order.index("top_k")
+        away = (physical[..., k] - physical[..., k].round()).abs() > 0.01
+        report.equal(f"{case} kept tokens", whole_top_k(physical[..., k]), io["top_k_int"], where=away)
+        report.equal(f"{case} kept tokens, fresh", whole_top_k(fresh[..., k]), io["zero_top_k_int"])
+    report.close(f"{case} residual", space.base(), io["residual"], **allowed["residual"])
+    if path is None:
+        return
+    current, times = None, []
+    for proposed in physical[..., order.index("time")].unbind(1):
+        current = path.move(proposed, current)
+        times.append(current)
+    report.close(f"{case} times", torch.stack(times, 1), io["times"], **exact)
+    clamps = {key: fixture.io[f"clamp_{family}/{key}"] for key in ("current", "proposed", "next", "first")}
+    report.close(f"{case} clamps", path.move(clamps["proposed"], clamps["current"]), clamps["next"], **exact)
+    report.close(f"{case} first clamp", path.move(clamps["proposed"], None), clamps["first"], **exact)
 
 
 # --- MaskGIT ----------------------------------------------------------------------------------------------------------
 
 
+def load_maskgit(fixture: Fixture, folder: Path) -> UViTClassGenerator:
+    """The registered plug-in, from files as they are published (a small tokenizer with random weights)."""
+    torch.save({f"module.{name}": value for name, value in fixture.state().items()}, folder / "imagenet-l.pth")
+    tokenizer = VQGAN(VQGANConfig(fixture.config["uvit"]["codebook_size"], 32, 32, (1, 1), 1))
+    torch.save({"state_dict": tokenizer.state_dict()}, folder / "vqgan_jax_strongaug.ckpt")
+    options = {"weights": str(folder), "heads": fixture.config["uvit"]["num_heads"]}
+    made = create_generator("maskgit:adanat-imagenet-l", options, device=CPU, dtype=torch.float32, offline=True)
+    assert isinstance(made, UViTClassGenerator)
+    return made
+
+
 def check_maskgit(fixture: Fixture, report: Report) -> None:
     io, config = fixture.io, fixture.config
-    sizes = {key: value for key, value in config["uvit"].items() if key != "img_size"}
-    side = config["uvit"]["img_size"]
-    uvit = UViT(tokens=side**2, **sizes)
-    report.names_and_shapes(uvit.state_dict(), fixture)
-    uvit.load_state_dict(fixture.state())
-    generator = UViTClassGenerator(
-        "maskgit:golden", uvit, Codes(), grid=(side, side), image_size=(side, side), class_names=None, device=CPU,
-        dtype=torch.float32,
-    )  # fmt: skip
-    recipe = recipe_of("maskgit:adanat-imagenet-l", config)
+    with TemporaryDirectory() as folder:
+        generator = load_maskgit(fixture, Path(folder))
+    report.names_and_shapes(generator.network.state_dict(), fixture)
+    ids = (generator.cells, generator.mask_id, generator.null_class)
+    report.holds("cells, mask id, null class", ids == (config["seq_len"], config["mask_id"], config["null_class"]))
+    recipe = recipe_of(generator.name, config)
     space = recipe.bind(generator, config["gen_steps"], len(config["action_keys"]))
     report.holds("order of the knobs", [WORDS[key] for key in config["action_keys"]] == list(space.acted))
     context = Context(len(io["context"]), classes=io["context"].flatten())
@@ -168,7 +199,7 @@ def check_maskgit(fixture: Fixture, report: Report) -> None:
         report.equal(f"step {t}: proposal", state.proposal, io["sampled_ids"][t])
         if t + 1 < space.decisions:  # what the last step would mask again does not matter for the image
             report.equal(f"step {t}: next state", state.tokens, io["next_masked_ids"][t])
-    report.equal("what is decoded", generator.decode(state), io["final_ids"])
+    report.equal("what is decoded", state.proposal, io["final_ids"])
 
 
 # --- DiT and SiT ------------------------------------------------------------------------------------------------------
@@ -207,8 +238,7 @@ def check_rollout(fixture: Fixture, report: Report) -> None:
     path, context = generator.path, Context(len(io["context"]), classes=io["context"])
     for case, config in fixture.config["cases"].items():
         get = {key.removeprefix(f"{case}/"): value for key, value in io.items() if key.startswith(f"{case}/")}
-        recipe = recipe_of(generator.name, config).changed(f"guidance={config['cfg_init']}")
-        space = recipe.bind(generator, config["gen_steps"], 2)
+        space = recipe_of(generator.name, config).bind(generator, config["gen_steps"], 2)
         calls = 2 * (config["gen_steps"] // 2)
         report.holds(f"{case}: actions", space.decisions == calls + 1)
         noise, forwards = Given(get["z_init"]), []
@@ -245,6 +275,7 @@ def check_rollout(fixture: Fixture, report: Report) -> None:
 
 
 CHECKS = {
+    "adagen_policy": check_policy,
     "adagen_actions": check_actions,
     "adagen_maskgit_rollout": check_maskgit,
     "adagen_dit_rollout": check_rollout,

@@ -100,9 +100,9 @@ def test_no_forward_is_run_for_nothing(generator: LatentGenerator, steps: int, g
 
 
 def test_the_batch_does_not_change_an_image(generator: LatentGenerator) -> None:
-    policy, space, _ = load_policy("fixed", generator, 4)
-    whole = next(sample(generator, policy, space, seed_range(0, 5), batch=5)).images
-    parts = torch.cat([part.images for part in sample(generator, policy, space, seed_range(0, 5), batch=2)])
+    policy, space, _ = load_policy("fixed", generator, 8)
+    whole = next(sample(generator, policy, space, seed_range(0, 17), batch=17)).images
+    parts = torch.cat([part.images for part in sample(generator, policy, space, seed_range(0, 17), batch=3)])
     torch.testing.assert_close(whole, parts, atol=1e-5, rtol=0)
 
 

@@ -34,6 +34,9 @@ class LatentTokenizer(Protocol):
     channels: int
     downsampling: int
 
+    @property
+    def model(self) -> Any: ...
+
     def decode(self, latents: Tensor) -> Tensor: ...
 
     def encode(self, images: Tensor) -> Tensor: ...
@@ -115,7 +118,8 @@ class LatentGenerator(Generator):
         return {name: sum(p.numel() for p in part.parameters()) for name, part in modules.items()}
 
     def compile(self) -> None:
-        self.network.compile(**COMPILED)
+        for module in (self.network, self.tokenizer.model.decoder):
+            module.compile(**COMPILED)
 
     def sample_contexts(self, noise: Noise) -> Context:
         """Classes as likely as each other: published weights do not tell label frequencies."""
@@ -194,7 +198,7 @@ class LatentGenerator(Generator):
             output, features = self.network(x.to(self.dtype), t, labels)
             return output[:, : self.latent_shape[0]].float(), features.float()
 
-        minimum = max(minimum_batch(self.dtype, self.device, rows=rows) for rows in (False, True))
+        minimum = minimum_batch(self.dtype, self.device)
         output, features = in_chunks(run, latents, self.path.network_time(time), classes, minimum=minimum)
         return output, features
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adanat_toolkit.errors import ConfigError, WeightsError
 from adanat_toolkit.policies import StepEmbedding
+from adanat_toolkit.runtime import minimum_rows, padded
 
 from .uvit import Attention
 
@@ -56,8 +57,9 @@ class Block(nn.Module):
         self.mlp = MLP(width, hidden)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), zero_linear(width, 6 * width))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.adaLN_modulation(condition).chunk(6, dim=1)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """(B, N, D) by what ``adaLN_modulation`` makes of the condition, (B, 6 D)."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.chunk(6, dim=1)
         x = x + gate[:, None] * self.attn(modulate(x, shift, scale))
         return x + mlp_gate[:, None] * self.mlp(modulate(x, mlp_shift, mlp_scale))
 
@@ -68,8 +70,9 @@ class FinalLayer(nn.Module):
         self.linear = zero_linear(width, outputs)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), zero_linear(width, 2 * width))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """(B, N, D) by (B, 2 D)."""
+        shift, scale = modulation.chunk(2, dim=1)
         return self.linear(modulate(x, shift, scale))
 
 
@@ -133,6 +136,7 @@ class DiT(nn.Module):
         self.pos_embed = nn.Parameter(position_table(width, side // patch), requires_grad=False)
         self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
         self.final_layer = FinalLayer(width, patch * patch * outputs)
+        self._widths = [6 * width] * depth + [2 * width]
 
     def forward(self, x: Tensor, time: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, channels, side, side), time (B,) as the network was trained on it, classes (B,) int64.
@@ -140,14 +144,20 @@ class DiT(nn.Module):
         Returns:
             prediction (B, outputs, side, side) and features (B, N, width): the last block's output, not normalised.
         """
-        condition = self.t_embedder(time) + self.y_embedder(classes)
+        # One row a sample: a few are filled up, so that a sample does not depend on how many there are.
+        *modulations, last = padded(self.modulations, minimum_rows(x.device), time, classes).split(self._widths, dim=1)
         features = self.x_embedder(x) + self.pos_embed
-        for block in self.blocks:
-            features = block(features, condition)
-        patches = self.final_layer(features, condition)
+        for block, modulation in zip(self.blocks, modulations, strict=True):
+            features = block(features, modulation)
+        patches = self.final_layer(features, last)
         cells = self.side // self.patch
         grid = patches.view(len(x), cells, cells, self.patch, self.patch, self.outputs)
         return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(x), self.outputs, self.side, self.side), features
+
+    def modulations(self, time: Tensor, classes: Tensor) -> Tensor:
+        """What time and class do to each block and to the final layer, side by side: (B, (6 depth + 2) D)."""
+        condition = self.t_embedder(time) + self.y_embedder(classes)
+        return torch.cat([layer.adaLN_modulation(condition) for layer in (*self.blocks, self.final_layer)], dim=1)
 
 
 def dit_sizes(state: Mapping[str, Tensor], *, heads: int | None = None, source: str = "the file") -> dict[str, Any]:
