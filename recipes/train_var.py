@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from train_var_tokenizer import latents_of
+from train_dit import raw_latents
 
 from adanat_plugins.emoji64 import FOLDER
 from adanat_plugins.emoji64.data import class_names, labels
@@ -74,10 +74,10 @@ def save(network: nn.Module, path: Path, step: int, seed: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--depth", type=int, default=8)
-    parser.add_argument("--heads", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--width", type=int, default=160)
+    parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--heads", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--fewer", type=float, default=0.2, help="share of batches with fewer scales")
@@ -96,7 +96,7 @@ def main() -> None:
     quantizer, targets, classes = tokenizer.quantizer, labels(), len(class_names())
     scales = quantizer.scales
     lists = [spread_scales(steps, scales, "var") for steps in range(len(scales), 2, -1)]
-    latents = latents_of(tokenizer, args.latents)
+    latents = raw_latents(args.latents, CPU, torch.float32)
     with torch.no_grad():
         data = [
             torch.cat([torch.cat(quantizer.encode(part, chosen)[0], dim=1).short() for part in latents.split(256)])

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from train_dit import raw_latents
 
 from adanat_plugins.emoji64 import FOLDER
 from adanat_plugins.emoji64.data import emoji_images
@@ -28,17 +29,6 @@ from adanat_toolkit.metrics import FeatureStatistics, frechet_distance
 
 CPU = torch.device("cpu")
 SCALES = (1, 2, 3, 4, 6, 8)
-
-
-def latents_of(tokenizer: MultiScaleTokenizer, file: Path | None) -> Tensor:
-    """(10934, 32, 8, 8) float32 of all embedded images; kept in ``file``, if given, for the next run."""
-    if file is not None and file.exists():
-        return torch.load(file, weights_only=True)
-    source = emoji_images()
-    latents = torch.cat([tokenizer.encode(source.images(index)) for index in torch.arange(len(source)).split(256)])
-    if file is not None:
-        torch.save(latents, file)
-    return latents
 
 
 def missing(quantizer: MultiScaleQuantizer, latents: Tensor, draw: torch.Generator, count: int) -> Tensor:
@@ -60,8 +50,8 @@ def distance(images: Tensor, real: FeatureStatistics, yardstick: EmojiYardstick)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codes", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--codes", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--restart-every", type=int, default=100)
@@ -76,7 +66,7 @@ def main() -> None:
     embedded = embedded_tokenizer(CPU, torch.float32)
     quantizer = MultiScaleQuantizer(args.codes, embedded.model.config.latent_channels, SCALES)
     tokenizer = MultiScaleTokenizer(embedded.model, quantizer, embedded.downsampling, CPU, torch.float32)
-    latents = latents_of(tokenizer, args.latents)
+    latents = raw_latents(args.latents, CPU, torch.float32)
     print(f"{len(latents)} latents, spread {latents.std():.3f}, {time.time() - start:.0f} s", flush=True)
 
     with torch.no_grad():

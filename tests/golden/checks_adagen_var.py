@@ -127,7 +127,7 @@ def check_tokenizer(fixture: Fixture, report: Report) -> None:
         report.names_and_shapes(MultiScaleVQ(config).state_dict(), fixture)
     own = [convolution_of(s, len(scales)) for s in range(len(scales))]
     report.holds("scale_to_conv", own == c["scale_to_conv"])
-    report.holds("convolutions", (c["share_quant_resi"], c["quant_resi"]) == (CONVOLUTIONS, SHARE))
+    report.holds("convolutions", c["share_quant_resi"] == CONVOLUTIONS and c["quant_resi"] == SHARE)
     if not fixture.io:
         return
     network = VARConfig(scales, config.code_width, 8, 1, 1, 8, 1, config.vocabulary)

@@ -139,7 +139,6 @@ FILES: dict[str, Callable[[Path], Options]] = {
     "amused:512": amused(512),
     "dit:xl-2-256": latent,
     "sit:xl-2-256": latent,
-    "var:emoji64": embedded,
     "var:d16": var("d16"),
     "var:d30": var("d30"),
 }

@@ -1,6 +1,6 @@
 """``var``: next-scale generation, VAR (Tian et al. 2024, arXiv:2404.02905).
 
-Variants: ``emoji64`` (embedded), ``d16`` and ``d30`` (the published ImageNet-256 checkpoints with their tokenizer). One
+Variants: ``d16`` and ``d30``, the published ImageNet-256 checkpoints with their tokenizer. One
 step draws all tokens of one scale, from a single one to the full map; what has been drawn adds up to a latent, which
 the tokenizer's decoder makes an image of. The knobs act at every scale: guidance, whose weight grows from 0 at the
 coarsest scale to its value at the finest, and top-k, top-p and temperature of the draw.
@@ -23,15 +23,14 @@ from torch import Tensor
 from adanat_toolkit.core import TOKEN, ActionSpace, Noise, next_scale_knobs
 from adanat_toolkit.decoding import draw_tokens, guide
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import Context, ContextKind, Generator, ImageSource, PluginOptions
+from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import COMPILED, in_chunks, minimum_batch
 
-from ..emoji64 import FOLDER
 from ..fingerprints import fingerprint_state
 from ..released_policy import ADAGEN, read_policy
 from ..tokenizers.multi_scale import MultiScaleQuantizer, MultiScaleTokenizer, MultiScaleVQ, MultiScaleVQConfig
-from ..weights import asset, build, place, read_state, resolve
+from ..weights import asset, build, place, read_state
 from .class_conditional import PublishedOptions, published_files, uniform_classes
 from .maskgit import embedded_tokenizer
 from .var_net import VAR, VARConfig
@@ -131,7 +130,7 @@ class NextScale(Generator):
 
     @classmethod
     def variants(cls) -> tuple[str, ...]:
-        return ("emoji64", "d16", "d30")
+        return ("d16", "d30")
 
     @classmethod
     def create(
@@ -144,8 +143,6 @@ class NextScale(Generator):
             raise ConfigError(f"var has no variant {name!r}{nearest(name, cls.variants())} Variants: {known}.")
         chosen = parse_options("generator 'var'", PublishedOptions, options)
         assert isinstance(chosen, PublishedOptions)
-        if name == "emoji64":
-            return chosen.applied(_emoji64(chosen, device, dtype, offline))
         files = published_files(
             chosen, asset(f"var:{name}", "generator"), asset(f"var:{name}", "tokenizer"), offline=offline
         )
@@ -292,24 +289,6 @@ class NextScale(Generator):
         return self._kept_null
 
 
-class Emoji64VAR(NextScale):
-    """The embedded generator: 64x64 emoji in 98 classes; classes are drawn with the data's own frequencies."""
-
-    def __init__(self, name: str, network: VAR, tokenizer: MultiScaleTokenizer, **more: Any) -> None:
-        super().__init__(name, network, tokenizer, **more)
-        self.class_names = tuple(json.loads((FOLDER / "classes.json").read_text()))
-
-    def sample_contexts(self, noise: Noise) -> Context:
-        from ..emoji64.data import sample_labels
-
-        return Context(len(noise), classes=sample_labels(noise).to(self.device))
-
-    def real_images(self) -> ImageSource:
-        from ..emoji64.data import emoji_images
-
-        return emoji_images()
-
-
 def load_var(path: Path) -> VAR:
     """The transformer of a published file, on the CPU in float32.
 
@@ -343,13 +322,8 @@ def _check_pair(network: VARConfig, vocabulary: int, code_width: int, source: st
         )
 
 
-def emoji64_tokenizer(device: torch.device, dtype: torch.dtype) -> MultiScaleTokenizer:
-    """The embedded tokenizer's encoder and decoder with the multi-scale quantiser of ``recipes/train_var_tokenizer.py``."""
-    return load_emoji64_tokenizer(asset("var:emoji64", "quantiser").path, device, dtype)
-
-
 def load_emoji64_tokenizer(file: Path, device: torch.device, dtype: torch.dtype) -> MultiScaleTokenizer:
-    """The same with another file of a quantiser."""
+    """The embedded tokenizer's encoder and decoder with a quantiser of ``recipes/train_var_tokenizer.py``."""
     with safe_open(file, "pt") as handle:
         scales = json.loads(handle.metadata()["scales"])
     state = read_state(file)
@@ -357,23 +331,3 @@ def load_emoji64_tokenizer(file: Path, device: torch.device, dtype: torch.dtype)
     quantizer = build(lambda: MultiScaleQuantizer(vocabulary, width, scales), state, source=str(file))
     embedded = embedded_tokenizer(device, dtype)
     return MultiScaleTokenizer(embedded.model, quantizer, embedded.downsampling, device, dtype)
-
-
-EMOJI64_SCHEDULE = "guidance=1.5,top_k=300,top_p=0.96"
-
-
-def _emoji64(options: PublishedOptions, device: torch.device, dtype: torch.dtype, offline: bool) -> Emoji64VAR:
-    if options.tokenizer is not None:
-        raise ConfigError("var:emoji64 ships with its tokenizer; leave the option tokenizer out.")
-    network = load_var(resolve(options.weights, asset("var:emoji64", "generator"), offline=offline))
-    tokenizer = emoji64_tokenizer(device, dtype)
-    _check_pair(network.config, *tokenizer.quantizer.embedding.weight.shape, "of the package")
-    return Emoji64VAR(
-        "var:emoji64",
-        network,
-        tokenizer,
-        grid=(network.config.scales[-1],) * 2,
-        default_schedule=EMOJI64_SCHEDULE,
-        device=device,
-        dtype=dtype,
-    )

@@ -167,7 +167,7 @@ class VAR(nn.Module):
         They are the same at every scale, so an image needs them once.
         """
         embedded = self.class_emb(classes)
-        parts = [*(block.ada_lin for block in self.blocks), self.head_nm.ada_lin]
+        parts = [*(block.get_submodule("ada_lin") for block in self.blocks), self.head_nm.ada_lin]
         return torch.cat([part(embedded).unflatten(1, (-1, self.config.width)) for part in parts], dim=1)
 
     def embed(self, latent: Tensor, scale: int, classes: Tensor) -> Tensor:

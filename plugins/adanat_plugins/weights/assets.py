@@ -126,7 +126,7 @@ def _adanat(variant: str, role: str, file: str, parameters: int) -> Asset:
 
 _VAR = ("var:d16", "var:d30")
 _VAR_HUB = "FoundationVision/var"
-_VAR_LICENCE = "MIT (repository and model card)"
+_VAR_LICENCE = "MIT (repository)"
 
 
 def _var(variants: tuple[str, ...], role: str, name: str, parameters: int) -> Asset:
