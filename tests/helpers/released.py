@@ -14,8 +14,15 @@ from adanat_plugins.tokenizers.vqgan import VQGAN, VQGANConfig
 
 TINY_VQGAN = VQGANConfig(codebook_size=64, code_width=32, width=32, multipliers=(1, 1, 2, 2, 4), blocks=1)
 TINY_MAGE = MAGEConfig(
-    width=48, depth=2, heads=12, decoder_width=32, decoder_depth=1, decoder_heads=16, tokens=16,
-    codebook_size=1024, vocab_size=2025,
+    width=48,
+    depth=2,
+    heads=12,
+    decoder_width=32,
+    decoder_depth=1,
+    decoder_heads=16,
+    tokens=16,
+    codebook_size=1024,
+    vocab_size=2025,
 )
 TINY_UVIT: dict[str, Any] = {"tokens": 16, "codebook_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 4}
 

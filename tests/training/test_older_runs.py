@@ -46,4 +46,4 @@ def test_its_policy_samples(old: Path) -> None:
 def test_it_reports(old: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     make_report([old], page, Settings(images=0, pictures=False))
-    assert "mask_ratio" in page.read_text()
+    assert "clip-score" in page.read_text()
