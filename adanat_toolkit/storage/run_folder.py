@@ -122,7 +122,7 @@ class RunFolder:
         ):
             raise CheckpointError(
                 f"{file} was changed or damaged since the checkpoint after iteration {iteration} was written: its first "
-                f"{rows} rows are not those it counts. {remedy}"
+                f"{rows} rows are not those it counts, or it is of another run. {remedy}"
             )
 
     def truncate_metrics(self, iterations: int) -> None:

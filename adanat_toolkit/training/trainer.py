@@ -115,9 +115,13 @@ class Trainer:
         # What is stored says what was computed: another machine may resolve "auto" to another type.
         self.config = config = config.model_copy(update={"dtype": dtype_name(dtype)})
         self._build_policy()
-        self.real = images_for(generator, config.data.path) if data is None or config.data.path else data
-        given = config.data.path if data is None or config.data.path else self.real
-        self.captions = own_captions(generator, given, self.real)
+        self.real: ImageSource | None
+        if data is None or isinstance(data, str | os.PathLike):
+            self.real = images_for(generator, config.data.path)
+            self.captions = own_captions(generator, config.data.path, self.real)
+        else:
+            self.real = data
+            self.captions = own_captions(generator, data, data)
         self.reward = (
             reward
             if isinstance(reward, RewardModel)
