@@ -421,10 +421,13 @@ def test_checkpoints_of_another_run_are_refused(interrupted: tuple[dict[str, Any
     settings, out = interrupted
     card = out / "checkpoints" / "000002" / "state.json"
     facts = json.loads(card.read_text())
-    card.write_text(json.dumps({**facts, "generator": "another"}))
-    refused(settings, out, r"made with another generator \(another, now tiny-class\)")
-    card.write_text(json.dumps({**facts, "real_images": "another"}))
-    refused(settings, out, "made with another real images")
+    for key, message in (
+        ("generator", r"made with another generator \(another, now tiny-class\)"),
+        ("real_images", "made with another real images"),
+    ):
+        other = {**facts, key: "another"}
+        card.write_text(json.dumps({**other, "digest": card_digest(other)}))
+        refused(settings, out, message)
     # A checkpoint of a run with another network, copied here.
     train(settings, tmp_path / "other", policy={"name": "adaptive"})
     shutil.rmtree(card.parent)
