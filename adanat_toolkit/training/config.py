@@ -105,6 +105,8 @@ class PolicyConfig(Settings):
     residual: bool = True
     knobs: tuple[str, ...] | None = None
     """Knobs the policy sets (None: all); the others follow the schedule."""
+    smoothing: float = Field(0.0, ge=0, lt=1)
+    """Action smoothing (AdaGen): the share of a sample's raw values that is carried from step to step; 0 is off."""
     average: float = Field(0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights, exported instead of the last weights; 0 is off."""
 

@@ -33,6 +33,6 @@ def describe(
         row |= {f"reward/{name}/mean": float(mean), f"reward/{name}/std": float(std)}
     means, stds = (figures.tolist() for figures in distributed.mean_and_std(rollout.physical, over_samples=True))
     for k, name in enumerate(space.names):
-        for t in range(space.steps):
+        for t in range(space.decisions):
             row |= {f"knob/{name}/{t}": means[t][k], f"knob_spread/{name}/{t}": stds[t][k]}
     return row

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import Generator, Policy, RewardModel
+from ..core import ActionSpace, Generator, Policy, RewardModel
 from ..runtime import distributed
 from .config import RunConfig
 
@@ -18,18 +18,19 @@ def local_batch(config: RunConfig) -> int:
     return groups * config.ppo.group
 
 
-def stored_features(config: RunConfig, generator: Generator, policy: Policy) -> int:
+def stored_features(config: RunConfig, generator: Generator, space: ActionSpace, policy: Policy) -> int:
     """Bytes of the features that one iteration keeps in a process for the policy's update."""
     if not policy.needs_features:
         return 0
     width = 2 if getattr(policy, "feature_dtype", torch.float32) == torch.bfloat16 else 4
     cells = generator.grid[0] * generator.grid[1]
-    return local_batch(config) * config.steps * cells * generator.feature_dim * width
+    return local_batch(config) * space.decisions * cells * generator.feature_dim * width
 
 
 def plan(
     config: RunConfig,
     generator: Generator,
+    space: ActionSpace,
     policy: Policy,
     critic: nn.Module,
     reward: RewardModel,
@@ -41,7 +42,7 @@ def plan(
     return {
         "iterations": config.iterations,
         "trajectories": config.iterations * config.batch,
-        "generator_forwards": config.iterations * config.batch * guided * (config.steps - 1),
+        "generator_forwards": config.iterations * config.batch * guided * (space.decisions - 1),
         "generator_forwards_note": "samples times (conditional + unconditional) after the first step; first states are "
         "computed once per distinct context",
         "parameters": {
@@ -51,7 +52,7 @@ def plan(
             **{f"reward {key}": value for key, value in reward.parameters_count().items()},
         },
         "memory_bytes": {
-            "stored features of one iteration": stored_features(config, generator, policy),
+            "stored features of one iteration": stored_features(config, generator, space, policy),
             "policy, critic and optimiser": 16 * sum(learned),
             "generator": sum(generator.parameters_count().values()) * (2 if generator.dtype == torch.bfloat16 else 4),
         },

@@ -30,7 +30,6 @@ from ..core import (
     Policy,
     RewardModel,
     derive,
-    parse_schedule,
     sample_seeds,
 )
 from ..errors import CheckpointError, ConfigError
@@ -158,10 +157,13 @@ class Trainer:
             raise ConfigError(
                 f"policy {config.policy.name!r} has nothing to learn; use adaptive or shared, or adanat sample."
             )
-        schedule = parse_schedule(
-            config.policy.schedule or generator.default_schedule, generator.action_space, config.steps
+        self.space = generator.bind(
+            config.policy.schedule,
+            config.steps,
+            acted=config.policy.knobs,
+            residual=config.policy.residual,
+            smoothing=config.policy.smoothing,
         )
-        self.space = generator.action_space.bind(schedule, acted=config.policy.knobs, residual=config.policy.residual)
         if self.space.size == 0:
             raise ConfigError("policy.knobs is empty: a learned policy must set at least one knob.")
         options = parse_options(f"policy {config.policy.name!r}", policy_class.Options, config.policy.options)
@@ -189,7 +191,7 @@ class Trainer:
         rate = config.ppo.learning_rate_at(iteration, config.iterations)
         row: dict[str, Any] = {"iteration": iteration + 1, "trajectories": (iteration + 1) * config.batch}
 
-        # The policy makes images of this process's share of the contexts: B samples, T steps each.
+        # The policy makes images of this process's share of the contexts: B samples, T decisions each.
         rollout, start = self._rollout(sigma)
         rolled = time.perf_counter()
 
@@ -211,7 +213,7 @@ class Trainer:
                 Batch.of(rollout, goal, advantages, start),
                 sigma=sigma,
                 config=config.ppo,
-                total=config.batch * config.steps,
+                total=config.batch * self.space.decisions,
                 seed=derive(config.seed, iteration),
                 micro_batch=self._states_at_once,
                 on_step=self._average_weights,
@@ -417,7 +419,7 @@ class Trainer:
         """What the run will need, for ``--dry-run``: parameter counts, generator forwards, memory of one iteration."""
         self._measure()
         size = self.micro_batch.size
-        return plan(self.config, self.generator, self.policy, self.critic, self.reward, size)
+        return plan(self.config, self.generator, self.space, self.policy, self.critic, self.reward, size)
 
     def _measure(self) -> None:
         """Choose the micro-batch by the memory that a few samples need, unless it was given; once."""
@@ -429,7 +431,7 @@ class Trainer:
             noise = Noise(torch.arange(count, device=self.device))
             self._collect(draw_contexts(self.generator, noise, self.captions), noise, noise, 1.0, MicroBatch(count))
 
-        stored = stored_features(self.config, self.generator, self.policy)
+        stored = stored_features(self.config, self.generator, self.space, self.policy)
         size = measured_size(probe, self.device, most=local_batch(self.config), stored=stored)
         if size is not None:
             self.micro_batch.size = size
