@@ -32,6 +32,10 @@ class CheckpointError(AdaNATError):
     """A checkpoint or policy is damaged, or belongs to another run or generator."""
 
 
+class ReplacedError(CheckpointError):
+    """A folder was replaced by a newer one while it was read; reading it again helps."""
+
+
 class NotFiniteError(AdaNATError):
     """NaN or infinity where a run would learn from it or keep it."""
 

@@ -131,7 +131,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
         rollout, _ = trainer._rollout(0.6)
         trainer.iteration += 1
         assert rollout.embedded is not None
-        trainer._score(rollout.embedded, rollout.context)
+        trainer._score(rollout)
 
     def sampling(images: int) -> Callable[[], object]:
         return lambda: collect(

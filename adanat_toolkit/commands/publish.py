@@ -70,7 +70,8 @@ def publish(
     policy, space, card = load_policy(spec, generator)
     if card["kind"] == "fixed":
         raise ConfigError("a hand-made schedule has no weights to publish; give a run folder.")
-    source = run / "policy" if os.path.exists(run / "policy" / "policy.json") else run
+    inside = RunFolder(run).policy
+    source = inside if os.path.exists(inside / "policy.json") else run
     judged = _evaluation_of(card, run, evaluation)
     on_hub = is_hub_id(target) and not target.startswith(("./", "../"))
     with tempfile.TemporaryDirectory() as scratch:

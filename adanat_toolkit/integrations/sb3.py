@@ -8,6 +8,7 @@ where the two engines differ.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,10 +27,10 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from ..core import ACTION, LearnedReward, Noise, Policy, derive, sample_seeds
+from ..core import ACTION, Context, Generator, ImageSource, Noise, Policy, RewardModel, derive, sample_seeds
 from ..errors import ConfigError, NotFiniteError
 from ..runtime import distributed, float32_by_default
-from ..training import RunConfig, Trainer, require_finite_state, targets
+from ..training import RunConfig, Trainer, describe, require_finite_state, targets
 from .gym_env import GenerationVectorEnv, Observations
 
 
@@ -226,9 +227,15 @@ class SB3Trainer(Trainer):
     """
 
     @float32_by_default()
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        generator: Generator | str | None = None,
+        reward: RewardModel | Callable[[Tensor, Context], Tensor] | str | None = None,
+        data: ImageSource | str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(config, generator, reward, data)
         _check(config)
-        super().__init__(config)
         ppo = config.ppo
         self.env = GenerationVectorEnv(
             config.batch,
@@ -338,9 +345,9 @@ class SB3Trainer(Trainer):
         self._rolled = time.perf_counter()
         finished = self.env.finished
         assert finished is not None
-        self._row |= self._describe(finished, self.env.scores)
-        if isinstance(self.reward, LearnedReward):
-            self._row |= {f"reward_model/{key}": value for key, value in self._update_reward(finished).items()}
+        group = self.config.ppo.group
+        self._row |= describe(finished, self.env.scores, self.reward.terms(), self.space, group=group)
+        self._row |= self._update_reward(finished)
         self._reward_seconds = time.perf_counter() - self._rolled
 
     def _seeds(self, episode: int) -> Tensor:

@@ -23,7 +23,9 @@ from ..registry import load, parse_options, toolkit_version
 from ..runtime import float32_by_default
 from ..storage import (
     Card,
+    RunFolder,
     TensorFacts,
+    again_if_replaced,
     facts_of,
     local_policy,
     read_card,
@@ -102,6 +104,7 @@ def export_policy(
     save_tensors(folder, "policy", weights, card)
 
 
+@again_if_replaced
 @float32_by_default()
 def load_policy(
     spec: str | os.PathLike[str], generator: Generator, steps: int | None = None
@@ -139,8 +142,8 @@ def load_policy(
         )
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{spec} is no file and no folder; give a run or policy folder.")
-    if (folder / "policy" / "policy.json").exists():
-        folder = folder / "policy"
+    if (RunFolder(folder).policy / "policy.json").exists():
+        folder = RunFolder(folder).policy
     if not os.path.exists(folder / "policy.json"):
         raise ConfigError(
             f"no policy at {spec!r}: give a run folder, a folder with policy.json, or fixed[:SCHEDULE] for a hand-made one."

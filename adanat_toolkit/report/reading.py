@@ -135,10 +135,11 @@ class _Card(Card):
 
 
 def _card(path: Path) -> dict[str, Any] | None:
-    file = path / "policy" / "policy.json"
+    folder = RunFolder(path).policy
+    file = folder / "policy.json"
     if not os.path.lexists(file):
         return None
-    return read_card(path / "policy", "policy", _Card)
+    return read_card(folder, "policy", _Card)
 
 
 def _evaluation(path: Path, card: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:

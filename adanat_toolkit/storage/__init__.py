@@ -1,6 +1,6 @@
 """What lies on disk: files that are whole or absent, run folders, the hub."""
 
-from .content import HEAD, holds_files, not_the_file
+from .content import HEAD, content_hash, holds_files, not_the_file
 from .documents import MIB, check_value, parse_document, read_bytes, read_document, regular_file, shortened
 from .files import (
     Card,
@@ -17,7 +17,8 @@ from .files import (
     write_json,
 )
 from .hub import POLICY_FILES, is_hub_id, local_policy, upload_folder
-from .run_folder import RunFolder
+from .replace import again_if_replaced
+from .run_folder import MetricsLog, RunFolder
 from .tensors import TensorFacts, facts_of, read_header
 from .text import text_lines
 from .yaml_documents import MAX_YAML, parse_yaml, read_yaml_document
@@ -28,10 +29,13 @@ __all__ = [
     "MIB",
     "POLICY_FILES",
     "Card",
+    "MetricsLog",
     "RunFolder",
     "TensorFacts",
+    "again_if_replaced",
     "card_digest",
     "check_value",
+    "content_hash",
     "facts_of",
     "folder_name",
     "held",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 HEAD = 512
@@ -28,3 +29,21 @@ def holds_files(folder: Path) -> bool:
     """Whether anything lies in a folder beside what file browsers leave there."""
     clutter = (".DS_Store", "Thumbs.db", "desktop.ini", ".directory")
     return any(path.name not in clutter and not path.name.startswith("._") for path in folder.iterdir())
+
+
+def content_hash(source: str) -> str:
+    """SHA-256 of what a source names: a file's bytes; a folder's files with their names; of anything else (a hub id, an
+    address) its text."""
+    path, digest = Path(source).expanduser(), hashlib.sha256()
+    try:
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] * path.is_file()
+    except OSError:  # no name of a file
+        files = []
+    for file in files:
+        if file != path:
+            digest.update(f"{file.relative_to(path).as_posix()}\0".encode())
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    if not files:
+        digest.update(source.encode())
+    return digest.hexdigest()

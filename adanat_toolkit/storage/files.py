@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..errors import CheckpointError, InUseError, OutputError
+from ..errors import CheckpointError, InUseError, OutputError, ReplacedError
 from .documents import MIB, check_value, read_bytes, read_document, read_lines, shortened
+from .replace import again_if_replaced, replace_folder
 from .tensors import TensorFacts, read_header
 
 FORMAT = 2
@@ -43,6 +44,13 @@ class Card(BaseModel):
     digest: str | None = Field(None, pattern="^[0-9a-f]{64}$")
 
 
+class MetricsRecord(BaseModel):
+    """What metrics.jsonl held: its rows, and SHA-256 of their bytes."""
+
+    rows: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
 class CheckpointCard(Card):
     """What a checkpoint says of itself."""
 
@@ -50,6 +58,10 @@ class CheckpointCard(Card):
     seed: int = Field(ge=0)
     generator: str
     real_images: str | None
+    metrics: MetricsRecord | None = None
+    """What of the metrics it counts; None: made by a version that did not record it."""
+    sources: dict[str, str] = {}
+    """Hashes of what the options of reward and policy name (files, folders), by the setting."""
 
 
 LONGEST_NAME = 200
@@ -118,8 +130,11 @@ def held(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_file(path: Path, data: bytes | str) -> None:
+def write_file(path: Path, data: bytes | str, *, parents: bool = True) -> None:
     """Write beside and rename; the old file stays whole until the new one is.
+
+    Args:
+        parents: make the folder it belongs in where there is none.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written.
@@ -127,7 +142,8 @@ def write_file(path: Path, data: bytes | str) -> None:
     payload = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as handle:
             handle.write(payload)
             handle.flush()
@@ -148,6 +164,8 @@ def write_json(path: Path, value: Any) -> None:
 def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """``folder/name.safetensors`` and ``folder/name.json``; the whole folder appears at once or not at all.
 
+    The folder that it lies in must be there: one that was deleted or moved away is not made again.
+
     Raises:
         OutputError: it cannot be written; an existing folder of that name is kept.
     """
@@ -157,17 +175,10 @@ def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], facts: 
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        write_file(aside / f"{name}.safetensors", payload)
-        write_json(aside / f"{name}.json", card)
-        if folder.exists():
-            previous = folder.with_name(f".{folder.name}.old")  # see RunFolder.recover
-            shutil.rmtree(previous, ignore_errors=True)
-            os.replace(folder, previous)
-            os.replace(aside, folder)
-            shutil.rmtree(previous, ignore_errors=True)
-        else:
-            os.replace(aside, folder)
+        aside.mkdir()
+        write_file(aside / f"{name}.safetensors", payload, parents=False)
+        write_file(aside / f"{name}.json", json.dumps(card, indent=2) + "\n", parents=False)
+        replace_folder(aside, folder)
     except OSError as error:
         raise OutputError(
             f"cannot write {folder}: {error.strerror or error}. Nothing was lost; free space and run again."
@@ -213,8 +224,24 @@ def read_tensors(
         expected: the tensors that fit, all of them; the file's header is held against it before anything else is read.
 
     Raises:
-        CheckpointError: the file is missing, truncated, damaged, or holds other tensors.
+        CheckpointError: the file is missing, truncated, damaged, or holds other tensors. ReplacedError: it does not belong
+            to the card because a newer pair took their place.
     """
+    try:
+        return _read_tensors(folder, name, card, expected)
+    except CheckpointError as error:
+        try:
+            same = read_card(folder, name)["sha256"] == card["sha256"]
+        except CheckpointError:
+            same = False
+        if same:
+            raise
+        raise ReplacedError(f"{folder} was replaced or removed while it was read ({error})") from None
+
+
+def _read_tensors(
+    folder: Path, name: str, card: Mapping[str, Any], expected: Mapping[str, TensorFacts] | None
+) -> dict[str, Tensor]:
     path = folder / f"{name}.safetensors"
     found, size = read_header(path, error=CheckpointError, remedy=_REMEDY)
     if expected is not None and found != expected:
@@ -232,6 +259,7 @@ def read_tensors(
         raise CheckpointError(f"{path} is damaged: {error}. {_REMEDY}") from None
 
 
+@again_if_replaced
 def load_tensors(folder: Path, name: str, schema: type[Card] = Card) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Inverse of :func:`save_tensors`.
 

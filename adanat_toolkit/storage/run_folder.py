@@ -9,6 +9,7 @@ policy/                policy.safetensors + policy.json, all that ``adanat sampl
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from typing import Any
 from ..errors import CheckpointError, OutputError
 from .documents import read_document
 from .files import read_rows, write_file
+from .replace import standing
 
 
 class RunFolder:
@@ -50,6 +52,11 @@ class RunFolder:
     def checkpoint(self, iteration: int) -> Path:
         return self.path / "checkpoints" / f"{iteration:06d}"
 
+    @property
+    def policy(self) -> Path:
+        """The folder of the exported policy, which may be replaced at this moment; it need not exist."""
+        return standing(self.path / "policy")
+
     def prune(self, keep: int) -> None:
         """Remove all but the newest ``keep`` checkpoints."""
         for iteration in self.checkpoints()[:-keep]:
@@ -78,16 +85,109 @@ class RunFolder:
         """All rows of metrics.jsonl (see :func:`read_rows`)."""
         return read_rows(self.path / "metrics.jsonl")
 
-    def truncate_metrics(self, iterations: int) -> None:
-        """Keep the rows of the first ``iterations`` iterations (what the checkpoint stands for)."""
-        rows = [row for row in self.metrics() if row["iteration"] <= iterations]
-        write_file(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    def metrics_lines(self) -> list[bytes]:
+        """The whole lines of metrics.jsonl, none where there is no file.
 
-    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        Raises:
+            CheckpointError: it is damaged, see :func:`read_rows`.
+        """
+        if not self.metrics():
+            return []
+        lines = (self.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        return [line for line in lines if line.strip() and line.endswith(b"\n")]
+
+    def check_metrics(self, iteration: int, record: Mapping[str, Any] | None) -> None:
+        """Every row that a checkpoint counts is there, as it was written; rows beyond it do not matter.
+
+        Args:
+            iteration: the checkpoint's. record: rows and sha256 of its card; None: made by a version without it.
+
+        Raises:
+            CheckpointError: rows are missing or were changed.
+        """
+        file = self.path / "metrics.jsonl"
+        lines, rows = self.metrics_lines(), iteration if record is None else int(record["rows"])
+        remedy = (
+            "Restore the file from a copy, or choose another --out to start anew (removing the checkpoints starts this run "
+            "anew too). Nothing was changed."
+        )
+        if len(lines) < rows:
+            raise CheckpointError(
+                f"{file} has {len(lines)} rows, but the checkpoint after iteration {iteration} counts {rows}: rows were "
+                f"deleted or cut off. {remedy}"
+            )
+        numbers = [json.loads(line)["iteration"] for line in lines[:rows]]
+        if numbers != list(range(1, rows + 1)) or (
+            record is not None and hashlib.sha256(b"".join(lines[:rows])).hexdigest() != record["sha256"]
+        ):
+            raise CheckpointError(
+                f"{file} was changed or damaged since the checkpoint after iteration {iteration} was written: its first "
+                f"{rows} rows are not those it counts, or it is of another run. {remedy}"
+            )
+
+    def truncate_metrics(self, iterations: int) -> None:
+        """Keep the rows of the first ``iterations`` iterations (what the checkpoint stands for), byte for byte."""
+        kept = [line for line in self.metrics_lines() if json.loads(line)["iteration"] <= iterations]
+        write_file(self.path / "metrics.jsonl", b"".join(kept))
+
+
+class MetricsLog:
+    """The rows that a run writes to a folder that is open: on disk before the checkpoint that counts them.
+
+    The folder is the one that was opened. One that was deleted, moved or replaced meanwhile ends the run: it must not come
+    back without its configuration.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        lines = folder.metrics_lines()
+        self._rows, self._hash = len(lines), hashlib.sha256(b"".join(lines))
+        self._identity = self._look()
+
+    def _look(self) -> tuple[int, int] | None:
         try:
-            with open(self.path / "metrics.jsonl", "a") as handle:
-                handle.write(json.dumps(row) + "\n")
+            found = os.stat(self.folder.path)
+            os.stat(self.folder.path / "config.json")
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def require_folder(self) -> None:
+        """
+        Raises:
+            OutputError: the run's folder is not there any more.
+        """
+        if self._look() != self._identity:
+            raise OutputError(
+                f"the run folder {self.folder.path} was deleted, moved or replaced while the run was writing to it. The run "
+                "was stopped and nothing was written elsewhere. Put the folder back and run the same command, or begin anew."
+            )
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            OutputError: the folder or the file is not there any more, or the disk is full.
+        """
+        self.require_folder()
+        line = json.dumps(row).encode() + b"\n"
+        file = self.folder.path / "metrics.jsonl"
+        try:
+            with open(os.open(file, os.O_WRONLY | os.O_APPEND), "wb") as handle:  # not made again where it is missing
+                handle.write(line)
         except OSError as error:
             raise OutputError(
-                f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror}. Free space and run again."
+                f"cannot write {file}: {error.strerror}. Restore it, or free space, and run again."
             ) from None
+        self._hash.update(line)
+        self._rows += 1
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint says of the rows so far, which are on disk now (``rows`` and ``sha256``)."""
+        self.require_folder()
+        file = self.folder.path / "metrics.jsonl"
+        try:
+            with open(os.open(file, os.O_WRONLY | os.O_APPEND), "wb") as handle:
+                os.fsync(handle.fileno())
+        except OSError as error:
+            raise OutputError(f"cannot write {file}: {error.strerror}. Restore it and run again.") from None
+        return {"rows": self._rows, "sha256": self._hash.hexdigest()}

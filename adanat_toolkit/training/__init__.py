@@ -1,22 +1,28 @@
 """Training: configuration, PPO, the loop, checkpoints."""
 
-from .checkpoint import IGNORED_ON_RESUME
+from .callbacks import Callback
 from .config import PRESETS, DataConfig, PPOConfig, RunConfig, differences, merge, resolve, validate
+from .describe import describe
 from .engines import create_trainer
+from .objects import FunctionReward
 from .ppo import targets
 from .reward_update import update_reward
+from .same_run import IGNORED_ON_RESUME
 from .scoring import checked_scores, require_finite_state
 from .trainer import Trainer
 
 __all__ = [
     "IGNORED_ON_RESUME",
     "PRESETS",
+    "Callback",
     "DataConfig",
+    "FunctionReward",
     "PPOConfig",
     "RunConfig",
     "Trainer",
     "checked_scores",
     "create_trainer",
+    "describe",
     "differences",
     "merge",
     "require_finite_state",

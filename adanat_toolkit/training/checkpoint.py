@@ -6,85 +6,68 @@ and no process sees a folder that is being tidied up.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
-from ..policies import export_policy
 from ..runtime import distributed
 from ..storage import RunFolder, load_checkpoint, prepare_folder, save_tensors, write_json
 from .config import RunConfig, differences, merge
+from .same_run import IGNORED_ON_RESUME, require_same_run
 
-if TYPE_CHECKING:
-    from .trainer import Trainer
-
-IGNORED_ON_RESUME = (
-    "device",
-    "micro_batch",
-    "keep_checkpoints",
-    "checkpoint_every",
-    "offline",
-    "evaluate_every",
-    "tracker",
-)
-"""Settings that a resumed run may change: they do not change what is computed (to rounding, for the device)."""
-
-BEFORE = {"ppo": {"adam_epsilon": 1e-8}}
+BEFORE = {"ppo": {"adam_epsilon": 1e-8}, "policy": {"smoothing": 0.0}}
 """What earlier versions did, for settings that their ``config.json`` does not name."""
 
 
-def save_run(trainer: Trainer, folder: RunFolder) -> None:
-    """Write a checkpoint and the exported policy. Called in the main process."""
-    facts = {
-        "iteration": trainer.iteration,
-        "seed": trainer.config.seed,
-        "generator": trainer.generator.fingerprint,
-        "real_images": trainer.real.fingerprint if trainer.real is not None else None,
-    }
-    config = trainer.config
-    # The policy first: a run that is killed in between goes on from the older checkpoint and exports it again.
-    export_policy(
-        folder.path / "policy",
-        trainer.policy,
-        trainer.average if config.policy.average else trainer.policy.state_dict(),
-        options=config.policy.options,
-        space=trainer.space,
-        generator=trainer.generator,
-        facts={
-            "trajectories": trainer.iteration * config.batch,
-            "reward": config.reward.name,
-            "seed": config.seed,
-            "engine": config.engine,
-        },
-    )
-    save_tensors(folder.checkpoint(trainer.iteration), "state", trainer.state(), facts)
-    folder.prune(config.keep_checkpoints)
+@dataclass(frozen=True)
+class Found:
+    """What a run folder holds.
+
+    Attributes:
+        adam_epsilon: of the run, which may be older than the setting. iteration: of the newest checkpoint, 0 for none.
+        state: its tensors. new_config: what config.json must say from now on, None where it says so already.
+    """
+
+    adam_epsilon: float
+    iteration: int
+    state: dict[str, Tensor] | None
+    new_config: dict[str, Any] | None
 
 
-def open_run(trainer: Trainer, folder: RunFolder) -> None:
-    """Start a new run folder, or bring the trainer to where the one that is there stopped. All processes call it.
+def open_run(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None]) -> Found:
+    """What is there to go on from, once everything fits; nothing is changed. All processes call it.
+
+    Args:
+        facts: fingerprints that a checkpoint must have been made with (``generator``, ``real_images``).
 
     Raises:
-        OutputError: it cannot be written. CheckpointError: what is there is damaged or belongs to another run; nothing is
-            changed then.
+        OutputError: it cannot be written. CheckpointError: what is there is damaged or belongs to another run.
     """
-    known = distributed.is_main() and folder.config is not None
-    found = distributed.from_main(_read(trainer, folder) if distributed.is_main() else None)
+    found = distributed.from_main(_read(folder, config, facts) if distributed.is_main() else None)
     assert found is not None
-    epsilon, saved = found
-    trainer.config = with_epsilon(trainer.config, epsilon)
-    for group in trainer.optimiser.param_groups:
-        group["eps"] = epsilon
-    if saved is None and (trainer.used or trainer.iteration):
-        saved = trainer.initial, 0
-    if saved is not None:
-        tensors, trainer.iteration = saved
-        trainer.load_state(tensors)
-    if known:
-        folder.recover()
-        folder.truncate_metrics(trainer.iteration)
+    return found
+
+
+def settle(folder: RunFolder, found: Found) -> None:
+    """Make the folder what its newest checkpoint stands for. Called in the main process, once the state fits."""
+    if found.new_config is not None:
+        write_json(folder.path / "config.json", found.new_config)
+    folder.recover()
+    folder.truncate_metrics(found.iteration)
+
+
+def save_checkpoint(
+    folder: RunFolder, iteration: int, state: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: int
+) -> None:
+    """Write a checkpoint and remove all but the newest ``keep``. Called in the main process."""
+    target = folder.checkpoint(iteration)
+    target.parent.mkdir(exist_ok=True)
+    save_tensors(target, "state", state, {"iteration": iteration, **facts})
+    folder.prune(keep)
 
 
 def same_in_all_processes(config: RunConfig) -> None:
@@ -112,42 +95,39 @@ def with_epsilon(config: RunConfig, epsilon: float) -> RunConfig:
     return config.model_copy(update={"ppo": config.ppo.model_copy(update={"adam_epsilon": epsilon})})
 
 
-def _read(trainer: Trainer, folder: RunFolder) -> tuple[float, tuple[dict[str, Tensor], int] | None]:
-    """Adam's epsilon of the run, and its newest checkpoint and iteration (None for a run that has none), once everything
-    fits."""
-    config = trainer.config.model_dump(mode="json")
-    epsilon = trainer.config.ppo.adam_epsilon
+def _read(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None]) -> Found:
     prepare_folder(folder.path)
     stored = folder.config
     if stored is None:
-        if folder.checkpoints():
-            raise CheckpointError(f"{folder.path} has checkpoints but no config.json; choose another --out.")
-        write_json(folder.path / "config.json", config)
-        return epsilon, None
-    stored = merge(BEFORE, stored)
-    if "adam_epsilon" not in trainer.config.ppo.model_fields_set:  # nobody asked for another one: as it was begun
-        epsilon = float(stored["ppo"]["adam_epsilon"])
-        config["ppo"]["adam_epsilon"] = epsilon
-    changed = [d for d in differences(stored, config) if d.partition(":")[0] not in IGNORED_ON_RESUME]
-    if changed:
-        raise CheckpointError(
-            f"{folder.path} holds a run with other settings ({'; '.join(changed)}). Give the same settings to resume it, "
-            "or another --out to start anew. Nothing was changed."
-        )
+        for kept, what in ((folder.checkpoints(), "checkpoints"), (folder.metrics(), "rows of metrics")):
+            if kept:
+                raise CheckpointError(f"{folder.path} has {what} but no config.json; choose another --out.")
+        return Found(config.ppo.adam_epsilon, 0, None, config.model_dump(mode="json"))
+    complete = merge(BEFORE, stored)
+    epsilon = config.ppo.adam_epsilon
+    if "adam_epsilon" not in config.ppo.model_fields_set:  # nobody asked for another one: as it was begun
+        epsilon = float(complete["ppo"]["adam_epsilon"])
+    config = with_epsilon(config, epsilon)
     saved = folder.checkpoints()
-    if not saved:
-        return epsilon, None
-    tensors, facts = load_checkpoint(folder.checkpoint(saved[-1]))
-    for key, own in (
-        ("generator", trainer.generator.fingerprint),
-        ("real_images", trainer.real.fingerprint if trainer.real is not None else None),
-    ):
-        if facts.get(key) != own:
-            raise CheckpointError(
-                f"{folder.checkpoint(saved[-1])} was made with another {key.replace('_', ' ')} "
-                f"({facts.get(key)}, now {own}). Use the original one, or another --out. Nothing was changed."
-            )
-    return epsilon, (tensors, int(facts["iteration"]))
+    tensors, card, iteration = None, {}, 0
+    if saved:
+        tensors, card = load_checkpoint(folder.checkpoint(saved[-1]))
+        iteration = int(card["iteration"])
+    try:
+        require_same_run(str(folder.path), complete, config, iteration=iteration, sources=card.get("sources"))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if saved:
+        for key, own in facts.items():
+            if card.get(key) != own:
+                raise CheckpointError(
+                    f"{folder.checkpoint(iteration)} was made with another {key.replace('_', ' ')} "
+                    f"({card.get(key)}, now {own}). Use the original one, or another --out. Nothing was changed."
+                )
+        folder.check_metrics(iteration, card.get("metrics"))
+    now = config.model_dump(mode="json")
+    renewed = any(d.partition(":")[0] not in IGNORED_ON_RESUME for d in differences(complete, now))
+    return Found(epsilon, iteration, tensors, now if renewed else None)
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer, prefix: str = "") -> dict[str, Tensor]:

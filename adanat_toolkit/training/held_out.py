@@ -1,11 +1,11 @@
-"""What a training run is watched by: a held-out yardstick, the diversity of its images, and the alarms."""
+"""What a training run is watched by: a held-out yardstick, and the alarms."""
 
 from __future__ import annotations
 
-import copy
 import time
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..core import ActionSpace, FeatureExtractor, Generator, ImageSource, Policy
 from ..errors import DataError
@@ -15,55 +15,70 @@ from ..registry import create_features
 from ..runtime import distributed
 from ..sampling import seed_range
 from . import alarms
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .callbacks import Callback
+from .config import RunConfig
 
 HELD_OUT_SEED = 2**40
 """First seed of the images that a run is watched by; training derives its seeds by hashing, evaluation counts from 0."""
 HELD_OUT_FIGURES = ("frechet", "kid", "precision", "recall", "density", "coverage", "diversity")
 
 
-class Watch:
-    """Looks at the trainer after each iteration. All processes make the images of a reading, the main one judges.
+class Readings(Callback):
+    """Adds a reading of the yardstick to the row of the first iteration, of every ``every``-th, and of the last. All
+    processes make its images, the main one judges.
 
-    Raises:
-        DataError: the yardstick is wanted, and there are no real images. PluginError, WeightsError: of its features.
+    Args:
+        policy: gives the policy to read, as it would be exported now.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.rows: list[dict[str, Any]] = []
-        """All rows of the run so far, those before a resume included."""
-        config, generator = trainer.config, trainer.generator
-        self.held_out: HeldOut | None = None
-        if not config.evaluate_every:
-            return
-        if trainer.real is None:
-            raise DataError(
-                f"evaluate_every = {config.evaluate_every} needs real images, and {generator.name} ships none. Give --data "
-                "FOLDER or FILE.zip, or set it to 0."
-            )
-        name = choose_features(generator, config.evaluate_features)
-        extractor = create_features(name, device=trainer.device, offline=config.offline)
-        self.held_out = HeldOut(generator, extractor, trainer.real, config.evaluate_images, captions=trainer.captions)
+    everywhere = True
 
-    def look(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with a reading of the yardstick, where one is due (the first iteration, every ``evaluate_every``-th, the
-        last), and with ``alarms``, where any is raised; both in the main process. All processes call it."""
-        trainer, config, iteration = self.trainer, self.trainer.config, row["iteration"]
-        due = iteration in (1, config.iterations) or iteration % max(config.evaluate_every, 1) == 0
-        if self.held_out is not None and due:
-            policy = trainer.policy
-            if config.policy.average:  # what is exported
-                policy = copy.deepcopy(policy)
-                policy.load_state_dict(trainer.average)
-            row = {**row, **self.held_out.read(policy, trainer.space)}
-        if not distributed.is_main():
-            return row
+    def __init__(
+        self, held_out: HeldOut, policy: Callable[[], Policy], space: ActionSpace, *, every: int, last: int
+    ) -> None:
+        self.held_out, self.policy, self.space, self.every, self.last = held_out, policy, space, every, last
+
+    def on_iteration(self, row: dict[str, Any]) -> None:
+        iteration = row["iteration"]
+        if iteration in (1, self.last) or iteration % self.every == 0:
+            row |= self.held_out.read(self.policy(), self.space)
+
+
+class AlarmWatch(Callback):
+    """Adds ``alarms`` to the row, where any is raised.
+
+    Args:
+        rows: those of the run so far, before a resume.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.rows = list(rows)
+
+    def on_iteration(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         found = alarms.check(self.rows)
-        return {**row, "alarms": [alarm.to_json() for alarm in found]} if found else row
+        if found:
+            row["alarms"] = [alarm.to_json() for alarm in found]
+
+
+def held_out_of(
+    config: RunConfig, generator: Generator, real: ImageSource | None, captions: OwnContexts | None
+) -> HeldOut | None:
+    """The yardstick that a configuration asks for.
+
+    Raises:
+        DataError: there are no real images. PluginError, WeightsError: of its features.
+    """
+    if not config.evaluate_every:
+        return None
+    if real is None:
+        raise DataError(
+            f"evaluate_every = {config.evaluate_every} needs real images, and {generator.name} ships none. Give --data "
+            "FOLDER or FILE.zip, or set it to 0."
+        )
+    name = choose_features(generator, config.evaluate_features)
+    extractor = create_features(name, device=generator.device, offline=config.offline)
+    return HeldOut(generator, extractor, real, config.evaluate_images, captions=captions)
 
 
 class HeldOut:

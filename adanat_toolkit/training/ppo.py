@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core import SHUFFLE, derive
 from ..runtime import MicroBatch, distributed
-from ..sampling import gaussian_log_prob
+from ..sampling import Rollout, gaussian_log_prob
 from .config import PPOConfig
 
 
@@ -111,6 +111,21 @@ class Batch:
     targets: Tensor
     advantages: Tensor
     index: Tensor
+
+    @classmethod
+    def of(cls, rollout: Rollout, targets: Tensor, advantages: Tensor, start: int) -> Batch:
+        """The states of a rollout, with the (B, T) ``targets`` and ``advantages``. start: position of its first trajectory."""
+        samples, steps = rollout.values.shape
+        device = rollout.values.device
+        return cls(
+            features=None if rollout.features is None else rollout.features.flatten(0, 1),
+            step=torch.arange(steps, device=device).repeat(samples),
+            actions=rollout.actions.flatten(0, 1),
+            log_prob=rollout.log_prob.flatten(),
+            targets=targets.flatten(),
+            advantages=advantages.flatten(),
+            index=torch.arange(start * steps, (start + samples) * steps, device=device),
+        )
 
     def select(self, rows: Tensor) -> Batch:
         features = None if self.features is None else self.features[rows]

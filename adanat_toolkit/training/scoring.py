@@ -5,11 +5,60 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..core import Context, RewardModel
 from ..errors import NotFiniteError, PluginError
-from ..runtime import distributed
+from ..runtime import MicroBatch, distributed, gather, whole, world_size
+
+
+def score(
+    reward: RewardModel, name: str, embedded: Tensor, context: Context, micro_batch: MicroBatch
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(B,) scores of this process's samples, and their terms; a set-level reward sees the samples of all processes.
+
+    Args:
+        embedded: (B, ...) of ``RewardModel.embed``. micro_batch: samples scored at once.
+
+    Raises:
+        PluginError: see :func:`checked_scores`.
+    """
+
+    def score_rows(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        return checked_scores(reward, name, embedded[rows], context.select(rows))
+
+    with torch.no_grad():
+        if not reward.set_level:
+            parts = micro_batch.map(score_rows, len(context))
+            terms = {term: torch.cat([part[1][term] for part in parts]) for term in parts[0][1]}
+            return torch.cat([part[0] for part in parts]), terms
+        start, _ = distributed.position(len(context), embedded.device)
+        own = slice(start, start + len(context))
+        embedded, context = gather(embedded), gather_context(context)
+        with whole("the score of a reward that judges the set", "use a smaller batch, or a per-sample reward"):
+            scores, terms = score_rows(slice(0, len(context)))
+        return scores[own], {term: values[own] for term, values in terms.items()}
+
+
+def gather_context(context: Context) -> Context:
+    """The contexts of all ranks, in rank order."""
+    if world_size() == 1:
+        return context
+    prompts: list[tuple[str, ...] | None] = [None] * world_size()
+    dist.all_gather_object(prompts, context.prompts)
+
+    def join(value: Tensor | None) -> Tensor | None:
+        return None if value is None else gather(value)
+
+    sizes = gather(torch.tensor([context.size], device=None if context.classes is None else context.classes.device))
+    return Context(
+        int(sizes.sum()),
+        join(context.classes),
+        join(context.states),
+        join(context.pooled),
+        None if context.prompts is None else tuple(text for part in prompts for text in part or ()),
+    )
 
 
 def checked_scores(

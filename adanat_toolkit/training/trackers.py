@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ..core import Tracker
 from ..registry import load
+from .callbacks import Callback
 
 
-class Trackers:
-    """Trackers by name, as a context manager around a run.
+class Trackers(Callback):
+    """Trackers by name, opened before the first iteration.
 
     A tracker that fails while the run is under way is reported once and dropped: ``metrics.jsonl`` has every row anyway.
 
@@ -28,18 +28,10 @@ class Trackers:
             for name in dict.fromkeys(names):
                 self.open[name] = load("tracker", name).create(folder, config)
         except BaseException:
-            self.close()
+            self.on_end()
             raise
 
-    def __enter__(self) -> Trackers:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def log(self, row: Mapping[str, Any]) -> None:
+    def on_iteration(self, row: dict[str, Any]) -> None:
         """The finite numbers of a row of metrics, at its number of trajectories."""
         figures = {
             name: float(value)
@@ -53,7 +45,7 @@ class Trackers:
                 warnings.warn(f"tracker {name!r} failed and is left out from now on: {error}", stacklevel=2)
                 del self.open[name]
 
-    def close(self) -> None:
+    def on_end(self) -> None:
         """Flush and release all."""
         for name, tracker in list(self.open.items()):
             try:

@@ -1,20 +1,21 @@
-"""The alternation of policy and reward (AdaNAT algorithm 1), checkpoints and resume.
+"""The alternation of policy and reward (AdaNAT algorithm 1), from its parts to the end of a run.
 
-One iteration: contexts -> rollout under the current policy -> rewards -> PPO epochs -> reward update on the images just
-made. Every random number is a function of (run seed, iteration, sample), so that the state of a run is its tensors and its
-iteration counter, and a resumed run continues bit-exactly.
+One iteration (:meth:`Trainer.step`): contexts -> rollout under the current policy -> rewards -> PPO epochs -> reward update on
+the images just made. Every random number is a function of (run seed, iteration, sample), so that the state of a run is its
+tensors and its iteration counter, and a resumed run continues bit-exactly. What else happens to a run (its log, checkpoints,
+held-out readings, alarms) is done by callbacks (``callbacks.py``).
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..core import (
@@ -22,15 +23,19 @@ from ..core import (
     DATA,
     REWARD,
     Context,
+    Generator,
+    ImageSource,
     LearnedReward,
     Noise,
+    Policy,
+    RewardModel,
     derive,
     sample_seeds,
 )
 from ..errors import CheckpointError, ConfigError
 from ..evaluation import own_captions
 from ..images import draw_contexts, images_for
-from ..policies import build_policy
+from ..policies import build_policy, export_policy
 from ..registry import create_generator, create_reward, load, parse_options
 from ..runtime import (
     CPU_CHUNK,
@@ -38,70 +43,115 @@ from ..runtime import (
     distributed,
     dtype_name,
     float32_by_default,
-    gather,
     measured_size,
     resolve_device,
     resolve_dtype,
-    whole,
-    world_size,
 )
 from ..sampling import Rollout, collect
-from ..storage import RunFolder, held, prepare_folder
-from .checkpoint import load_module, load_optimiser, open_run, optimiser_state, same_in_all_processes, save_run
+from ..storage import MetricsLog, RunFolder, held, prepare_folder
+from .callbacks import Callback, Calls, Checkpoints, MetricsFile, watched
+from .checkpoint import (
+    load_module,
+    load_optimiser,
+    open_run,
+    optimiser_state,
+    same_in_all_processes,
+    save_checkpoint,
+    settle,
+    with_epsilon,
+)
 from .config import RunConfig
-from .diversity import context_diversity
-from .held_out import Watch
+from .describe import describe
+from .held_out import AlarmWatch, Readings, held_out_of
+from .objects import RewardFunction, as_reward, require_callbacks, with_objects
+from .plan import local_batch, plan, stored_features
 from .ppo import Batch, explained_variance, ppo_update, targets
 from .reward_update import update_reward
-from .scoring import checked_scores, require_finite, require_finite_state
+from .same_run import source_hashes
+from .scoring import require_finite, require_finite_state, score
 from .trackers import Trackers
-
-
-def gather_context(context: Context) -> Context:
-    """The contexts of all ranks, in rank order."""
-    if world_size() == 1:
-        return context
-    prompts: list[tuple[str, ...] | None] = [None] * world_size()
-    dist.all_gather_object(prompts, context.prompts)
-
-    def join(value: Tensor | None) -> Tensor | None:
-        return None if value is None else gather(value)
-
-    sizes = gather(torch.tensor([context.size], device=None if context.classes is None else context.classes.device))
-    return Context(
-        int(sizes.sum()),
-        join(context.classes),
-        join(context.states),
-        join(context.pooled),
-        None if context.prompts is None else tuple(text for part in prompts for text in part or ()),
-    )
 
 
 class Trainer:
     """A training run. Building it loads generator, data, reward and policy, and checks everything that can be checked.
+
+    Args:
+        config: every setting. generator, reward, data: objects, in place of what ``config`` names: a generator; a reward,
+            or a function ``(images, context) -> (B,)`` scores; real images, or a path. A registered name is taken too.
+            The configuration that is stored names an object by its own name; to resume the run, give the same again.
 
     Raises:
         ConfigError, PluginError, WeightsError, DataError: before any work starts.
     """
 
     @float32_by_default()
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        generator: Generator | str | None = None,
+        reward: RewardModel | RewardFunction | str | None = None,
+        data: ImageSource | str | os.PathLike[str] | None = None,
+    ) -> None:
+        reward = as_reward(reward)
+        config = with_objects(config, generator, reward, data)
         same_in_all_processes(config)
         if config.batch // config.ppo.group < distributed.world_size():
             raise ConfigError(
                 f"batch = {config.batch} gives {config.batch // config.ppo.group} groups of trajectories for "
                 f"{distributed.world_size()} processes; each needs at least one. Use a larger batch or fewer processes."
             )
-        self.device = resolve_device(config.device)
         if config.offline:
             os.environ["HF_HUB_OFFLINE"] = "1"  # what rewards and feature networks load weights through reads this
-        dtype = resolve_dtype(config.dtype, self.device)
+        if isinstance(generator, Generator):
+            self.device, dtype = generator.device, generator.dtype
+        else:
+            self.device = resolve_device(config.device)
+            dtype = resolve_dtype(config.dtype, self.device)
+            generator = create_generator(
+                config.generator.name, config.generator.options, device=self.device, dtype=dtype, offline=config.offline
+            )
+        self.generator = generator
         # What is stored says what was computed: another machine may resolve "auto" to another type.
         self.config = config = config.model_copy(update={"dtype": dtype_name(dtype)})
-        self.generator = create_generator(
-            config.generator.name, config.generator.options, device=self.device, dtype=dtype, offline=config.offline
+        self._build_policy()
+        self.real: ImageSource | None
+        if data is None or isinstance(data, str | os.PathLike):
+            self.real = images_for(generator, config.data.path)
+            self.captions = own_captions(generator, config.data.path, self.real)
+        else:
+            self.real = data
+            self.captions = own_captions(generator, data, data)
+        self.reward = (
+            reward
+            if isinstance(reward, RewardModel)
+            else create_reward(
+                config.reward.name,
+                config.reward.options,
+                generator=generator,
+                real=self.real,
+                device=self.device,
+                seed=derive(config.seed, REWARD),
+            )
         )
-        generator = self.generator
+        self.held_out = held_out_of(config, generator, self.real, self.captions)
+        for name in config.tracker:
+            load("tracker", name)
+        self.iteration = 0
+        """Completed iterations."""
+        self.micro_batch = MicroBatch(config.micro_batch or (CPU_CHUNK if self.device.type == "cpu" else None))
+        """Samples in flight at once in this process."""
+        self._measured = config.micro_batch is not None
+        self._scored_at_once = MicroBatch()
+        self._states_at_once = MicroBatch(
+            what="states of a mini-batch", remedy="use a smaller batch or a smaller policy"
+        )
+        self.initial = {key: value.detach().cpu().clone() for key, value in self.state().items()}
+        """The state that a run starts from: a trainer that has worked before begins every new folder with it."""
+        self.used = False
+
+    def _build_policy(self) -> None:
+        """Policy, critic, the average of the policy's weights, and the optimiser."""
+        config, generator = self.config, self.generator
         policy_class = load("policy", config.policy.name)
         if not policy_class.trainable:
             raise ConfigError(
@@ -130,162 +180,55 @@ class Trainer:
         self.average = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
         self.parameters = [*self.policy.parameters(), *self.critic.parameters()]
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.ppo.learning_rate, eps=config.ppo.adam_epsilon)
-        self.real = images_for(generator, config.data.path)
-        self.captions = own_captions(generator, config.data.path, self.real)
-        self.reward = create_reward(
-            config.reward.name,
-            config.reward.options,
-            generator=generator,
-            real=self.real,
-            device=self.device,
-            seed=derive(config.seed, REWARD),
-        )
-        self.watch = Watch(self)
-        for name in config.tracker:
-            load("tracker", name)
-        self.iteration = 0
-        """Completed iterations."""
-        self.micro_batch = MicroBatch(config.micro_batch or (CPU_CHUNK if self.device.type == "cpu" else None))
-        """Samples in flight at once in this process."""
-        self._measured = config.micro_batch is not None
-        self._scored_at_once = MicroBatch()
-        self._states_at_once = MicroBatch(
-            what="states of a mini-batch", remedy="use a smaller batch or a smaller policy"
-        )
-        self.initial = {key: value.detach().cpu().clone() for key, value in self.state().items()}
-        """The state that a run starts from: a trainer that has worked before begins every new folder with it."""
-        self.used = False
 
-    # --- what it will cost ----------------------------------------------------------------------------------------------
-
-    @float32_by_default()
-    def plan(self) -> dict[str, Any]:
-        """What the run will need, for ``--dry-run``: parameter counts, generator forwards, memory of one iteration.
-
-        Memory and micro-batch are those of one process.
-        """
-        config, generator = self.config, self.generator
-        guided = 2 if "guidance" in generator.action_space.names else 1
-        self._measure()
-        return {
-            "iterations": config.iterations,
-            "trajectories": config.iterations * config.batch,
-            "generator_forwards": config.iterations * config.batch * guided * (self.space.decisions - 1),
-            "generator_forwards_note": "samples times (conditional + unconditional) after the first step; first states are "
-            "computed once per distinct context",
-            "parameters": {
-                **generator.parameters_count(),
-                "policy": sum(p.numel() for p in self.policy.parameters()),
-                "critic": sum(p.numel() for p in self.critic.parameters()),
-                **{f"reward {key}": value for key, value in self.reward.parameters_count().items()},
-            },
-            "memory_bytes": {
-                "stored features of one iteration": self._stored_features(),
-                "policy, critic and optimiser": 16 * sum(p.numel() for p in self.parameters),
-                "generator": sum(generator.parameters_count().values())
-                * (2 if generator.dtype == torch.bfloat16 else 4),
-            },
-            "micro_batch": self.micro_batch.size or self._local_batch(),
-            "processes": distributed.world_size(),
-        }
-
-    def _local_batch(self) -> int:
-        """Trajectories of an iteration in one process, at most."""
-        groups = -(-(self.config.batch // self.config.ppo.group) // distributed.world_size())
-        return groups * self.config.ppo.group
-
-    def _stored_features(self) -> int:
-        """Bytes of the features that one iteration keeps for the policy's update."""
-        if not self.policy.needs_features:
-            return 0
-        generator = self.generator
-        width = 2 if getattr(self.policy, "feature_dtype", torch.float32) == torch.bfloat16 else 4
-        cells = generator.grid[0] * generator.grid[1]
-        return self._local_batch() * self.space.decisions * cells * generator.feature_dim * width
-
-    def _measure(self) -> None:
-        """Choose the micro-batch by the memory that a few samples need, unless it was given; once."""
-        if self._measured:
-            return
-        self._measured = True
-
-        def probe(count: int) -> None:
-            noise = Noise(torch.arange(count, device=self.device))
-            self._collect(draw_contexts(self.generator, noise, self.captions), noise, noise, 1.0, MicroBatch(count))
-
-        size = measured_size(probe, self.device, most=self._local_batch(), stored=self._stored_features())
-        if size is not None:
-            self.micro_batch.size = size
-
-    # --- the loop -------------------------------------------------------------------------------------------------------
-
-    @float32_by_default()
-    def run(self, out: Path, *, on_iteration: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-        """Train to the end, from scratch or from the newest checkpoint in ``out``, whatever the trainer did before.
-
-        Returns:
-            The last row of metrics with the run's folder; only the main process reads and writes the folder.
-
-        Raises:
-            OutputError: ``out`` cannot be written, or another process is training in it (``InUseError``).
-            CheckpointError: what is there is damaged or belongs to another run.
-        """
-        if not distributed.is_main():
-            return self._run(RunFolder(out), on_iteration)
-        with held(prepare_folder(out)):
-            return self._run(RunFolder(out), on_iteration)
-
-    def _run(self, folder: RunFolder, on_iteration: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
-        open_run(self, folder)
-        self.watch.rows = folder.metrics()
-        row: dict[str, Any] = {}
-        names = self.config.tracker if distributed.is_main() and self.iteration < self.config.iterations else ()
-        with Trackers(names, folder.path, self.config.model_dump(mode="json")) as trackers:
-            while self.iteration < self.config.iterations:
-                self.used = True
-                row = self.watch.look(self.step())
-                if distributed.is_main():
-                    folder.append_metrics(row)
-                    trackers.log(row)
-                    if self._saves():
-                        save_run(self, folder)
-                    if on_iteration is not None:
-                        on_iteration(row)
-                if self._saves():
-                    # A process that fails in the next iteration must not take a half written checkpoint with it; and what
-                    # the main process wrote is complete when any of them returns.
-                    distributed.barrier()
-        if not row and distributed.is_main():  # already complete
-            row = (folder.metrics() or [{}])[-1]
-        return {**row, "run": str(folder.path)}
-
-    def _saves(self) -> bool:
-        """Whether a checkpoint belongs after the iterations that are done."""
-        return self.iteration == self.config.iterations or self.iteration % self.config.checkpoint_every == 0
+    # --- one iteration ----------------------------------------------------------------------------------------------------
 
     @float32_by_default()
     def step(self) -> dict[str, Any]:
         """One iteration; returns its row of metrics (every name is explained in docs/logged-names.md)."""
-        config, started = self.config, time.perf_counter()
-        sigma = config.ppo.sigma_at(self.iteration, config.iterations)
-        rate = config.ppo.learning_rate_at(self.iteration, config.iterations)
+        config, iteration, started = self.config, self.iteration, time.perf_counter()
+        sigma = config.ppo.sigma_at(iteration, config.iterations)
+        rate = config.ppo.learning_rate_at(iteration, config.iterations)
+        row: dict[str, Any] = {"iteration": iteration + 1, "trajectories": (iteration + 1) * config.batch}
+
+        # The policy makes images of this process's share of the contexts: B samples, T decisions each.
         rollout, start = self._rollout(sigma)
         rolled = time.perf_counter()
-        assert rollout.embedded is not None
-        scores, terms = self._score(rollout.embedded, rollout.context)
-        row: dict[str, Any] = {"iteration": self.iteration + 1, "trajectories": (self.iteration + 1) * config.batch}
+
+        # Each image is scored once, at its end.
+        scores, terms = self._score(rollout)
         self._require_finite(scores, actions_of_the_policy=rollout.actions, values_of_the_critic=rollout.values)
-        row |= self._describe(rollout, scores, terms)
+        row |= describe(rollout, scores, terms, self.space, group=config.ppo.group)
         scored = time.perf_counter()
-        if self.iteration >= config.reward.warmup:
-            row |= self._update_policy(rollout, scores, sigma, rate, start)
+
+        # PPO: the standardised score is each trajectory's terminal reward; some epochs on the B x T states.
+        if iteration >= config.reward.warmup:
+            goal, advantages = targets(scores, rollout.values, config.ppo)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            figures = ppo_update(
+                self.policy,
+                self.critic,
+                self.optimiser,
+                Batch.of(rollout, goal, advantages, start),
+                sigma=sigma,
+                config=config.ppo,
+                total=config.batch * self.space.decisions,
+                seed=derive(config.seed, iteration),
+                micro_batch=self._states_at_once,
+                on_step=self._average_weights,
+            )
+            row |= {f"ppo/{key}": value for key, value in figures.items()}
+            row["ppo/explained_variance"] = explained_variance(rollout.values, goal)
         updated = time.perf_counter()
-        if isinstance(self.reward, LearnedReward):
-            row |= {f"reward_model/{key}": value for key, value in self._update_reward(rollout).items()}
+
+        # A reward that learns is trained on the images just made, and on real ones.
+        row |= self._update_reward(rollout)
+
         self.iteration += 1
         require_finite_state(self.iteration, self.state())
         ended = time.perf_counter()
-        row |= {
+        return row | {
             "sigma": sigma,
             "learning_rate": rate,
             "seconds": ended - started,
@@ -295,7 +238,6 @@ class Trainer:
             "seconds_reward": ended - updated,
             "trajectories_per_second": config.batch / (ended - started),
         }
-        return row
 
     def _rollout(self, sigma: float) -> tuple[Rollout, int]:
         """This process's share of the iteration's trajectories (whole groups), and the index of its first one."""
@@ -326,65 +268,16 @@ class Trainer:
             micro_batch=micro_batch,
         )
 
-    def _score(self, embedded: Tensor, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B,) scores of this process's samples, and their terms; a set-level reward sees the samples of all processes."""
-        reward, device = self.reward, self.device
-
-        def score(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            return checked_scores(reward, self.config.reward.name, embedded[rows], context.select(rows))
-
-        with torch.no_grad():
-            if not reward.set_level:
-                parts = self._scored_at_once.map(score, len(context))
-                terms = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
-                return torch.cat([part[0] for part in parts]), terms
-            start, _ = distributed.position(len(context), device)
-            own = slice(start, start + len(context))
-            embedded, context = distributed.gather(embedded), gather_context(context)
-            with whole("the score of a reward that judges the set", "use a smaller batch, or a per-sample reward"):
-                scores, terms = score(slice(0, len(context)))
-            return scores[own], {name: values[own] for name, values in terms.items()}
+    def _score(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B,) scores of a rollout's images, and their terms."""
+        assert rollout.embedded is not None
+        return score(self.reward, self.config.reward.name, rollout.embedded, rollout.context, self._scored_at_once)
 
     def _require_finite(self, scores: Tensor, **others: Tensor) -> None:
         """Nothing is learned from numbers that are not finite; of the reward first, whose numbers come from outside."""
         name = f"scores of reward {self.config.reward.name!r}"
         remedy = "Mend the reward, or lower ppo.learning_rate (and the reward's own), and run the same command again."
         require_finite(self.iteration + 1, remedy, **{name: scores}, **others)
-
-    def _update_policy(
-        self, rollout: Rollout, scores: Tensor, sigma: float, rate: float, start: int
-    ) -> dict[str, float]:
-        config = self.config
-        goal, advantages = targets(scores, rollout.values, config.ppo)
-        samples, steps = rollout.values.shape
-        device = self.device
-        batch = Batch(
-            features=None if rollout.features is None else rollout.features.flatten(0, 1),
-            step=torch.arange(steps, device=device).repeat(samples),
-            actions=rollout.actions.flatten(0, 1),
-            log_prob=rollout.log_prob.flatten(),
-            targets=goal.flatten(),
-            advantages=advantages.flatten(),
-            index=torch.arange(start * steps, (start + samples) * steps, device=device),
-        )
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        figures = ppo_update(
-            self.policy,
-            self.critic,
-            self.optimiser,
-            batch,
-            sigma=sigma,
-            config=config.ppo,
-            total=config.batch * steps,
-            seed=derive(config.seed, self.iteration),
-            micro_batch=self._states_at_once,
-            on_step=self._average_weights,
-        )
-        return {
-            **{f"ppo/{key}": value for key, value in figures.items()},
-            "ppo/explained_variance": explained_variance(rollout.values, goal),
-        }
 
     def _average_weights(self) -> None:
         values = self.policy.state_dict()
@@ -393,8 +286,10 @@ class Trainer:
         )
 
     def _update_reward(self, rollout: Rollout) -> dict[str, float]:
-        assert isinstance(self.reward, LearnedReward)
-        return update_reward(
+        """``reward_model/FIGURE`` of a reward that learns, none of another."""
+        if not isinstance(self.reward, LearnedReward):
+            return {}
+        figures = update_reward(
             self.reward,
             self.real,
             rollout,
@@ -403,25 +298,143 @@ class Trainer:
             device=self.device,
             micro_batch=self.micro_batch,
         )
+        return {f"reward_model/{key}": value for key, value in figures.items()}
 
-    def _describe(self, rollout: Rollout, scores: Tensor, terms: dict[str, Tensor] | None = None) -> dict[str, float]:
-        """Figures of the rollout: reward, its terms (default: the last), each knob's mean by step and spread over samples."""
-        mean, std = distributed.mean_and_std(scores)
-        row = {"reward/mean": float(mean), "reward/std": float(std)}
-        assert rollout.embedded is not None
-        # Trajectories of a group share their noise, so only one of each is an independent image.
-        alone = slice(None, None, self.config.ppo.group)
-        diversity = context_diversity(rollout.embedded[alone], rollout.context.select(alone))
-        if diversity is not None:
-            row["diversity"] = diversity
-        for name, values in (self.reward.terms() if terms is None else terms).items():
-            mean, std = distributed.mean_and_std(values.float())
-            row |= {f"reward/{name}/mean": float(mean), f"reward/{name}/std": float(std)}
-        means, stds = (figures.tolist() for figures in distributed.mean_and_std(rollout.physical, over_samples=True))
-        for k, name in enumerate(self.space.names):
-            for t in range(self.space.decisions):
-                row |= {f"knob/{name}/{t}": means[t][k], f"knob_spread/{name}/{t}": stds[t][k]}
-        return row
+    # --- the run ----------------------------------------------------------------------------------------------------------
+
+    @float32_by_default()
+    def run(
+        self,
+        out: Path,
+        *,
+        callbacks: Sequence[Callback] = (),
+        on_iteration: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Train to the end, from scratch or from the newest checkpoint in ``out``, whatever the trainer did before.
+
+        Args:
+            callbacks: called after the run's own. on_iteration: a function that is given each row, after all of them.
+
+        Returns:
+            The last row of metrics with the run's folder; only the main process reads and writes the folder.
+
+        Raises:
+            OutputError: ``out`` cannot be written, is gone, or another process is training in it (``InUseError``).
+            CheckpointError: what is there is damaged or belongs to another run.
+        """
+        require_callbacks(callbacks, Callback)
+        more = [*callbacks, *([] if on_iteration is None else [Calls(on_iteration)])]
+        if not distributed.is_main():
+            return self._run(RunFolder(out), more)
+        with held(prepare_folder(out)):
+            return self._run(RunFolder(out), more)
+
+    def _run(self, folder: RunFolder, more: Sequence[Callback]) -> dict[str, Any]:
+        self._open(folder)
+        row: dict[str, Any] = {}
+        with watched([*self._callbacks(folder), *more], self.iteration) as tell:
+            while self.iteration < self.config.iterations:
+                self.used = True
+                row = self.step()
+                tell(row)
+        if not row and distributed.is_main():  # already complete
+            row = (folder.metrics() or [{}])[-1]
+        return {**row, "run": str(folder.path)}
+
+    def _open(self, folder: RunFolder) -> None:
+        """Start a new run folder, or go to where the one that is there stopped. All processes call it."""
+        found = open_run(folder, self.config, self._facts())
+        self.config = with_epsilon(self.config, found.adam_epsilon)
+        for group in self.optimiser.param_groups:
+            group["eps"] = found.adam_epsilon
+        state = found.state
+        if state is None and (self.used or self.iteration):
+            state = self.initial
+        if state is not None:
+            self.load_state(state)
+        self.iteration = found.iteration
+        if distributed.is_main():
+            settle(folder, found)
+
+    def _callbacks(self, folder: RunFolder) -> list[Callback]:
+        """The run's own, in the order in which they are called (those of this process)."""
+        config, last = self.config, self.config.iterations
+        out: list[Callback] = []
+        if self.held_out is not None:
+            out.append(Readings(self.held_out, self.exported, self.space, every=config.evaluate_every, last=last))
+        if not distributed.is_main():
+            return [*out, Checkpoints(lambda: None, every=config.checkpoint_every, last=last)]
+        log, sources = MetricsLog(folder), source_hashes(config)
+
+        def save() -> None:
+            self._save(folder, {"metrics": log.record(), "sources": sources})
+
+        out += [AlarmWatch(folder.metrics()), MetricsFile(log)]
+        if config.tracker and self.iteration < last:  # nothing is opened for a run that is complete
+            out.append(Trackers(config.tracker, folder.path, config.model_dump(mode="json")))
+        return [*out, Checkpoints(save, every=config.checkpoint_every, last=last)]
+
+    def exported(self) -> Policy:
+        """The policy as it is exported: with the average of its weights, where that is asked for."""
+        if not self.config.policy.average:
+            return self.policy
+        policy = copy.deepcopy(self.policy)
+        policy.load_state_dict(self.average)
+        return policy
+
+    def _save(self, folder: RunFolder, facts: dict[str, Any]) -> None:
+        """Export the policy and write a checkpoint; called in the main process.
+
+        The policy first: a run that is killed in between goes on from the older checkpoint and exports it again.
+        """
+        config = self.config
+        export_policy(
+            folder.path / "policy",
+            self.policy,
+            self.average if config.policy.average else self.policy.state_dict(),
+            options=config.policy.options,
+            space=self.space,
+            generator=self.generator,
+            facts={
+                "trajectories": self.iteration * config.batch,
+                "reward": config.reward.name,
+                "seed": config.seed,
+                "engine": config.engine,
+            },
+        )
+        facts = {"seed": config.seed, **self._facts(), **facts}
+        save_checkpoint(folder, self.iteration, self.state(), facts, keep=config.keep_checkpoints)
+
+    def _facts(self) -> dict[str, str | None]:
+        """Fingerprints of what a run cannot go on without."""
+        return {
+            "generator": self.generator.fingerprint,
+            "real_images": self.real.fingerprint if self.real is not None else None,
+        }
+
+    # --- what it will cost ------------------------------------------------------------------------------------------------
+
+    @float32_by_default()
+    def plan(self) -> dict[str, Any]:
+        """What the run will need, for ``--dry-run``: parameter counts, generator forwards, memory of one iteration."""
+        self._measure()
+        size = self.micro_batch.size
+        return plan(self.config, self.generator, self.space, self.policy, self.critic, self.reward, size)
+
+    def _measure(self) -> None:
+        """Choose the micro-batch by the memory that a few samples need, unless it was given; once."""
+        if self._measured:
+            return
+        self._measured = True
+
+        def probe(count: int) -> None:
+            noise = Noise(torch.arange(count, device=self.device))
+            self._collect(draw_contexts(self.generator, noise, self.captions), noise, noise, 1.0, MicroBatch(count))
+
+        stored = stored_features(self.config, self.generator, self.space, self.policy)
+        size = measured_size(probe, self.device, most=local_batch(self.config), stored=stored)
+        if size is not None:
+            self.micro_batch.size = size
 
     # --- state ----------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,7 +84,7 @@ def _train(settings: RunConfig, out: Path | None, *, dry_run: bool, quiet: bool,
     from adanat_toolkit.commands.inputs import run_name
     from adanat_toolkit.runtime import is_main, world_size
     from adanat_toolkit.storage import RunFolder
-    from adanat_toolkit.training import create_trainer
+    from adanat_toolkit.training import Callback, create_trainer
 
     from .progress import TrainingProgress
 
@@ -92,19 +93,28 @@ def _train(settings: RunConfig, out: Path | None, *, dry_run: bool, quiet: bool,
         _print_plan(settings.model_dump(mode="json"), trainer.plan(), as_json=json)
         return
     folder = out or Path("runs") / run_name(settings)
-    saved = RunFolder(folder).checkpoints()
-    if saved:
-        note(f"{folder}: continuing after iteration {saved[-1]} of {settings.iterations}", quiet=quiet)
-    else:
-        several = f" in {world_size()} processes" if world_size() > 1 else ""
-        note(
-            f"{folder}: {settings.iterations} iterations of {settings.batch} trajectories, T={settings.steps}, "
-            f"on {trainer.device}{several} in {str(trainer.generator.dtype).removeprefix('torch.')}",
-            quiet=quiet,
-        )
+    progress = TrainingProgress(settings.iterations, quiet=quiet)
+
+    class Shown(Callback):
+        """Says what is done once it is certain: a folder that does not fit was refused before."""
+
+        def on_start(self, iteration: int) -> None:
+            several = f" in {world_size()} processes" if world_size() > 1 else ""
+            what = (
+                f"continuing after iteration {iteration} of {settings.iterations}"
+                if iteration
+                else f"{settings.iterations} iterations of {settings.batch} trajectories, T={settings.steps}, "
+                f"on {trainer.device}{several} in {str(trainer.generator.dtype).removeprefix('torch.')}"
+            )
+            note(f"{folder}: {what}", quiet=quiet)
+            display.enter_context(progress)
+
+        def on_iteration(self, row: dict[str, Any]) -> None:
+            progress.update(row)
+
     try:
-        with TrainingProgress(settings.iterations, quiet=quiet) as progress:
-            result = trainer.run(folder, on_iteration=progress.update)
+        with ExitStack() as display:
+            result = trainer.run(folder, callbacks=[Shown()])
     except KeyboardInterrupt:
         done = RunFolder(folder).checkpoints()
         note(

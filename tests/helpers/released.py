@@ -18,8 +18,15 @@ from adanat_plugins.tokenizers.vqgan import VQGAN, VQGANConfig
 
 TINY_VQGAN = VQGANConfig(codebook_size=64, code_width=32, width=32, multipliers=(1, 1, 2, 2, 4), blocks=1)
 TINY_MAGE = MAGEConfig(
-    width=48, depth=2, heads=12, decoder_width=32, decoder_depth=1, decoder_heads=16, tokens=16,
-    codebook_size=1024, vocab_size=2025,
+    width=48,
+    depth=2,
+    heads=12,
+    decoder_width=32,
+    decoder_depth=1,
+    decoder_heads=16,
+    tokens=16,
+    codebook_size=1024,
+    vocab_size=2025,
 )
 TINY_VAR = VARConfig(
     scales=(1, 2, 3, 4, 5), code_width=8, width=32, depth=2, heads=4, mlp_width=64, num_classes=11, vocabulary=1024

@@ -36,18 +36,28 @@ def write_images(folder: Path, classes: int = 3, each: int = 4) -> Path:
     return folder
 
 
-def train(settings: Mapping[str, Any], out: str, stop_before: str | None, stop_after: int | None, marker: str) -> None:
+def train(
+    settings: Mapping[str, Any],
+    out: str,
+    stop_before: str | None,
+    stop_after: int | None,
+    exchange: bool,
+    marker: str,
+) -> None:
     """Train (or resume); hang at the moment asked for, with the file ``marker`` as a sign.
 
     Args:
         stop_before: hang before a file or folder whose path ends so is put in its place.
-        stop_after: hang after this iteration.
+        stop_after: hang after this iteration. exchange: False as on systems that cannot exchange two folders.
     """
     import torch
 
+    from adanat_toolkit.storage import replace as replacing
     from adanat_toolkit.training import Trainer, validate
 
     torch.set_num_threads(1)
+    if not exchange:
+        replacing.exchange = lambda first, second: False
 
     def hang() -> None:
         Path(marker).touch()
@@ -67,13 +77,20 @@ def train(settings: Mapping[str, Any], out: str, stop_before: str | None, stop_a
 
 
 def run_process(
-    settings: Mapping[str, Any], out: Path, *, stop_before: str | None = None, stop_after: int | None = None
+    settings: Mapping[str, Any],
+    out: Path,
+    *,
+    stop_before: str | None = None,
+    stop_after: int | None = None,
+    exchange: bool = True,
 ) -> None:
     """:func:`train` in a process; killed with SIGKILL at the moment asked for."""
     SERVER.set_forkserver_preload(PRELOADED)
     marker = out.parent / f"{out.name}.stopped"
     marker.unlink(missing_ok=True)
-    process = SERVER.Process(target=train, args=(dict(settings), str(out), stop_before, stop_after, str(marker)))
+    process = SERVER.Process(
+        target=train, args=(dict(settings), str(out), stop_before, stop_after, exchange, str(marker))
+    )
     process.start()
     stops = stop_before is not None or stop_after is not None
     while process.is_alive() and not marker.exists():

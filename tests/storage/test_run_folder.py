@@ -8,14 +8,28 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from adanat_toolkit.errors import CheckpointError, InUseError, OutputError
-from adanat_toolkit.storage import RunFolder, card_digest, held, prepare_folder, save_tensors, write_file, write_json
+from adanat_toolkit.storage import (
+    MetricsLog,
+    RunFolder,
+    card_digest,
+    held,
+    prepare_folder,
+    read_card,
+    read_tensors,
+    replace,
+    save_tensors,
+    write_file,
+    write_json,
+)
 from adanat_toolkit.storage import files as runs
 from adanat_toolkit.storage.files import load_tensors
 
@@ -33,6 +47,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_tensors_round_trip(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
     save_tensors(tmp_path / "x" / "000003", "state", TENSORS, {"iteration": 3, "nested": {"k": [1, 2]}})
     tensors, facts = load_tensors(tmp_path / "x" / "000003", "state")
     assert tensors.keys() == TENSORS.keys()
@@ -74,8 +89,52 @@ def test_saving_again_replaces_the_folder(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["policy"]
 
 
+@pytest.fixture(params=["exchange", "two steps"])
+def exchanging(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the system's exchange of two folders (where it has one), and without."""
+    if request.param == "two steps":
+        monkeypatch.setattr(replace, "exchange", lambda first, second: False)
+
+
+def test_a_reader_finds_the_old_one_or_the_new_one_at_all_times(exchanging: None, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    save_tensors(tmp_path / "policy", "policy", {"a": torch.zeros(3)}, {"n": 0})
+    ended = threading.Event()
+
+    def write() -> None:
+        for n in range(1, 40):
+            save_tensors(tmp_path / "policy", "policy", {"a": torch.full((3,), float(n))}, {"n": n})
+        ended.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = set()
+    while not ended.is_set():
+        tensors, facts = read_policy(folder)
+        assert tensors["a"].tolist() == [facts["n"]] * 3
+        seen.add(facts["n"])
+    writer.join()
+    assert len(seen) > 1 and read_policy(folder)[1]["n"] == 39
+
+
+@replace.again_if_replaced
+def read_policy(folder: RunFolder) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    found = folder.policy
+    card = read_card(found, "policy")
+    return read_tensors(found, "policy", card), card
+
+
+def test_between_two_steps_the_old_one_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed where the old folder was moved aside and the new one is not there yet."""
+    save_tensors(tmp_path / "policy", "policy", {"a": torch.zeros(3)}, {"n": 0})
+    os.rename(tmp_path / "policy", tmp_path / ".policy.old")
+    assert read_policy(RunFolder(tmp_path))[1]["n"] == 0
+
+
 @pytest.mark.parametrize("call", range(1, 9))
-def test_an_interruption_at_any_call_loses_nothing(call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_at_any_call_loses_nothing(
+    call: int, exchanging: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The n-th file operation never returns, as in a kill: the old or the new version can be read afterwards."""
 
     class Killed(BaseException):
@@ -108,6 +167,7 @@ def test_an_interruption_at_any_call_loses_nothing(call: int, tmp_path: Path, mo
         finished = False
     monkeypatch.undo()
     assert finished == (count < call)
+    assert read_policy(RunFolder(tmp_path))[1]["n"] in (1, 2)  # also before anything is tidied up
     RunFolder(tmp_path).recover()
     tensors, facts = load_tensors(tmp_path / "policy", "policy")
     assert tensors["a"].tolist() == [facts["n"] - 1.0] * 3
@@ -233,6 +293,7 @@ def test_not_tensors_at_all(saved: Path) -> None:
 def test_checkpoints_are_listed_and_pruned(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.checkpoints() == []
+    (tmp_path / "checkpoints").mkdir()
     for iteration in (2, 10, 4, 1_000_000):
         save_tensors(folder.checkpoint(iteration), "state", {"a": torch.zeros(1)}, {"iteration": iteration})
     (tmp_path / "checkpoints" / ".000012.99.tmp").mkdir()  # half written
@@ -246,6 +307,7 @@ def test_checkpoints_are_listed_and_pruned(tmp_path: Path) -> None:
 
 def test_recover(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
     save_tensors(folder.checkpoint(3), "state", {"a": torch.zeros(1)}, {})
     save_tensors(tmp_path / "policy", "policy", {"a": torch.zeros(1)}, {})
     write_json(tmp_path / "config.json", {})
@@ -264,20 +326,75 @@ def test_recover(tmp_path: Path) -> None:
     assert load_tensors(tmp_path / "policy", "policy")[0]["a"].tolist() == [1]
 
 
-def test_metrics(tmp_path: Path) -> None:
+@pytest.fixture
+def log(tmp_path: Path) -> MetricsLog:
+    """The log of a run folder that was just begun."""
+    write_json(tmp_path / "config.json", {})
+    RunFolder(tmp_path).truncate_metrics(0)
+    return MetricsLog(RunFolder(tmp_path))
+
+
+def test_metrics(log: MetricsLog, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.metrics() == []
     for iteration in range(1, 5):
-        folder.append_metrics({"iteration": iteration, "x": iteration / 3})
+        log.append({"iteration": iteration, "x": iteration / 3})
     with open(tmp_path / "metrics.jsonl", "a") as handle:
         handle.write('{"iteration": 5, "x": 1.6')  # cut off by a kill
     assert [row["iteration"] for row in folder.metrics()] == [1, 2, 3, 4]
     folder.truncate_metrics(2)
     assert folder.metrics() == [{"iteration": 1, "x": 1 / 3}, {"iteration": 2, "x": 2 / 3}]
-    folder.append_metrics({"iteration": 3})
+    MetricsLog(folder).append({"iteration": 3})
     assert [row["iteration"] for row in folder.metrics()] == [1, 2, 3]
     folder.truncate_metrics(0)
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_checkpoint_counts_rows_byte_by_byte(log: MetricsLog, tmp_path: Path) -> None:
+    folder, file = RunFolder(tmp_path), tmp_path / "metrics.jsonl"
+    for iteration in range(1, 4):
+        log.append({"iteration": iteration, "x": 1.0})
+    record, whole = log.record(), file.read_bytes()
+    assert record["rows"] == 3
+    log.append({"iteration": 4, "x": 1.0})
+    with open(file, "a") as handle:
+        handle.write('{"iteration": 5, "x"')
+    for known in (record, None):  # what comes after the checkpoint does not matter
+        folder.check_metrics(3, known)
+    folder.truncate_metrics(3)
+    assert file.read_bytes() == whole and MetricsLog(folder).record() == record
+    second = whole.splitlines(keepends=True)[1]
+    for damaged, message in (
+        (None, "has 0 rows, but the checkpoint after iteration 3 counts 3: rows were deleted or cut off"),
+        (b"", "has 0 rows"),
+        (whole[:-1], "has 2 rows"),
+        (whole[: len(whole) // 2], "has 1 rows"),
+        (whole.replace(second, b""), "has 2 rows"),
+        (whole.replace(second, second + second), "was changed or damaged"),
+        (whole[:-3] + b"1}\n", "was changed or damaged"),
+    ):
+        if damaged is None:
+            file.unlink()
+        else:
+            file.write_bytes(damaged)
+        for known in (record, None) if damaged != whole[:-3] + b"1}\n" else (record,):
+            with pytest.raises(CheckpointError, match=rf"{message}.*Restore the file from a copy.*Nothing was changed"):
+                folder.check_metrics(3, known)
+        assert (file.read_bytes() if file.exists() else None) == damaged
+
+
+@pytest.mark.parametrize("moved", ["metrics.jsonl", "config.json", "."])
+def test_what_is_taken_away_does_not_come_back(moved: str, log: MetricsLog, tmp_path: Path) -> None:
+    log.append({"iteration": 1})
+    os.rename(tmp_path / moved, tmp_path.parent / "elsewhere")
+    with pytest.raises(OutputError, match=r"cannot write .*Restore it|deleted, moved or replaced.*Put the folder back"):
+        log.append({"iteration": 2})
+    with pytest.raises(OutputError):
+        log.record()
+    assert not (tmp_path / moved).exists()
+    os.rename(tmp_path.parent / "elsewhere", tmp_path / moved)
+    log.append({"iteration": 2})
+    assert [row["iteration"] for row in RunFolder(tmp_path).metrics()] == [1, 2]
 
 
 def test_damage_inside_the_metrics_loses_no_row(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def test_a_trainer_that_has_worked_before(engine: str, tiny: dict[str, Any], tmp
     expected, _ = load_tensors(RunFolder(tmp_path / "expected").checkpoint(4), "state")
     trainer = create_trainer(validate(settings))
     for stopped_at in (2, 3):
+
         def stop(row: dict[str, Any], at: int = stopped_at) -> None:
             if row["iteration"] == at:
                 raise Stop

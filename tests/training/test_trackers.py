@@ -123,9 +123,9 @@ def test_a_failing_tracker_is_dropped(tmp_path: Path, monkeypatch: pytest.Monkey
     info.mkdir()
     (info / "entry_points.txt").write_text(f"[adanat.trackers]\nfull = {__name__}:Full\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with Trackers(["full"], tmp_path, {}) as trackers:
-        trackers.log({"trajectories": 1, "x": 1.0})
-        with pytest.warns(UserWarning, match="tracker 'full' failed and is left out from now on: disk full"):
-            trackers.log({"trajectories": 2, "x": 1.0})
-        trackers.log({"trajectories": 3, "x": 1.0})
-        assert trackers.open == {}
+    trackers = Trackers(["full"], tmp_path, {})
+    trackers.on_iteration({"trajectories": 1, "x": 1.0})
+    with pytest.warns(UserWarning, match="tracker 'full' failed and is left out from now on: disk full"):
+        trackers.on_iteration({"trajectories": 2, "x": 1.0})
+    trackers.on_iteration({"trajectories": 3, "x": 1.0})
+    assert trackers.open == {}

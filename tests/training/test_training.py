@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 import torch
 
+from adanat_toolkit.core import RewardModel
 from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, InUseError, OutputError
 from adanat_toolkit.policies import load_policy
 from adanat_toolkit.registry import create_generator
 from adanat_toolkit.sampling import sample, seed_range
-from adanat_toolkit.storage import RunFolder, held
+from adanat_toolkit.storage import RunFolder, card_digest, held
 from adanat_toolkit.storage.files import load_tensors
-from adanat_toolkit.training import Trainer, merge, validate
+from adanat_toolkit.training import Callback, Trainer, merge, validate
 from adanat_toolkit.training.checkpoint import load_optimiser, optimiser_state
 
 from ..helpers.tiny import install_tiny
@@ -57,8 +58,8 @@ KILLS: dict[str, list[dict[str, Any]]] = {
         {"stop_before": "/000002"},  # written, not yet in its place; the policy is
         {"stop_after": 3},
         {"stop_before": "metrics.jsonl"},  # in the middle of resuming
-        {"stop_before": ".policy.old"},
-        {"stop_before": "/policy"},  # the old policy is moved aside, the new one is not there yet
+        {"stop_before": ".policy.old", "exchange": False},
+        {"stop_before": "/policy", "exchange": False},  # the old policy is moved aside, the new one is not there yet
         {"stop_before": "/000005"},  # the last checkpoint: the run would end here
     ],
     "shared": [{"stop_after": 2}, {"stop_before": "policy.json"}, {"stop_before": "/000004"}],
@@ -71,8 +72,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file of a run; of the metrics, what does not depend on the clock."""
+    """Every file of a run; of the metrics (and of what checkpoints say of them), what does not depend on the clock."""
     found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    for name in found:
+        if name.endswith("state.json"):
+            card = json.loads(found[name])
+            rest = {key: value for key, value in card.items() if key not in ("metrics", "digest")}
+            found[name] = json.dumps({**rest, "rows": card.get("metrics", {}).get("rows")}).encode()
     if "metrics.jsonl" in found:
         found["metrics.jsonl"] = json.dumps(steady(RunFolder(folder).metrics())).encode()
     return found
@@ -222,7 +228,7 @@ def test_other_settings_are_refused(tiny: dict[str, Any], tmp_path: Path) -> Non
         ({"seed": 9}, "seed: 0 -> 9"),
         ({"ppo": {"clip": 0.1}}, r"ppo\.clip: 0\.2 -> 0\.1"),
         ({"policy": {"name": "adaptive"}}, r"policy\.name: 'shared' -> 'adaptive'"),
-        ({"trajectories": 640}, "trajectories: 64 -> 640"),
+        ({"trajectories": 16}, "trajectories: 64 -> 16"),
         ({"generator": {"options": {"width": 9}}}, r"generator\.options\.width"),
     ]
     for change, message in changes:
@@ -257,6 +263,145 @@ def refused(settings: dict[str, Any], out: Path, message: str, error: type[AdaNA
     assert files(out) == before
 
 
+def test_a_run_is_made_longer_where_its_iterations_stay_what_they_were(tiny: dict[str, Any], tmp_path: Path) -> None:
+    short, long = tmp_path / "short", tmp_path / "long"
+    early = {"ppo": {"sigma_drop_at": [2]}}
+    train(tiny, short, **early)
+    assert train(tiny, short, **early, trajectories=96)["iteration"] == 6
+    train(tiny, long, **early, trajectories=96)
+    assert files(short) == files(long)  # as if it had been begun so, config.json included
+    # Sigma's schedule is a share of the total here, and has moved: said, with what keeps it where it was.
+    train(tiny, tmp_path / "share", ppo={"sigma_drop_at": [0.25]})
+    before = files(tmp_path / "share")
+    with pytest.raises(CheckpointError, match=r"trajectories: 64 -> 96.*--set 'ppo\.sigma_drop_at=\[1\]'"):
+        train(tiny, tmp_path / "share", ppo={"sigma_drop_at": [0.25]}, trajectories=96)
+    assert files(tmp_path / "share") == before
+    train(tiny, tmp_path / "share", ppo={"sigma_drop_at": [1]}, trajectories=96)
+    train(tiny, tmp_path / "linear", ppo={"learning_rate_decay": "linear"})
+    with pytest.raises(CheckpointError, match="'linear' cannot be made longer"):
+        train(tiny, tmp_path / "linear", ppo={"learning_rate_decay": "linear"}, trajectories=96)
+
+
+def test_rows_that_a_checkpoint_counts_must_be_there(interrupted: tuple[dict[str, Any], Path]) -> None:
+    settings, out = interrupted
+    rows, card = out / "metrics.jsonl", out / "checkpoints" / "000002" / "state.json"
+    whole = rows.read_bytes()
+    last = len(whole) - whole.rindex(b'"learning_rate": 0.005')
+    flipped = whole[:-last] + whole[-last:].replace(b"0.005", b"0.105")
+    rows.unlink()
+    refused(settings, out, "has 0 rows, but the checkpoint after iteration 2 counts 2")
+    rows.write_bytes(whole[: len(whole) - 9])
+    refused(settings, out, "has 1 rows, but .* counts 2: rows were deleted or cut off.*Restore the file from a copy")
+    rows.write_bytes(flipped)
+    refused(settings, out, "was changed or damaged since the checkpoint")
+    facts = json.loads(card.read_text())
+    del facts["metrics"]  # made by a version that did not record it: its rows are counted alone
+    card.write_text(json.dumps({**facts, "digest": card_digest(facts)}))
+    rows.write_bytes(whole[: len(whole) - 9])
+    refused(settings, out, "has 1 rows, but .* counts 2")
+    rows.write_bytes(whole)
+    assert train(settings, out)["iteration"] == 4
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_folder_that_goes_away_stops_the_run(moved: bool, tiny: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def take_away(row: dict[str, Any]) -> None:
+        if row["iteration"] == 2:
+            os.rename(out, tmp_path / "elsewhere") if moved else shutil.rmtree(out)
+
+    with pytest.raises(OutputError, match=r"deleted, moved or replaced while .*Put the folder back and run the same"):
+        Trainer(validate(tiny)).run(out, on_iteration=take_away)
+    assert not out.exists()
+    if moved:
+        os.rename(tmp_path / "elsewhere", out)
+        train(tiny, out)
+        train(tiny, tmp_path / "unbroken")
+        assert files(out) == files(tmp_path / "unbroken")
+
+
+def test_data_that_was_moved_is_the_same_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_tiny(tmp_path / "site", monkeypatch)
+    first = write_images(tmp_path / "images")
+    settings = {
+        "generator": {"name": "tiny"}, "reward": {"name": "dark"}, "policy": {"name": "shared"}, "steps": 2,
+        "trajectories": 16, "batch": 8, "device": "cpu", "data": {"path": str(first)},
+    }  # fmt: skip
+    train(settings, tmp_path / "run", trajectories=8, ppo={"sigma_drop_at": [9]})
+    second = first.rename(tmp_path / "moved")
+    changes = {"ppo": {"sigma_drop_at": [9]}, "data": {"path": str(second)}}
+    assert train(settings, tmp_path / "run", **changes)["iteration"] == 2
+    assert RunFolder(tmp_path / "run").config["data"]["path"] == str(second)  # type: ignore[index]
+    (second / "0" / "0.png").unlink()
+    refused(merge(settings, changes), tmp_path / "run", "made with another real images")
+
+
+# --- objects in place of names ------------------------------------------------------------------------------------------
+
+
+def test_a_function_is_a_reward(tiny: dict[str, Any], tmp_path: Path) -> None:
+    generator = create_generator("tiny", device=torch.device("cpu"), dtype=torch.float32)
+    settings = validate(merge(tiny, {"trajectories": 3072, "batch": 64}))
+    bright = Trainer(settings, generator=generator, reward=lambda images, context: images.mean((1, 2, 3)))
+    assert bright.generator is generator and bright.config.reward.name == "<lambda>"
+    bright.run(tmp_path / "run")
+    rewards = [row["reward/mean"] for row in RunFolder(tmp_path / "run").metrics()]
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.02
+
+
+def test_objects_give_what_their_names_give(tiny: dict[str, Any], tmp_path: Path) -> None:
+    train(tiny, tmp_path / "names")
+    given = merge(tiny, {"generator": {"name": "maskgit"}, "reward": {"name": "adversarial"}})
+    Trainer(validate(given), generator="tiny", reward="dark").run(tmp_path / "given")
+    assert files(tmp_path / "names") == files(tmp_path / "given")
+    generator = create_generator("tiny", device=torch.device("cpu"), dtype=torch.float32)
+    reward = Trainer(validate(tiny)).reward
+    Trainer(validate(tiny), generator=generator, reward=reward).run(tmp_path / "objects")
+    assert (
+        files(tmp_path / "names")["policy/policy.safetensors"]
+        == files(tmp_path / "objects")["policy/policy.safetensors"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"config": {"steps": 2}}, "config must be a RunConfig.*; it is dict"),
+        ({"generator": 3}, "generator must be a Generator, or a registered name; it is int"),
+        ({"reward": [1]}, r"reward must be a RewardModel, a function \(images, context\) .*; it is list"),
+        ({"reward": RewardModel}, "reward must be .*; it is the class RewardModel"),
+        ({"data": 7}, "data must be real images .*, or a path; it is int"),
+    ],
+)
+def test_a_wrong_type_names_the_argument(arguments: dict[str, Any], message: str, tiny: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Trainer(**{"config": validate(tiny), **arguments})
+
+
+def test_callbacks(tiny: dict[str, Any], tmp_path: Path) -> None:
+    calls: list[Any] = []
+
+    class Told(Callback):
+        def on_start(self, iteration: int) -> None:
+            calls.append(("start", iteration))
+
+        def on_iteration(self, row: dict[str, Any]) -> None:
+            assert RunFolder(tmp_path / "run").metrics()[-1] == row
+            calls.append(row["iteration"])
+            if row["iteration"] == 3:
+                raise KeyboardInterrupt
+
+        def on_end(self) -> None:
+            calls.append("end")
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(validate(tiny)).run(tmp_path / "run", callbacks=[Told()])
+    assert calls == [("start", 0), 1, 2, 3, "end"]
+    with pytest.raises(ConfigError, match=r"callbacks must be Callback objects alone .*; it is function"):
+        Trainer(validate(tiny)).run(tmp_path / "run", callbacks=[lambda row: None])  # type: ignore[list-item]
+
+
 def test_damaged_checkpoints_are_refused(interrupted: tuple[dict[str, Any], Path]) -> None:
     settings, out = interrupted
     state = out / "checkpoints" / "000002" / "state.safetensors"
@@ -276,14 +421,19 @@ def test_checkpoints_of_another_run_are_refused(interrupted: tuple[dict[str, Any
     settings, out = interrupted
     card = out / "checkpoints" / "000002" / "state.json"
     facts = json.loads(card.read_text())
-    card.write_text(json.dumps({**facts, "generator": "another"}))
-    refused(settings, out, r"made with another generator \(another, now tiny-class\)")
-    card.write_text(json.dumps({**facts, "real_images": "another"}))
-    refused(settings, out, "made with another real images")
+    for key, message in (
+        ("generator", r"made with another generator \(another, now tiny-class\)"),
+        ("real_images", "made with another real images"),
+    ):
+        other = {**facts, key: "another"}
+        card.write_text(json.dumps({**other, "digest": card_digest(other)}))
+        refused(settings, out, message)
     # A checkpoint of a run with another network, copied here.
     train(settings, tmp_path / "other", policy={"name": "adaptive"})
     shutil.rmtree(card.parent)
     shutil.copytree(tmp_path / "other" / "checkpoints" / "000002", card.parent)
+    refused(settings, out, "its first 2 rows are not those it counts, or it is of another run")
+    shutil.copy(tmp_path / "other" / "metrics.jsonl", out)
     refused(settings, out, r"does not fit: .* tensors differ.*another configuration")
 
 

@@ -1,0 +1,38 @@
+"""A rollout in figures, for the log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ..core import ActionSpace
+from ..runtime import distributed
+from ..sampling import Rollout
+from .diversity import context_diversity
+
+
+def describe(
+    rollout: Rollout, scores: Tensor, terms: Mapping[str, Tensor], space: ActionSpace, *, group: int
+) -> dict[str, float]:
+    """Reward and its terms, diversity, each knob's mean by step and spread over samples. All processes call it together.
+
+    Args:
+        scores, terms: (B,) of this process's samples. group: trajectories that share their noise.
+    """
+    mean, std = distributed.mean_and_std(scores)
+    row = {"reward/mean": float(mean), "reward/std": float(std)}
+    assert rollout.embedded is not None
+    # Trajectories of a group share their noise, so only one of each is an independent image.
+    alone = slice(None, None, group)
+    diversity = context_diversity(rollout.embedded[alone], rollout.context.select(alone))
+    if diversity is not None:
+        row["diversity"] = diversity
+    for name, values in terms.items():
+        mean, std = distributed.mean_and_std(values.float())
+        row |= {f"reward/{name}/mean": float(mean), f"reward/{name}/std": float(std)}
+    means, stds = (figures.tolist() for figures in distributed.mean_and_std(rollout.physical, over_samples=True))
+    for k, name in enumerate(space.names):
+        for t in range(space.decisions):
+            row |= {f"knob/{name}/{t}": means[t][k], f"knob_spread/{name}/{t}": stds[t][k]}
+    return row

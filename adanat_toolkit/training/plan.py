@@ -1,0 +1,61 @@
+"""What a run will need, before it starts: parameters, generator forwards, memory of one iteration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core import ActionSpace, Generator, Policy, RewardModel
+from ..runtime import distributed
+from .config import RunConfig
+
+
+def local_batch(config: RunConfig) -> int:
+    """Trajectories of an iteration in one process, at most: whole groups."""
+    groups = -(-(config.batch // config.ppo.group) // distributed.world_size())
+    return groups * config.ppo.group
+
+
+def stored_features(config: RunConfig, generator: Generator, space: ActionSpace, policy: Policy) -> int:
+    """Bytes of the features that one iteration keeps in a process for the policy's update."""
+    if not policy.needs_features:
+        return 0
+    width = 2 if getattr(policy, "feature_dtype", torch.float32) == torch.bfloat16 else 4
+    cells = generator.grid[0] * generator.grid[1]
+    return local_batch(config) * space.decisions * cells * generator.feature_dim * width
+
+
+def plan(
+    config: RunConfig,
+    generator: Generator,
+    space: ActionSpace,
+    policy: Policy,
+    critic: nn.Module,
+    reward: RewardModel,
+    micro_batch: int | None,
+) -> dict[str, Any]:
+    """What ``--dry-run`` prints. Memory and micro-batch are those of one process."""
+    guided = 2 if "guidance" in generator.action_space.names else 1
+    learned = [sum(p.numel() for p in module.parameters()) for module in (policy, critic)]
+    return {
+        "iterations": config.iterations,
+        "trajectories": config.iterations * config.batch,
+        "generator_forwards": config.iterations * config.batch * guided * (space.decisions - 1),
+        "generator_forwards_note": "samples times (conditional + unconditional) after the first step; first states are "
+        "computed once per distinct context",
+        "parameters": {
+            **generator.parameters_count(),
+            "policy": learned[0],
+            "critic": learned[1],
+            **{f"reward {key}": value for key, value in reward.parameters_count().items()},
+        },
+        "memory_bytes": {
+            "stored features of one iteration": stored_features(config, generator, space, policy),
+            "policy, critic and optimiser": 16 * sum(learned),
+            "generator": sum(generator.parameters_count().values()) * (2 if generator.dtype == torch.bfloat16 else 4),
+        },
+        "micro_batch": micro_batch or local_batch(config),
+        "processes": distributed.world_size(),
+    }
