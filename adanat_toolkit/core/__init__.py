@@ -10,8 +10,9 @@ from .actions import (
     Knob,
 )
 from .context import Context, ContextKind
+from .engine import Engine
 from .features import FeatureExtractor, JointExtractor, PrecomputedExtractor, PromptScorer, Tracker
-from .generator import Generator, ImageSource
+from .generator import Generator, ImageSource, Labelled
 from .noise import (
     ACTION,
     CONTEXT,
@@ -31,6 +32,7 @@ from .noise import (
 from .options import PluginOptions, Source
 from .policy import Policy, ReadsPolicies
 from .reward import LearnedReward, RewardModel
+from .reward_spec import RewardSpec, RewardTerm
 from .schedules import RATIO_CURVES, adanat_heuristic, linear, parse_schedule
 
 __all__ = [
@@ -52,11 +54,13 @@ __all__ = [
     "ActionSpace",
     "Context",
     "ContextKind",
+    "Engine",
     "FeatureExtractor",
     "Generator",
     "ImageSource",
     "JointExtractor",
     "Knob",
+    "Labelled",
     "LearnedReward",
     "Noise",
     "PluginOptions",
@@ -65,6 +69,8 @@ __all__ = [
     "PromptScorer",
     "ReadsPolicies",
     "RewardModel",
+    "RewardSpec",
+    "RewardTerm",
     "Source",
     "Tracker",
     "adanat_heuristic",

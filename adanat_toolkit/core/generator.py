@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -34,6 +34,14 @@ class ImageSource(Protocol):
     def contexts(self, index: Tensor) -> Context:
         """Contexts of the same images (on the CPU)."""
         ...
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """Real images that know their classes."""
+
+    labels: Tensor | None
+    """(M,) int64."""
 
 
 class Generator(ABC):

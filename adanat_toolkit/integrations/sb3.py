@@ -26,7 +26,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from ..core import ACTION, LearnedReward, Noise, Policy, derive, sample_seeds
+from ..core import ACTION, Noise, Policy, derive, sample_seeds
 from ..errors import ConfigError, NotFiniteError
 from ..runtime import distributed, float32_by_default
 from ..training import RunConfig, Trainer, require_finite_state, targets
@@ -243,7 +243,7 @@ class SB3Trainer(Trainer):
             micro_batch=self.micro_batch.size,
             autoreset_mode=AutoresetMode.DISABLED,
         )
-        self.env.captions = self.captions  # as the other engine has it: its own where --data is not given
+        self.env.contexts_from = self.contexts_from  # as the other engine has it: its own where --data is not given
         self.vec_env = GenerationVecEnv(self.env, seeds=self._seeds, shape_reward=self._terminal_reward)
         self._row: dict[str, Any] = {}
         self._rolled = self._reward_seconds = 0.0
@@ -338,7 +338,7 @@ class SB3Trainer(Trainer):
         finished = self.env.finished
         assert finished is not None
         self._row |= self._describe(finished, self.env.scores)
-        if isinstance(self.reward, LearnedReward):
+        if self.reward.learns:
             self._row |= {f"reward_model/{key}": value for key, value in self._update_reward(finished).items()}
         self._reward_seconds = time.perf_counter() - self._rolled
 

@@ -16,7 +16,7 @@ from .files import (
     write_file,
     write_json,
 )
-from .hub import POLICY_FILES, is_hub_id, local_policy, upload_folder
+from .hub import POLICY_FILES, downloads_refused, is_hub_id, local_policy, upload_folder
 from .run_folder import RunFolder
 from .tensors import TensorFacts, facts_of, read_header
 from .text import text_lines
@@ -29,6 +29,7 @@ __all__ = [
     "TensorFacts",
     "card_digest",
     "check_value",
+    "downloads_refused",
     "facts_of",
     "folder_name",
     "held",

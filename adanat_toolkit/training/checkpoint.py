@@ -57,6 +57,7 @@ def save_run(trainer: Trainer, folder: RunFolder) -> None:
             "reward": config.reward.name,
             "seed": config.seed,
             "engine": config.engine,
+            "reads": sorted(trainer.reward.reads),
         },
     )
     save_tensors(folder.checkpoint(trainer.iteration), "state", trainer.state(), facts)

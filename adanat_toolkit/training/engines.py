@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from ..core import Engine
 from ..registry import load
 from .config import RunConfig
-from .trainer import Trainer
 
 
-def create_trainer(config: RunConfig) -> Trainer:
-    """The trainer of the configured engine; all of them have the methods and the run folder of :class:`Trainer`.
+def create_trainer(config: RunConfig) -> Engine:
+    """The trainer of the configured engine; all of them keep the contract :class:`Engine`.
 
     Raises:
         PluginError: the engine is unknown or does not load.

@@ -7,7 +7,6 @@ iteration counter, and a resumed run continues bit-exactly.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +21,14 @@ from ..core import (
     DATA,
     REWARD,
     Context,
-    LearnedReward,
+    Engine,
     Noise,
     derive,
     parse_schedule,
     sample_seeds,
 )
 from ..errors import CheckpointError, ConfigError
-from ..evaluation import own_captions
+from ..evaluation import own_contexts
 from ..images import draw_contexts, images_for
 from ..policies import build_policy
 from ..registry import create_generator, create_reward, load, parse_options
@@ -78,7 +77,7 @@ def gather_context(context: Context) -> Context:
     )
 
 
-class Trainer:
+class Trainer(Engine):
     """A training run. Building it loads generator, data, reward and policy, and checks everything that can be checked.
 
     Raises:
@@ -94,8 +93,6 @@ class Trainer:
                 f"{distributed.world_size()} processes; each needs at least one. Use a larger batch or fewer processes."
             )
         self.device = resolve_device(config.device)
-        if config.offline:
-            os.environ["HF_HUB_OFFLINE"] = "1"  # what rewards and feature networks load weights through reads this
         dtype = resolve_dtype(config.dtype, self.device)
         # What is stored says what was computed: another machine may resolve "auto" to another type.
         self.config = config = config.model_copy(update={"dtype": dtype_name(dtype)})
@@ -129,7 +126,7 @@ class Trainer:
         self.parameters = [*self.policy.parameters(), *self.critic.parameters()]
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.ppo.learning_rate, eps=config.ppo.adam_epsilon)
         self.real = images_for(generator, config.data.path)
-        self.captions = own_captions(generator, config.data.path, self.real)
+        self.contexts_from = own_contexts(generator, config.data.path, self.real)
         self.reward = create_reward(
             config.reward.name,
             config.reward.options,
@@ -137,6 +134,7 @@ class Trainer:
             real=self.real,
             device=self.device,
             seed=derive(config.seed, REWARD),
+            offline=config.offline,
         )
         self.watch = Watch(self)
         for name in config.tracker:
@@ -197,7 +195,7 @@ class Trainer:
         if not self.policy.needs_features:
             return 0
         generator = self.generator
-        width = 2 if getattr(self.policy, "feature_dtype", torch.float32) == torch.bfloat16 else 4
+        width = 2 if self.policy.feature_dtype == torch.bfloat16 else 4
         cells = generator.grid[0] * generator.grid[1]
         return self._local_batch() * self.config.steps * cells * generator.feature_dim * width
 
@@ -209,7 +207,7 @@ class Trainer:
 
         def probe(count: int) -> None:
             noise = Noise(torch.arange(count, device=self.device))
-            self._collect(draw_contexts(self.generator, noise, self.captions), noise, noise, 1.0, MicroBatch(count))
+            self._collect(draw_contexts(self.generator, noise, self.contexts_from), noise, noise, 1.0, MicroBatch(count))
 
         size = measured_size(probe, self.device, most=self._local_batch(), stored=self._stored_features())
         if size is not None:
@@ -278,7 +276,7 @@ class Trainer:
         if self.iteration >= config.reward.warmup:
             row |= self._update_policy(rollout, scores, sigma, rate, start)
         updated = time.perf_counter()
-        if isinstance(self.reward, LearnedReward):
+        if self.reward.learns:
             row |= {f"reward_model/{key}": value for key, value in self._update_reward(rollout).items()}
         self.iteration += 1
         require_finite_state(self.iteration, self.state())
@@ -305,7 +303,7 @@ class Trainer:
         noise = Noise(shared.repeat_interleave(config.ppo.group))
         explore = Noise(sample_seeds(derive(config.seed, ACTION), self.iteration, start, stop - start, self.device))
         self._measure()
-        context = draw_contexts(self.generator, noise, self.captions)
+        context = draw_contexts(self.generator, noise, self.contexts_from)
         return self._collect(context, noise, explore, sigma, self.micro_batch), start
 
     def _collect(
@@ -391,7 +389,6 @@ class Trainer:
         )
 
     def _update_reward(self, rollout: Rollout) -> dict[str, float]:
-        assert isinstance(self.reward, LearnedReward)
         return update_reward(
             self.reward,
             self.real,

@@ -93,7 +93,6 @@ class MAGE(TokenizedGenerator):
             known = ", ".join(cls.variants())
             raise ConfigError(f"mage has no variant {name!r}{nearest(name, cls.variants())} Variants: {known}.")
         chosen = parse_options("generator 'mage'", MAGEOptions, options)
-        assert isinstance(chosen, MAGEOptions)
         if name == "emoji64":
             return chosen.applied(_emoji64(chosen, device, dtype, offline))
         file = resolve(chosen.weights, asset(f"mage:{name}", "generator and tokenizer"), offline=offline)
