@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..core import RewardModel, RewardSpec
 from ..errors import ConfigError, nearest
 from ..limits import MOST_IMAGES, MOST_STEPS
-from ..registry import explain, load, parse_options, reward_plugin
+from ..registry import explain, load, parse_options, reward_class
 from ..training import IGNORED_ON_RESUME, RunConfig, merge, validate
 from .result import HAND_MADE, Cell
 from .search import check_search
@@ -155,7 +155,7 @@ def configure(**values: Any) -> CompareConfig:
 
 def _reward_class(spec: str) -> type[RewardModel]:
     """The class that ``registry.create_reward`` makes for a spec."""
-    return load("reward", reward_plugin(RewardSpec.parse(spec))[0])
+    return reward_class(RewardSpec.parse(spec))[0]
 
 
 def cell_key(

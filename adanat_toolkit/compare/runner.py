@@ -49,8 +49,6 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (images, or trajectories of a training)."""
 Interrupted = (ConfigError, PluginError, DataError, WeightsError, MemoryShortage)
 """Errors that a cell fails with while the others go on; damaged files and full disks stop everything."""
-SAMPLER_OF = {"muse": "amused"}
-"""Published sampler of a family that is not called as it: Muse's authors published no code, aMUSEd is its reproduction."""
 SHOWN = 16
 """Images of each cell in the picture of the same seeds."""
 
@@ -233,9 +231,8 @@ class Comparison:
         return sampler
 
     def _published(self) -> str | None:
-        """Name of the published sampler of the generator's family."""
-        family = self.generator.name.partition(":")[0]
-        sampler = SAMPLER_OF.get(family, family)
+        """Name of the sampler that the generator's authors published."""
+        sampler = self.generator.released_sampler
         return sampler if sampler in PUBLISHED_SAMPLERS else None
 
     def _key(self, cell: Cell) -> str:

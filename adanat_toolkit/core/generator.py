@@ -65,6 +65,8 @@ class Generator(ABC):
     context_kind: ContextKind
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
+    released_sampler: str | None = None
+    """The sampler that its authors published (a name in ``decoding.PUBLISHED_SAMPLERS``), where there is one."""
     default_schedule: str
     """Schedule text of the best known hand-made baseline (see ``schedules.parse_schedule``)."""
     device: torch.device

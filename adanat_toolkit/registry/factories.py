@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 from .discovery import load
 from .options import parse_options
 
-MIXTURE = "mix"
-"""The plug-in that stands for a spec of several rewards."""
-
 
 def create_generator(
     spec: str,
@@ -66,25 +63,32 @@ def create_reward(
     from ..runtime import float32_by_default
     from ..storage import downloads_refused
 
-    name, values = reward_plugin(RewardSpec.parse(spec))
-    reward_class = load("reward", name)
-    parsed = parse_options(f"reward {name!r}", reward_class.Options, {**values, **(options or {})})
-    if "real_images" in reward_class.needs and real is None:
+    written = RewardSpec.parse(spec)
+    made_by, values = reward_class(written)
+    name = str(written) if written.mixture else written.terms[0].name
+    parsed = parse_options(f"reward {name!r}", made_by.Options, {**values, **(options or {})})
+    if "real_images" in made_by.needs and real is None:
         from ..errors import DataError
 
         raise DataError(
             f"reward {name!r} needs real images, and {generator.name} ships none. Give --data FOLDER or FILE.zip."
         )
     with float32_by_default(), downloads_refused(offline):
-        return reward_class.create(parsed, generator=generator, real=real, device=device, seed=seed, offline=offline)
+        return made_by.create(parsed, generator=generator, real=real, device=device, seed=seed, offline=offline)
 
 
-def reward_plugin(spec: RewardSpec) -> tuple[str, dict[str, Any]]:
-    """The plug-in that makes the reward of a spec, and the options that the spec itself stands for."""
+def reward_class(spec: RewardSpec) -> tuple[type[RewardModel], dict[str, Any]]:
+    """What makes the reward of a spec, and the options that the spec itself stands for.
+
+    Raises:
+        PluginError: the name is unknown or does not load.
+    """
     if spec.mixture:
-        return MIXTURE, {"terms": str(spec)}
+        from .mixture import MixReward
+
+        return MixReward, {"terms": str(spec)}
     (term,) = spec.terms
-    return term.name, {} if term.variant is None else {"variant": term.variant}
+    return load("reward", term.name), {} if term.variant is None else {"variant": term.variant}
 
 
 def create_features(

@@ -105,7 +105,7 @@ def _lines(facts: dict[str, Any], runs: dict[str, Run]) -> list[Line]:
     for row in chosen:
         run = runs[row["policy"]]
         interval = (row["ratio_interval"] or {}).get("frechet")
-        reads = row["card"].get("training", {}).get("reads", ())
+        reads = row.get("card", {}).get("training", {}).get("reads", ())
         lines.append(
             Line(
                 run.name,

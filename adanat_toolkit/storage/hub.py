@@ -38,12 +38,18 @@ def downloads_refused(offline: bool) -> Iterator[None]:
         address = request.full_url if isinstance(request, urllib.request.Request) else request
         raise OSError(f"--offline forbids fetching {address}")
 
-    before = constants.HF_HUB_OFFLINE, urllib.request.urlopen
-    constants.HF_HUB_OFFLINE, urllib.request.urlopen = True, refuse
+    places: tuple[tuple[Any, str, Any], ...] = (
+        (constants, "HF_HUB_OFFLINE", True),
+        (urllib.request, "urlopen", refuse),
+    )
+    before = [getattr(place, name) for place, name, _ in places]
     try:
+        for place, name, value in places:
+            setattr(place, name, value)
         yield
     finally:
-        constants.HF_HUB_OFFLINE, urllib.request.urlopen = before
+        for (place, name, _), value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 def local_policy(spec: str | os.PathLike[str], *, offline: bool = False) -> str:

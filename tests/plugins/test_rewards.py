@@ -17,11 +17,11 @@ from adanat_plugins.prepare import prepare_images
 from adanat_plugins.rewards.aesthetic import LinearHead
 from adanat_plugins.rewards.clip_score import ClipScoreReward
 from adanat_plugins.rewards.imagereward import CLIP_MEAN, CLIP_STD, WordPiece, load_network
-from adanat_plugins.rewards.mix import MixReward, standardise
 from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, WeightsError
 from adanat_toolkit.images import MemoryImages
 from adanat_toolkit.interfaces import Context, Generator, RewardModel
 from adanat_toolkit.registry import create_features, create_generator, create_reward
+from adanat_toolkit.registry.mixture import MixReward, standardise
 
 from ..golden.checks_imagereward import check
 from ..golden.harness import Fixture, Report

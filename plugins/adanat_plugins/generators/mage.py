@@ -50,6 +50,8 @@ class MAGE(TokenizedGenerator):
         network: in float32; tokenizer: has ``decode(codes, grid)`` and ``encode(images)``.
     """
 
+    released_sampler = "mage"
+
     Options: ClassVar[type[PluginOptions]] = MAGEOptions
     context_kind = "none"
 

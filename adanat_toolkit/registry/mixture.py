@@ -1,4 +1,4 @@
-"""``mix``: a weighted sum of rewards, each standardised over the batch: ``adversarial:1,clip-score:0.3``."""
+"""A weighted sum of rewards, each standardised over the batch: what ``adversarial:1,clip-score:0.3`` stands for."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adanat_toolkit.core import RewardSpec, derive
-from adanat_toolkit.errors import CheckpointError, ConfigError, nearest
-from adanat_toolkit.interfaces import Context, PluginOptions, RewardModel
-from adanat_toolkit.registry import create_reward
-
-NAME = "mix"
+from ..core import Context, PluginOptions, RewardModel, RewardSpec, derive
+from ..errors import CheckpointError, ConfigError, nearest
+from .discovery import load
+from .factories import create_reward
 
 
 class MixOptions(PluginOptions):
@@ -45,7 +43,7 @@ class MixReward(RewardModel):
     def create(cls, options: Any, *, seed: int, **made_for: Any) -> RewardModel:
         spec = RewardSpec.parse(options.terms)
         names = [str(term) for term in spec.terms]
-        if any(term.name == NAME for term in spec.terms):
+        if any(issubclass(load("reward", term.name), MixReward) for term in spec.terms):
             raise ConfigError(f"mixture {options.terms!r} contains a mixture; write all its terms in one.")
         for name in options.options:
             if name not in names:
