@@ -4,10 +4,12 @@ from .actions import (
     GUIDANCE,
     MASK_RATIO,
     MASK_TEMPERATURE,
+    TIME,
     TOKEN_KNOBS,
     TOKEN_TEMPERATURE,
     ActionSpace,
     Knob,
+    next_scale_knobs,
 )
 from .context import Context, ContextKind
 from .engine import Engine
@@ -48,6 +50,7 @@ __all__ = [
     "REWARD",
     "SHUFFLE",
     "STEP",
+    "TIME",
     "TOKEN",
     "TOKEN_KNOBS",
     "TOKEN_TEMPERATURE",
@@ -78,6 +81,7 @@ __all__ = [
     "derive",
     "linear",
     "mix",
+    "next_scale_knobs",
     "parse_schedule",
     "sample_seeds",
 ]

@@ -57,6 +57,8 @@ class Policy(nn.Module, ABC):
 class ReadsPolicies(Protocol):
     """A generator for which policies were published in a file of their authors' own."""
 
-    def read_policy(self, path: Path, steps: int | None) -> tuple[Policy, ActionSpace, dict[str, Any]]:
-        """What :func:`load_policy` returns, from such a file."""
+    def read_policy(
+        self, path: Path, steps: int | None, changes: str = ""
+    ) -> tuple[Policy, ActionSpace, dict[str, Any]]:
+        """What :func:`load_policy` returns, from such a file; ``changes`` of its recipe as ``NAME=VALUE,...``."""
         ...

@@ -55,6 +55,7 @@ def test_images(name: str, default_dtype: torch.dtype) -> None:
     assert torch.get_default_dtype() == default_dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "default_dtype"), [("adanat", torch.float64), ("sb3", torch.bfloat16)], indirect=["default_dtype"]
 )
