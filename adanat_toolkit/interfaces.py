@@ -8,6 +8,7 @@ from __future__ import annotations
 from .core import (
     Context,
     ContextKind,
+    Engine,
     FeatureExtractor,
     Generator,
     ImageSource,
@@ -24,6 +25,7 @@ __all__ = [
     "Context",
     "ContextKind",
     "DecodingRule",
+    "Engine",
     "FeatureExtractor",
     "Generator",
     "ImageSource",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core import FeatureExtractor, ImageSource
+from ..core import FeatureExtractor, ImageSource, Labelled
 from ..errors import DataError, OutputError
 from ..images import ClassCounts
 from ..metrics import shared_statistics
@@ -42,7 +42,7 @@ def write_statistics(
     statistics = shared_statistics(extractor, real, progress=progress)
     if statistics is None:
         return {}
-    labels = getattr(real, "labels", None)
+    labels = real.labels if isinstance(real, Labelled) else None
     if labels is not None:  # which classes images are held against
         statistics = replace(statistics, card={**statistics.card, "classes": ClassCounts.write(labels)})
     temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp.safetensors")

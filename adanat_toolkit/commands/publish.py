@@ -18,6 +18,7 @@ from ..evaluation import RESULT, read_evaluation
 from ..images import grid, side_by_side, write_png
 from ..limits import check_seeds
 from ..policies import load_policy
+from ..registry import load
 from ..sampling import sample, seed_range
 from ..storage import (
     POLICY_FILES,
@@ -110,6 +111,7 @@ def model_card(
             schedules, and this policy's row; None where it was not evaluated. metrics: the run's rows, may be empty.
     """
     training = card["training"]
+    adapts = load("policy", card["kind"]).needs_features
     head = [
         "---",
         f"license: {licence}",
@@ -120,7 +122,7 @@ def model_card(
         "",
         f"A sampling policy for the frozen generator `{generator.name}`: it chooses {', '.join(space.acted)} at each of "
         f"{space.steps} steps"
-        + (", for every sample by itself from the generator's features." if card["kind"] == "adaptive" else ".")
+        + (", for every sample by itself from the generator's features." if adapts else ".")
         + " The generator is not part of it.",
         "",
         "```sh",

@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..core import RewardModel, RewardSpec
 from ..errors import ConfigError, nearest
 from ..limits import MOST_IMAGES, MOST_STEPS
-from ..registry import explain, load, parse_options
+from ..registry import explain, load, parse_options, reward_class
 from ..training import IGNORED_ON_RESUME, RunConfig, merge, validate
 from .result import HAND_MADE, Cell
 from .search import check_search
@@ -152,12 +153,9 @@ def configure(**values: Any) -> CompareConfig:
         raise ConfigError(explain(error, CompareConfig, "comparison")) from None
 
 
-def _reward_class(spec: str) -> Any:
+def _reward_class(spec: str) -> type[RewardModel]:
     """The class that ``registry.create_reward`` makes for a spec."""
-    name, _, rest = spec.partition(":")
-    if "," in spec or rest.replace(".", "", 1).isdigit():
-        name = "mix"
-    return load("reward", name)
+    return reward_class(RewardSpec.parse(spec))[0]
 
 
 def cell_key(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..images import read_png, side_by_side, write_png
+from ..metrics import title
 from ..storage import write_file
 from .result import Result
 from .table import Table
@@ -89,7 +90,7 @@ def quality_against_steps(table: Table) -> Figure:
             [row.steps for row in rows], means, [down, up], fmt=style, color=f"C{position % 10}", label=label, capsize=3
         )
     axis.set_xlabel("steps T")
-    axis.set_ylabel("Frechet distance")
+    axis.set_ylabel(title("frechet"))
     axis.set_yscale("log")
     # Plain numbers: distances seldom span more than a decade, and powers of ten of a single digit are hard to read.
     axis.yaxis.set_major_formatter("{x:g}")

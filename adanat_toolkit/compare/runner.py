@@ -26,11 +26,12 @@ from ..evaluation import (
     Yardstick,
     choose_features,
     choose_scorer,
-    own_captions,
+    own_contexts,
     require_enough,
     require_real_images,
 )
 from ..images import grid
+from ..metrics import TABLE, flattered
 from ..policies import load_policy
 from ..registry import create_features, create_generator, toolkit_version
 from ..runtime import MemoryShortage, dtype_name, float32_by_default, resolve_device, resolve_dtype
@@ -48,8 +49,6 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (images, or trajectories of a training)."""
 Interrupted = (ConfigError, PluginError, DataError, WeightsError, MemoryShortage)
 """Errors that a cell fails with while the others go on; damaged files and full disks stop everything."""
-SAMPLER_OF = {"muse": "amused"}
-"""Published sampler of a family that is not called as it: Muse's authors published no code, aMUSEd is its reproduction."""
 SHOWN = 16
 """Images of each cell in the picture of the same seeds."""
 
@@ -101,7 +100,7 @@ class Comparison:
                 self.extractor,
                 self.real,
                 scorer=choose_scorer(self.generator, self.extractor, offline=self.config.base.offline),
-                captions=own_captions(self.generator, self.config.base.data.path, self.real),
+                contexts_from=own_contexts(self.generator, self.config.base.data.path, self.real),
                 progress=lambda i, n: self.progress("real images", i, n),
             )
         return self._yardstick
@@ -205,9 +204,10 @@ class Comparison:
         trainer = create_trainer(config)
         total = config.iterations * config.batch
         trainer.run(run, on_iteration=lambda row: self.progress(f"{cell.name}: training", row["trajectories"], total))
-        reads, scorer = trainer.reward.reads, self.yardstick.scorer
-        told = ["clip_score"] if scorer is not None and scorer.protocol in reads else []
-        return RunFolder(run).metrics(), self.extractor.protocol in reads, told
+        scorer = self.yardstick.scorer
+        found = flattered(trainer.reward.reads, self.extractor.protocol, None if scorer is None else scorer.protocol)
+        told = [name for name in found if TABLE[name].reads == "prompts"]
+        return RunFolder(run).metrics(), len(found) > len(told), told
 
     def _images(self, cell: Cell, spec: str) -> Images:
         policy, space, _ = load_policy(spec, self.generator, cell.steps)
@@ -231,9 +231,8 @@ class Comparison:
         return sampler
 
     def _published(self) -> str | None:
-        """Name of the published sampler of the generator's family."""
-        family = self.generator.name.partition(":")[0]
-        sampler = SAMPLER_OF.get(family, family)
+        """Name of the sampler that the generator's authors published."""
+        sampler = self.generator.released_sampler
         return sampler if sampler in PUBLISHED_SAMPLERS else None
 
     def _key(self, cell: Cell) -> str:

@@ -12,8 +12,9 @@ from .actions import (
     next_scale_knobs,
 )
 from .context import Context, ContextKind
+from .engine import Engine
 from .features import FeatureExtractor, JointExtractor, PrecomputedExtractor, PromptScorer, Tracker
-from .generator import Generator, ImageSource
+from .generator import Generator, ImageSource, Labelled
 from .noise import (
     ACTION,
     CONTEXT,
@@ -33,6 +34,7 @@ from .noise import (
 from .options import PluginOptions, Source
 from .policy import Policy, ReadsPolicies
 from .reward import LearnedReward, RewardModel
+from .reward_spec import RewardSpec, RewardTerm
 from .schedules import RATIO_CURVES, adanat_heuristic, linear, parse_schedule
 
 __all__ = [
@@ -55,11 +57,13 @@ __all__ = [
     "ActionSpace",
     "Context",
     "ContextKind",
+    "Engine",
     "FeatureExtractor",
     "Generator",
     "ImageSource",
     "JointExtractor",
     "Knob",
+    "Labelled",
     "LearnedReward",
     "Noise",
     "PluginOptions",
@@ -68,6 +72,8 @@ __all__ = [
     "PromptScorer",
     "ReadsPolicies",
     "RewardModel",
+    "RewardSpec",
+    "RewardTerm",
     "Source",
     "Tracker",
     "adanat_heuristic",

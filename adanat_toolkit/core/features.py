@@ -23,7 +23,8 @@ class FeatureExtractor(ABC):
     """Identity of the whole recipe: network, hash of weights, resize, rounding, range."""
     card: dict[str, str]
     """The recipe in words: network, weights, resize, rounding, range, licence, source."""
-    feature_dim: int
+    feature_dim: int = 0
+    """D. On a class 0 where the options decide it."""
 
     @classmethod
     @abstractmethod

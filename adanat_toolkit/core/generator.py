@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +37,14 @@ class ImageSource(Protocol):
         ...
 
 
+@runtime_checkable
+class Labelled(Protocol):
+    """Real images that know their classes."""
+
+    labels: Tensor | None
+    """(M,) int64."""
+
+
 class Generator(ABC):
     """A frozen model that makes an image in T steps; it is never trained here.
 
@@ -58,6 +66,8 @@ class Generator(ABC):
     context_kind: ContextKind
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
+    released_sampler: str | None = None
+    """The sampler that its authors published (a name in ``decoding.PUBLISHED_SAMPLERS``), where there is one."""
     default_schedule: str
     """Schedule text of the best known hand-made baseline (see ``schedules.parse_schedule``)."""
     default_steps: int = 4

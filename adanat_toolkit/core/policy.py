@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -27,6 +28,8 @@ class Policy(nn.Module, ABC):
     kind: ClassVar[str]
     needs_features: ClassVar[bool] = True
     trainable: ClassVar[bool] = True
+    feature_dtype: torch.dtype = torch.float32
+    """Type in which a rollout keeps the features for the epochs of PPO."""
     sampler: Any = None
     """The released sampler whose steps the generator takes under this policy; None for the toolkit's own."""
 

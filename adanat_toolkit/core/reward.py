@@ -6,7 +6,7 @@ Shapes: B images of 3 x H x W.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,25 +28,54 @@ class RewardModel(ABC):
     """
 
     Options: ClassVar[type[PluginOptions]] = PluginOptions
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """What it reads of the context or the run: any of ``"prompts"``, ``"classes"``, ``"real_images"``."""
-    set_level: ClassVar[bool] = False
+    needs: frozenset[str] = frozenset()
+    """What it reads of the context or the run: any of ``"prompts"``, ``"classes"``, ``"real_images"``. What a class says
+    holds before anything is loaded; an object may need less or more."""
+    set_level: bool = False
     """True when a sample's score depends on the other samples it is scored with."""
+    learns: bool = False
+    """True when :meth:`update` is to be called after each iteration. A class may say so, or an object once its options are
+    known."""
     reads_latents: bool = False
     """True when generated images need not be decoded: a rollout then calls :meth:`embed_latents` in place of
     :meth:`embed`."""
+    real_per_update: int = 0
+    """How many real images (of all processes together) one call of :meth:`update` reads; the trainer draws them where
+    ``needs`` has ``"real_images"``."""
+
+    @classmethod
+    def create(
+        cls,
+        options: Any,
+        *,
+        generator: Generator,
+        real: ImageSource | None,
+        device: torch.device,
+        seed: int,
+        offline: bool,
+    ) -> RewardModel:
+        """Build the reward. One that may download overrides this, because the constructor does not see ``offline``.
+
+        Args:
+            options: an object of the class's ``Options``. real: set when ``needs`` has ``"real_images"``.
+            seed: initialises what the reward learns. offline: nothing may be downloaded.
+
+        Raises:
+            ConfigError: an option does not fit. WeightsError: a file is missing or does not fit.
+        """
+        return cls(options, generator=generator, real=real, device=device, seed=seed)
 
     def __init__(
-        self, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
+        self, options: Any, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
     ) -> None:
-        """``seed`` initialises what the reward learns; ``real`` is set when ``needs`` has ``"real_images"``."""
+        """See :meth:`create`."""
 
     @abstractmethod
     def score(self, images: Tensor, context: Context) -> Tensor:
         """(B, 3, H, W) float32 in [0, 1] -> (B,) float32, higher is better."""
 
     def embed(self, images: Tensor, context: Context) -> Tensor:
-        """What :meth:`score_embedded` and :meth:`LearnedReward.update` need of the images: (B, ...)."""
+        """What :meth:`score_embedded` and :meth:`update` need of the images: (B, ...)."""
         return images
 
     def embed_latents(self, latents: Tensor, context: Context) -> Tensor:
@@ -66,6 +95,24 @@ class RewardModel(ABC):
         """Feature protocols whose network the score depends on: figures under these flatter a policy that it has trained."""
         return frozenset()
 
+    def embed_real(self, images: Tensor, context: Context) -> Tensor:
+        """What :meth:`update` needs of real images; the same as :meth:`embed` unless that does more than an update reads."""
+        return self.embed(images, context)
+
+    def update(
+        self, real: Tensor, real_context: Context, fake: Tensor, fake_context: Context, *, seed: int
+    ) -> dict[str, float]:
+        """Train on embedded real images and on the embedded images that the policy just made; called where it ``learns``.
+
+        Args:
+            real: outputs of :meth:`embed_real`. fake: outputs of :meth:`embed`. Both are this process's share.
+            seed: the only source of randomness.
+
+        Returns:
+            Figures for the log (``loss``, ``accuracy_real``, ...), averaged over processes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} learns nothing")
+
     def parameters_count(self) -> dict[str, int]:
         """Parameter counts by part, for ``--dry-run``."""
         return {}
@@ -83,25 +130,13 @@ class RewardModel(ABC):
 
 
 class LearnedReward(RewardModel):
-    """A reward that is trained in alternation with the policy (a discriminator)."""
+    """A reward that is always trained in alternation with the policy on real images (a discriminator)."""
 
     needs = frozenset({"real_images"})
-    real_per_update: int
-    """How many real images (of all processes together) one call of :meth:`update` reads; the trainer draws them."""
-
-    def embed_real(self, images: Tensor, context: Context) -> Tensor:
-        """What :meth:`update` needs of real images; the same as :meth:`embed` unless that does more than an update reads."""
-        return self.embed(images, context)
+    learns = True
 
     @abstractmethod
     def update(
         self, real: Tensor, real_context: Context, fake: Tensor, fake_context: Context, *, seed: int
     ) -> dict[str, float]:
-        """Train on embedded real images and on the embedded images that the policy just made.
-
-        Args:
-            real, fake: outputs of :meth:`embed`, this process's share. seed: the only source of randomness.
-
-        Returns:
-            Figures for the log (``loss``, ``accuracy_real``, ...), averaged over processes.
-        """
+        """See :meth:`RewardModel.update`."""

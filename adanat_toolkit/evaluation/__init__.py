@@ -5,7 +5,7 @@ from .choices import (
     choose_scorer,
     class_id,
     is_statistics,
-    own_captions,
+    own_contexts,
     real_side,
     require_real_images,
 )
@@ -28,7 +28,7 @@ __all__ = [
     "class_id",
     "evaluate_policies",
     "is_statistics",
-    "own_captions",
+    "own_contexts",
     "read_evaluation",
     "real_side",
     "require_enough",

@@ -71,7 +71,7 @@ def require_real_images(generator: Generator, path: str | None, *, progress: Pro
     return real
 
 
-def own_captions(
+def own_contexts(
     generator: Generator, given: str | ImageSource | None, real: ImageSource | Reference | None
 ) -> OwnContexts | None:
     """What the generator draws its contexts from where the user gave images: their captions or classes, so that it is trained
@@ -131,7 +131,7 @@ def _features_of_width(width: int) -> list[str]:
     found = []
     for name in _protocols():
         with contextlib.suppress(PluginError):
-            if getattr(load("features", name), "feature_dim", None) == width:
+            if load("features", name).feature_dim == width:
                 found.append(name)
     return found
 

@@ -121,7 +121,7 @@ def evaluate_policies(
     steps: int | None = None,
     baseline: str | None = None,
     batch: int | None = None,
-    captions: OwnContexts | None = None,
+    contexts_from: OwnContexts | None = None,
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -139,7 +139,7 @@ def evaluate_policies(
             learned policies' own.
         count: images of each. seed: the first one; the others follow.
         baseline: schedule text, default the generator's best known one; it takes as many steps as each policy does.
-        captions: see ``data.draw_contexts``.
+        contexts_from: see ``images.draw_contexts``.
         offline: forbids to download the network of the CLIP scores.
 
     Raises:
@@ -164,7 +164,7 @@ def evaluate_policies(
         extractor,
         real,
         scorer=choose_scorer(generator, extractor, offline=offline),
-        captions=captions,
+        contexts_from=contexts_from,
         progress=lambda done, total: report("real images", done, total),
     )
 

@@ -83,17 +83,17 @@ class Yardstick:
         real: ImageSource | Reference,
         *,
         scorer: PromptScorer | None = None,
-        captions: OwnContexts | None = None,
+        contexts_from: OwnContexts | None = None,
         progress: Progress | None = None,
     ) -> None:
         """
         Args:
             real: images, whose features are computed now (``progress`` counts them), or a Reference, which has them.
             scorer: gives the CLIP scores of generators with prompts (``selection.choose_scorer``); None: there are none.
-            captions: see ``data.draw_contexts``.
+            contexts_from: see ``images.draw_contexts``.
         """
         require_enough(real)
-        self.generator, self.extractor, self.scorer, self.captions = generator, extractor, scorer, captions
+        self.generator, self.extractor, self.scorer, self.contexts_from = generator, extractor, scorer, contexts_from
         self._reference = real if isinstance(real, Reference) else shared_reference(extractor, real, progress=progress)
 
     @property
@@ -132,7 +132,7 @@ class Yardstick:
         done = 0
 
         def contexts(noise: Noise) -> Context:
-            return draw_contexts(generator, noise, self.captions)
+            return draw_contexts(generator, noise, self.contexts_from)
 
         for samples in sample(generator, policy, space, seeds, contexts, batch=batch) if total else ():
             pixels = to_bytes(samples.images)

@@ -266,23 +266,23 @@ OwnContexts = ImageSource | ClassCounts
 """What contexts are drawn from where the user gave images: their captions, or their classes."""
 
 
-def draw_contexts(generator: Generator, noise: Noise, captions: OwnContexts | None = None) -> Context:
+def draw_contexts(generator: Generator, noise: Noise, contexts_from: OwnContexts | None = None) -> Context:
     """One context a sample, which depends on the sample's seed alone.
 
     Args:
-        captions: of the user's own images (see ``selection.own_captions``), of which each is equally likely; None: the
+        contexts_from: of the user's own images (see ``evaluation.own_contexts``), of which each is equally likely; None: the
             generator's own distribution.
 
     Raises:
         ConfigError: a text-conditional generator that ships no captions, and none are given.
     """
-    if captions is None:
+    if contexts_from is None:
         return generator.sample_contexts(noise)
-    if isinstance(captions, ClassCounts):
-        drawn = draw_positions(noise.uniform(CONTEXT, 0, (1,))[:, 0], captions.counts)
+    if isinstance(contexts_from, ClassCounts):
+        drawn = draw_positions(noise.uniform(CONTEXT, 0, (1,))[:, 0], contexts_from.counts)
         return Context(len(noise), classes=drawn.to(generator.device))
-    index = (noise.uniform(CONTEXT, 0, (1,))[:, 0].double() * len(captions)).long()
-    return captions.contexts(index).to(generator.device)
+    index = (noise.uniform(CONTEXT, 0, (1,))[:, 0].double() * len(contexts_from)).long()
+    return contexts_from.contexts(index).to(generator.device)
 
 
 def open_images(

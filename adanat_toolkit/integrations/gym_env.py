@@ -31,7 +31,6 @@ from ..core import (
     Context,
     Generator,
     ImageSource,
-    LearnedReward,
     Noise,
     RewardModel,
     as_seeds,
@@ -39,7 +38,7 @@ from ..core import (
     mix,
 )
 from ..errors import ConfigError, DataError, PluginError
-from ..evaluation import class_id, own_captions
+from ..evaluation import class_id, own_contexts
 from ..images import OwnContexts, draw_contexts, images_for
 from ..registry import FIRST_PARTY, create_generator, create_reward, discover
 from ..runtime import CPU_CHUNK, float32_by_default, resolve_device, resolve_dtype
@@ -144,6 +143,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
                 real=self.real,
                 device=generator.device,
                 seed=self._reward_seed,
+                offline=offline,
             )
         self.reward = reward
         self.num_envs, self.render_mode = num_envs, render_mode
@@ -285,7 +285,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         Raises:
             ConfigError: the reward does not learn, or no episode has finished. DataError: there are no real images.
         """
-        if not isinstance(self.reward, LearnedReward):
+        if not self.reward.learns:
             raise ConfigError("this environment's reward does not learn, so there is nothing to update.")
         if self.finished is None:
             raise ConfigError("no episode has finished yet; update the reward after one.")
@@ -310,9 +310,9 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         return images_for(self.generator, self._data) if isinstance(self._data, str | None) else self._data
 
     @cached_property
-    def captions(self) -> OwnContexts | None:
-        """Images whose captions or classes the episodes' contexts are drawn from (see ``selection.own_captions``)."""
-        return None if self._data is None else own_captions(self.generator, self._data, self.real)
+    def contexts_from(self) -> OwnContexts | None:
+        """Images whose captions or classes the episodes' contexts are drawn from (see ``evaluation.own_contexts``)."""
+        return None if self._data is None else own_contexts(self.generator, self._data, self.real)
 
     # --- episodes -----------------------------------------------------------------------------------------------------
 
@@ -327,7 +327,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             raise ConfigError(f"reset options {sorted(options)} are unknown; give classes or prompts, and reset_mask.")
         given = classes if classes is not None else prompts
         if given is None:
-            return draw_contexts(self.generator, self._noise, self.captions)
+            return draw_contexts(self.generator, self._noise, self.contexts_from)
         if isinstance(given, str) or not hasattr(given, "__len__"):
             raise ConfigError(f"reset options: {given!r} is one context; give a list of them, one an environment.")
         if len(given) != self.num_envs:

@@ -251,7 +251,7 @@ class SB3Trainer(Trainer):
             micro_batch=self.micro_batch.size,
             autoreset_mode=AutoresetMode.DISABLED,
         )
-        self.env.captions = self.captions  # as the other engine has it: its own where --data is not given
+        self.env.contexts_from = self.contexts_from  # as the other engine has it: its own where --data is not given
         self.vec_env = GenerationVecEnv(self.env, seeds=self._seeds, shape_reward=self._terminal_reward)
         self._row: dict[str, Any] = {}
         self._rolled = self._reward_seconds = 0.0

@@ -1,8 +1,8 @@
 """Figures of generated images: statistics in float64 over a named feature protocol, streaming and in chunks."""
 
-from .evaluation import LOWER_IS_BETTER, Evaluation, direction, evaluate_features, require_comparable
+from .evaluation import Evaluation, evaluate_features, require_comparable
 from .extract import BATCH, Features, Reference, extract_features, reference_of, statistics_of
-from .figures import FIGURES
+from .figures import FIGURES, TABLE, direction, flattered, title
 from .frechet import FeatureStatistics, frechet_distance
 from .intervals import bootstrap_interval, mean_interval
 from .kid import kernel_distance
@@ -14,7 +14,7 @@ __all__ = [
     "BATCH",
     "FEWEST",
     "FIGURES",
-    "LOWER_IS_BETTER",
+    "TABLE",
     "Evaluation",
     "FeatureStatistics",
     "Features",
@@ -24,6 +24,7 @@ __all__ = [
     "direction",
     "evaluate_features",
     "extract_features",
+    "flattered",
     "frechet_distance",
     "inception_score",
     "kernel_distance",
@@ -34,5 +35,6 @@ __all__ = [
     "shared_reference",
     "shared_statistics",
     "statistics_of",
+    "title",
     "within_class_diversity",
 ]

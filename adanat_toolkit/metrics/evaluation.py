@@ -18,14 +18,8 @@ from .kid import SUBSET_SIZE, SUBSETS, kernel_distance
 from .prdc import neighbourhoods
 from .scores import negative_entropy, pair_spread, relative_spread, split_scores
 
-LOWER_IS_BETTER = frozenset({"frechet", "kid"})
 BOOTSTRAP, BOOTSTRAP_DIMENSIONS = 100, 512
 """Resamples by default, for up to so many features: beyond, each resample's eigenvalues take seconds."""
-
-
-def direction(figure: str) -> str:
-    """``less is better`` or ``more is better``."""
-    return "less is better" if figure in LOWER_IS_BETTER else "more is better"
 
 
 @dataclass(frozen=True)

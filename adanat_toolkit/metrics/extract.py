@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import FeatureExtractor, ImageSource, JointExtractor, PrecomputedExtractor
+from ..core import FeatureExtractor, ImageSource, JointExtractor, Labelled, PrecomputedExtractor
 from ..errors import DataError
 from .frechet import FeatureStatistics
 
@@ -77,7 +77,7 @@ def reference_of(extractor: FeatureExtractor, source: ImageSource, *, progress: 
     if features is None:
         features = torch.cat([extractor(batch).float().cpu() for batch in _batches(source, progress)])
     statistics = FeatureStatistics.of(features, extractor.protocol, source.fingerprint)
-    return Reference(statistics, features, getattr(source, "labels", None))
+    return Reference(statistics, features, source.labels if isinstance(source, Labelled) else None)
 
 
 def statistics_of(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import Context, FeatureExtractor, ImageSource, PrecomputedExtractor
+from ..core import Context, FeatureExtractor, ImageSource, Labelled, PrecomputedExtractor
 from ..runtime import distributed
 from .extract import BATCH, Progress, Reference, extract_features, reference_of, statistics_of
 from .frechet import FeatureStatistics
@@ -49,7 +49,7 @@ def shared_reference(
         return None
     features = torch.cat(parts)
     statistics = FeatureStatistics.of(features, extractor.protocol, source.fingerprint)
-    return Reference(statistics, features, getattr(source, "labels", None))
+    return Reference(statistics, features, source.labels if isinstance(source, Labelled) else None)
 
 
 def shared_statistics(

@@ -64,6 +64,8 @@ class _Training(BaseModel):
     reward: str
     seed: int = Field(ge=0)
     engine: str
+    reads: list[str] = []
+    """``RewardModel.reads`` of its reward; cards of older policies do not say it."""
 
 
 class PolicyCard(Card):

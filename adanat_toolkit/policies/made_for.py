@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ..core import Generator, PluginOptions
+from ..core import Generator
 from ..errors import CheckpointError, ConfigError
 from ..registry import GeneratorConfig, create_generator, load, parse_override
 from ..runtime import resolve_device, resolve_dtype
@@ -91,7 +91,7 @@ def _refuse_sources(found: GeneratorConfig, folder: Path, given: Mapping[str, An
     """Raises ConfigError where a folder's options name sources, or hold text, that the user does not give again."""
     if not found.options:
         return
-    declared = getattr(load("generator", found.name.partition(":")[0]), "Options", PluginOptions)
+    declared = load("generator", found.name.partition(":")[0]).Options
     named = {
         key: value
         for key, value in found.options.items()

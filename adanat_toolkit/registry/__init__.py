@@ -1,7 +1,7 @@
 """Plug-ins by name: found, loaded, their options parsed."""
 
 from .discovery import FIRST_PARTY, GROUPS, discover, features_named_in, load
-from .factories import create_features, create_generator, create_reward
+from .factories import create_features, create_generator, create_reward, reward_class
 from .options import GeneratorConfig, Settings, explain, parse_options, parse_override
 from .probe import plugin_report
 from .scaffold import new_plugin
@@ -23,5 +23,6 @@ __all__ = [
     "parse_options",
     "parse_override",
     "plugin_report",
+    "reward_class",
     "toolkit_version",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from ..core import FeatureExtractor, Generator, ImageSource, RewardModel
+    from ..core import FeatureExtractor, Generator, ImageSource, RewardModel, RewardSpec
 from .discovery import load
 from .options import parse_options
 
@@ -29,9 +29,10 @@ def create_generator(
         WeightsError: weights are missing or damaged.
     """
     from ..runtime import float32_by_default  # imports torch, which a list of plug-ins does not need
+    from ..storage import downloads_refused
 
     name, _, variant = spec.partition(":")
-    with float32_by_default():
+    with float32_by_default(), downloads_refused(offline):
         return load("generator", name).create(
             variant or None, dict(options or {}), device=device, dtype=dtype, offline=offline
         )
@@ -45,33 +46,49 @@ def create_reward(
     real: ImageSource | None,
     device: torch.device,
     seed: int,
+    offline: bool = False,
 ) -> RewardModel:
-    """A reward from ``NAME`` or ``NAME:VARIANT`` or a mixture ``A:1,B:0.3`` (see the ``mix`` reward).
+    """A reward as :class:`RewardSpec` writes it: ``NAME``, ``NAME:VARIANT`` or a mixture ``A:1,B:0.3``.
+
+    Args:
+        offline: nothing may be downloaded.
 
     Raises:
         PluginError: the name is unknown or does not load.
-        ConfigError: an option is unknown or does not fit.
+        ConfigError: the spec cannot be read, or an option is unknown or does not fit.
         WeightsError: weights are missing or damaged.
         DataError: the reward needs real images and there are none.
     """
+    from ..core import RewardSpec
     from ..runtime import float32_by_default
+    from ..storage import downloads_refused
 
-    values = dict(options or {})
-    name, _, variant = spec.partition(":")
-    if "," in spec or _is_number(variant):
-        name, values = "mix", {"terms": spec, **values}
-    elif variant:
-        values = {"variant": variant, **values}
-    reward_class = load("reward", name)
-    parsed = parse_options(f"reward {name!r}", reward_class.Options, values)
-    if "real_images" in reward_class.needs and real is None:
+    written = RewardSpec.parse(spec)
+    made_by, values = reward_class(written)
+    name = str(written) if written.mixture else written.terms[0].name
+    parsed = parse_options(f"reward {name!r}", made_by.Options, {**values, **(options or {})})
+    if "real_images" in made_by.needs and real is None:
         from ..errors import DataError
 
         raise DataError(
             f"reward {name!r} needs real images, and {generator.name} ships none. Give --data FOLDER or FILE.zip."
         )
-    with float32_by_default():
-        return reward_class(parsed, generator=generator, real=real, device=device, seed=seed)
+    with float32_by_default(), downloads_refused(offline):
+        return made_by.create(parsed, generator=generator, real=real, device=device, seed=seed, offline=offline)
+
+
+def reward_class(spec: RewardSpec) -> tuple[type[RewardModel], dict[str, Any]]:
+    """What makes the reward of a spec, and the options that the spec itself stands for.
+
+    Raises:
+        PluginError: the name is unknown or does not load.
+    """
+    if spec.mixture:
+        from .mixture import MixReward
+
+        return MixReward, {"terms": str(spec)}
+    (term,) = spec.terms
+    return load("reward", term.name), {} if term.variant is None else {"variant": term.variant}
 
 
 def create_features(
@@ -84,14 +101,7 @@ def create_features(
         WeightsError: weights are missing or damaged.
     """
     from ..runtime import float32_by_default
+    from ..storage import downloads_refused
 
-    with float32_by_default():
+    with float32_by_default(), downloads_refused(offline):
         return load("features", name).create(dict(options or {}), device=device, offline=offline)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

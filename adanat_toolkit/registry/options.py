@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,9 +18,11 @@ MOST_FAULTS = 5
 if TYPE_CHECKING:
     from ..core import PluginOptions
 
+O = TypeVar("O", bound="PluginOptions")
 
-def parse_options(owner: str, model: type[PluginOptions], values: Mapping[str, Any]) -> PluginOptions:
-    """Validate plug-in options.
+
+def parse_options(owner: str, model: type[O], values: Mapping[str, Any]) -> O:
+    """Validate options of a plug-in as an object of the class ``model``.
 
     Raises:
         ConfigError: an unknown key (with the nearest ones) or a value that does not fit.

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..metrics import direction, title
 from .charts import Chart, Series
 from .probing import KnobSpread
 from .reading import Run
@@ -41,8 +42,10 @@ FIXED = (
     ),
 )
 YARDSTICK = (
-    Panel("Frechet distance, held out", (("Frechet distance", "yardstick/frechet"),), "Less is better."),
-    Panel("Kernel distance, held out", (("kernel distance", "yardstick/kid"),), "Less is better."),
+    *(
+        Panel(f"{title(name)}, held out", ((title(name), f"yardstick/{name}"),), f"{direction(name).capitalize()}.")
+        for name in ("frechet", "kid")
+    ),
     Panel(
         "Precision and recall, held out",
         (("precision", "yardstick/precision"), ("recall", "yardstick/recall")),

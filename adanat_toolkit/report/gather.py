@@ -10,7 +10,7 @@ from typing import Any
 
 from ..core import Generator
 from ..errors import AdaNATError, ConfigError, DataError, PluginError, WeightsError
-from ..evaluation import MINIMUM, choose_features, evaluate_policies, is_statistics, own_captions, real_side
+from ..evaluation import MINIMUM, choose_features, evaluate_policies, is_statistics, own_contexts, real_side
 from ..images import OwnContexts, images_for
 from ..limits import check_seeds
 from ..policies import load_policy, open_generator
@@ -211,7 +211,7 @@ def _judge(
                 [str(run.path) for run in members],
                 extractor,
                 real,
-                captions=own_captions(generator, data, real),
+                contexts_from=own_contexts(generator, data, real),
                 count=settings.images or IMAGES,
                 seed=settings.seed,
                 batch=settings.batch,
@@ -231,11 +231,11 @@ _GIVE_DATA = "What a folder names is not opened: give it again if you trust it (
 
 
 def _contexts_in(generator: Generator, path: str | None) -> tuple[OwnContexts | None, str | None]:
-    """What a run drew its contexts from (see ``selection.own_captions``), or why that cannot be read any more."""
+    """What a run drew its contexts from (see ``evaluation.own_contexts``), or why that cannot be read any more."""
     if path is None or generator.context_kind == "none":
         return None, None
     try:
-        return own_captions(generator, path, images_for(generator, path, memory_limit=0)), None
+        return own_contexts(generator, path, images_for(generator, path, memory_limit=0)), None
     except DataError as error:
         if generator.context_kind == "text":
             raise
@@ -256,27 +256,27 @@ def _look(
         policy, space, _ = load_policy(str(run.path), generator)
         steps = space.steps
         by_hand, hand_space, _ = load_policy("fixed", generator, steps)
-        captions = None
+        contexts_from = None
         if run.config.data.path is not None and generator.context_kind != "none":
             if settings.data is not None and not is_statistics(settings.data):
-                captions, missing = contexts_in(settings.data)
+                contexts_from, missing = contexts_in(settings.data)
             else:
                 missing = f"It was trained with {run.config.data.path!r}. {_GIVE_DATA}"
             if missing is not None:
                 notes.append(f"{run.name}: its pictures show contexts of the generator's own distribution. {missing}")
         if steps not in groups:
-            images = probe(generator, by_hand, hand_space, seeds[:SHOWN], captions=captions, batch=settings.batch)
+            images = probe(generator, by_hand, hand_space, seeds[:SHOWN], contexts_from=contexts_from, batch=settings.batch)
             groups[steps] = Group(generator.name, steps, generator.default_schedule, images)
 
         def done(count: int, name: str = run.name) -> None:
             progress(f"{name}: pictures", count, PROBED)
 
-        found = probe(generator, policy, space, seeds, captions=captions, batch=settings.batch, progress=done)
+        found = probe(generator, policy, space, seeds, contexts_from=contexts_from, batch=settings.batch, progress=done)
         ranking = rank(found.knobs, space)
         chosen = _chosen(ranking)
         picked = [found.seeds[i] for i in chosen.values()]
-        ours = trace(generator, policy, space, picked, captions)
-        theirs = trace(generator, by_hand, hand_space, picked, captions)
+        ours = trace(generator, policy, space, picked, contexts_from)
+        theirs = trace(generator, by_hand, hand_space, picked, contexts_from)
         traced = [
             Traced(why, found.seeds[i], found.labels[i], ranking.values[i] if ranking.values else None, *both)
             for (why, i), both in zip(chosen.items(), zip(ours, theirs, strict=True), strict=True)

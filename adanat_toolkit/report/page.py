@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..metrics import LOWER_IS_BETTER, direction
+from ..metrics import FIGURES, TABLE, direction, title
 from ..registry import toolkit_version
 from ..training import RunConfig
 from . import yardstick
@@ -130,15 +130,15 @@ def _table(block: yardstick.Block) -> dict[str, Any]:
     best = {}
     for name in block.figures:
         values = [line.evaluation.figures[name] for line in block.lines if name in line.evaluation.figures]
-        best[name] = min(values) if name in LOWER_IS_BETTER else max(values)
+        best[name] = min(values) if TABLE[name].less_is_better else max(values)
     return {
         "facts": facts,
         "stored": block.stored,
         "apart": block.apart,
-        "columns": [(name, yardstick.title(name), direction(name)) for name in block.figures],
+        "columns": [(name, title(name), direction(name)) for name in block.figures],
         "lines": block.lines,
         "best": best,
-        "flattered": any(line.flattered for line in block.lines),
+        "flattered": ", ".join(title(name) for name in FIGURES if any(name in line.flattered for line in block.lines)),
         "intervals": any(line.evaluation.intervals for line in block.lines),
     }
 

@@ -87,19 +87,19 @@ def probe(
     space: ActionSpace,
     seeds: Tensor,
     *,
-    captions: OwnContexts | None = None,
+    contexts_from: OwnContexts | None = None,
     batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Probe:
     """One image a seed, with its context drawn by the seed.
 
     Args:
-        seeds: (n,) int64. captions: see ``data.draw_contexts``. progress: called with the number of images done.
+        seeds: (n,) int64. contexts_from: see ``images.draw_contexts``. progress: called with the number of images done.
     """
     images, knobs, labels = [], [], []
 
     def contexts(noise: Noise) -> Context:
-        return draw_contexts(generator, noise, captions)
+        return draw_contexts(generator, noise, contexts_from)
 
     for part in sample(generator, policy, space, seeds, contexts, batch=batch, on_batch=progress):
         images.append(to_bytes(part.images))
@@ -151,11 +151,11 @@ def trace(
     policy: Policy,
     space: ActionSpace,
     seeds: Sequence[int],
-    captions: OwnContexts | None = None,
+    contexts_from: OwnContexts | None = None,
 ) -> list[list[Step]]:
     """Every step of a few samples, as ``sample`` takes them: for each seed a list of T steps."""
     noise = Noise(torch.tensor(list(seeds), dtype=torch.int64, device=generator.device))
-    context = draw_contexts(generator, noise, captions)
+    context = draw_contexts(generator, noise, contexts_from)
     state = generator.reset(context, noise, space.steps)
     out: list[list[Step]] = [[] for _ in seeds]
     smoothed: Tensor | None = None

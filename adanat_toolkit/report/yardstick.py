@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DataError
-from ..metrics import FIGURES, Evaluation, require_comparable
+from ..metrics import FIGURES, Evaluation, flattered, require_comparable
 from .reading import Run
-
-TITLES = {"frechet": "Frechet distance", "kid": "Kernel distance", "inception_score": "Inception Score"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class Line:
     Attributes:
         label: the run's name, or the hand-made schedule's text. learned: whether it is a run. ratio: Frechet distance over the
             hand-made one's at the same T (1 for that one itself), with its 95 % interval where there is one.
-        flattered: whether the policy may have been trained on the very features that judge it.
+        flattered: figures whose very network its reward reads, as the policy's card says.
     """
 
     label: str
@@ -29,7 +27,7 @@ class Line:
     evaluation: Evaluation
     ratio: float
     ratio_interval: tuple[float, float] | None
-    flattered: bool = False
+    flattered: tuple[str, ...] = ()
 
 
 @dataclass
@@ -51,11 +49,6 @@ class Block:
     def figures(self) -> list[str]:
         """Names of the columns: figures that any line has, in the order of the toolkit's tables."""
         return [name for name in FIGURES if any(name in line.evaluation.figures for line in self.lines)]
-
-
-def title(figure: str) -> str:
-    """Words for the head of a column."""
-    return TITLES.get(figure, figure.replace("_", " "))
 
 
 def blocks(results: Sequence[tuple[dict[str, Any], dict[str, Run], bool]]) -> list[Block]:
@@ -112,6 +105,7 @@ def _lines(facts: dict[str, Any], runs: dict[str, Run]) -> list[Line]:
     for row in chosen:
         run = runs[row["policy"]]
         interval = (row["ratio_interval"] or {}).get("frechet")
+        reads = row.get("card", {}).get("training", {}).get("reads", ())
         lines.append(
             Line(
                 run.name,
@@ -120,7 +114,7 @@ def _lines(facts: dict[str, Any], runs: dict[str, Run]) -> list[Line]:
                 _evaluation(facts, row),
                 row["ratio"]["frechet"],
                 None if interval is None else (interval[0], interval[1]),
-                _reads_features(run),
+                flattered(reads, facts["protocol"], facts["estimators"].get("clip")),
             )
         )
     return lines
@@ -138,9 +132,3 @@ def _evaluation(facts: dict[str, Any], row: dict[str, Any]) -> Evaluation:
             "settings": facts["estimators"],
         }
     )
-
-
-def _reads_features(run: Run) -> bool:
-    """Whether a term of the reward is a Frechet distance, whose features may be those of the yardstick."""
-    terms = run.config.reward.name.split(",") + str(run.config.reward.options.get("terms", "")).split(",")
-    return any(term.strip().partition(":")[0] == "fid" for term in terms)

@@ -155,7 +155,7 @@ def _collect(
         if critic is not None:
             values.append(critic(seen, step).squeeze(-1))
         if keep_features and seen is not None:
-            features.append(seen.to(getattr(policy, "feature_dtype", seen.dtype)))
+            features.append(seen.to(policy.feature_dtype))
         state = generator.step(state, physical, noise)
     nothing = torch.zeros(size, space.decisions, device=device)
     images = generator.decode(state) if keep_images else None

@@ -16,7 +16,7 @@ from .files import (
     write_file,
     write_json,
 )
-from .hub import POLICY_FILES, is_hub_id, local_policy, upload_folder
+from .hub import POLICY_FILES, downloads_refused, is_hub_id, local_policy, upload_folder
 from .replace import again_if_replaced
 from .run_folder import MetricsLog, RunFolder
 from .tensors import TensorFacts, facts_of, read_header
@@ -36,6 +36,7 @@ __all__ = [
     "card_digest",
     "check_value",
     "content_hash",
+    "downloads_refused",
     "facts_of",
     "folder_name",
     "held",

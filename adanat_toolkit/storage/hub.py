@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError, OutputError
 
@@ -15,6 +18,38 @@ POLICY_FILES = ("policy.safetensors", "policy.json")
 def is_hub_id(text: str | os.PathLike[str]) -> bool:
     """Whether a text reads ``owner/name[@revision]`` and no file or folder has that name."""
     return _HUB_ID.fullmatch(os.fspath(text)) is not None and not os.path.exists(text)
+
+
+@contextlib.contextmanager
+def downloads_refused(offline: bool) -> Iterator[None]:
+    """While ``offline``, the hub's client takes what is in its cache or fails, and so does what downloads from an address.
+
+    The client does not always listen to its argument ``local_files_only`` (it looks up what program calls it), its variable
+    HF_HUB_OFFLINE is read when it is imported, and libraries that call it (open_clip, transformers) pass neither on.
+    """
+    if not offline:
+        yield
+        return
+    import urllib.request
+
+    from huggingface_hub import constants
+
+    def refuse(request: Any, *_: Any, **__: Any) -> Any:
+        address = request.full_url if isinstance(request, urllib.request.Request) else request
+        raise OSError(f"--offline forbids fetching {address}")
+
+    places: tuple[tuple[Any, str, Any], ...] = (
+        (constants, "HF_HUB_OFFLINE", True),
+        (urllib.request, "urlopen", refuse),
+    )
+    before = [getattr(place, name) for place, name, _ in places]
+    try:
+        for place, name, value in places:
+            setattr(place, name, value)
+        yield
+    finally:
+        for (place, name, _), value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 def local_policy(spec: str | os.PathLike[str], *, offline: bool = False) -> str:
@@ -34,14 +69,15 @@ def local_policy(spec: str | os.PathLike[str], *, offline: bool = False) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(
-            snapshot_download(
-                match["repo"],
-                revision=match["revision"],
-                allow_patterns=list(POLICY_FILES),
-                local_files_only=offline,
+        with downloads_refused(offline):
+            folder = Path(
+                snapshot_download(
+                    match["repo"],
+                    revision=match["revision"],
+                    allow_patterns=list(POLICY_FILES),
+                    local_files_only=offline,
+                )
             )
-        )
     except Exception as error:  # the hub client raises a dozen kinds: no network, no such repository, gated, no cache
         why = "--offline forbids fetching it, and it is not in the hub's cache"
         raise ConfigError(

@@ -13,7 +13,7 @@ wants and what was found.
 from __future__ import annotations
 
 from .generators import GENERATOR_CHECKS, GeneratorCase, check_generator
-from .others import POLICY_CHECKS, POLICY_GRIDS, PolicyCase, check_features, check_policy, check_tracker
+from .others import POLICY_CHECKS, POLICY_GRIDS, PolicyCase, check_engine, check_features, check_policy, check_tracker
 from .rewards import REWARD_CHECKS, RewardCase, check_reward
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "GeneratorCase",
     "PolicyCase",
     "RewardCase",
+    "check_engine",
     "check_features",
     "check_generator",
     "check_policy",

@@ -100,6 +100,8 @@ def _check_one(kind: str, name: str, spec: str, options: dict[str, Any], judge: 
         extractor = attempt(SETUP, lambda: create_features(name, options, device=CPU, offline=True))
         if extractor is not None:
             checks.append((_title(testing.check_features), partial(_features, extractor, judge)))
+    elif kind == "engine":
+        checks.append((_title(testing.check_engine), partial(testing.check_engine, loaded)))
     else:
         checks.append((_title(testing.check_tracker), partial(testing.check_tracker, loaded)))
     for title, check in checks:
@@ -155,7 +157,7 @@ def _reward_case(
     real = generator.real_images() if "real_images" in loaded.needs else None
 
     def make(seed: int) -> RewardModel:
-        return create_reward(spec, options, generator=generator, real=real, device=CPU, seed=seed)
+        return create_reward(spec, options, generator=generator, real=real, device=CPU, seed=seed, offline=True)
 
     make(0)
     return testing.RewardCase(make, images, context, real)

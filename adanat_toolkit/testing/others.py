@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import TOKEN_KNOBS, ActionSpace, FeatureExtractor, PluginOptions, Policy, Tracker, parse_schedule
+from ..core import TOKEN_KNOBS, ActionSpace, Engine, FeatureExtractor, PluginOptions, Policy, Tracker, parse_schedule
 from ..policies import build_policy
 from .common import require, require_close
 
@@ -133,6 +133,16 @@ def check_features(extractor: FeatureExtractor, images: Tensor) -> None:
         require(
             ok and float(probabilities.min()) >= 0, "probabilities must be (B, classes), 0 or larger, and sum to 1."
         )
+
+
+def check_engine(engine: type[Engine]) -> None:
+    """An engine has all methods of the contract.
+
+    Raises:
+        AssertionError: naming those that it lacks.
+    """
+    lacking = sorted(engine.__abstractmethods__)
+    require(not lacking, f"{engine.__name__} lacks {', '.join(lacking)}.")
 
 
 def check_tracker(tracker: type[Tracker]) -> None:

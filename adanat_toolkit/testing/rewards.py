@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import Context, ImageSource, LearnedReward, RewardModel
+from ..core import Context, ImageSource, RewardModel
 from ..errors import CheckpointError
 from .common import require, require_close
 
@@ -95,9 +95,9 @@ def reward_ignores_neighbours(case: RewardCase) -> None:
 def reward_state(case: RewardCase) -> None:
     """A frozen reward has no state; a learned one learns, and goes on the same from its state in another process."""
     reward = case.make(1)
-    if not isinstance(reward, LearnedReward):
+    if not reward.learns:
         require(
-            reward.state() == {}, "state() is not empty, but the reward is no LearnedReward, so nothing can change."
+            reward.state() == {}, "state() is not empty, but the reward does not say that it learns, so nothing can change."
         )
         reward.load_state({})
         return
@@ -109,7 +109,6 @@ def reward_state(case: RewardCase) -> None:
     require(not torch.equal(learned, before), "an update changes nothing.")
     saved = {key: value.clone() for key, value in reward.state().items()}
     resumed = case.make(99)
-    assert isinstance(resumed, LearnedReward)
     resumed.load_state({key: value.clone() for key, value in saved.items()})
     require(torch.equal(resumed.score(case.images, case.context), learned), "load_state(state()) gives other scores.")
     for one in (reward, resumed):
@@ -144,8 +143,8 @@ def check_reward(case: RewardCase) -> None:
         check(case)
 
 
-def _learn(case: RewardCase, reward: LearnedReward, seed: int) -> dict[str, float]:
-    require(case.real is not None, "a LearnedReward is checked with real images; give RewardCase(real=...).")
+def _learn(case: RewardCase, reward: RewardModel, seed: int) -> dict[str, float]:
+    require(case.real is not None, "a reward that learns is checked with real images; give RewardCase(real=...).")
     assert case.real is not None
     index = (torch.arange(reward.real_per_update) * 3 + seed) % len(case.real)
     device = case.images.device

@@ -11,6 +11,7 @@ from ..core import ActionSpace, FeatureExtractor, Generator, ImageSource, Policy
 from ..errors import DataError
 from ..evaluation import Yardstick, choose_features, require_enough
 from ..images import OwnContexts
+from ..metrics import TABLE
 from ..registry import create_features
 from ..runtime import distributed
 from ..sampling import seed_range
@@ -20,7 +21,7 @@ from .config import RunConfig
 
 HELD_OUT_SEED = 2**40
 """First seed of the images that a run is watched by; training derives its seeds by hashing, evaluation counts from 0."""
-HELD_OUT_FIGURES = ("frechet", "kid", "precision", "recall", "density", "coverage", "diversity")
+HELD_OUT_FIGURES = tuple(name for name, figure in TABLE.items() if figure.reads == "features")
 
 
 class Readings(Callback):
@@ -62,7 +63,7 @@ class AlarmWatch(Callback):
 
 
 def held_out_of(
-    config: RunConfig, generator: Generator, real: ImageSource | None, captions: OwnContexts | None
+    config: RunConfig, generator: Generator, real: ImageSource | None, contexts_from: OwnContexts | None
 ) -> HeldOut | None:
     """The yardstick that a configuration asks for.
 
@@ -78,7 +79,7 @@ def held_out_of(
         )
     name = choose_features(generator, config.evaluate_features)
     extractor = create_features(name, device=generator.device, offline=config.offline)
-    return HeldOut(generator, extractor, real, config.evaluate_images, captions=captions)
+    return HeldOut(generator, extractor, real, config.evaluate_images, contexts_from=contexts_from)
 
 
 class HeldOut:
@@ -96,15 +97,15 @@ class HeldOut:
         real: ImageSource,
         count: int,
         *,
-        captions: OwnContexts | None = None,
+        contexts_from: OwnContexts | None = None,
     ) -> None:
         require_enough(real)
         self.generator, self.extractor, self.real, self.count = generator, extractor, real, count
-        self.captions = captions
+        self.contexts_from = contexts_from
 
     @cached_property
     def yardstick(self) -> Yardstick:
-        return Yardstick(self.generator, self.extractor, self.real, captions=self.captions)
+        return Yardstick(self.generator, self.extractor, self.real, contexts_from=self.contexts_from)
 
     def read(self, policy: Policy, space: ActionSpace) -> dict[str, float]:
         """``yardstick/FIGURE`` of the policy's means, and ``seconds_yardstick``; empty but in the main process."""

@@ -22,7 +22,7 @@ def stored_features(config: RunConfig, generator: Generator, space: ActionSpace,
     """Bytes of the features that one iteration keeps in a process for the policy's update."""
     if not policy.needs_features:
         return 0
-    width = 2 if getattr(policy, "feature_dtype", torch.float32) == torch.bfloat16 else 4
+    width = 2 if policy.feature_dtype == torch.bfloat16 else 4
     cells = generator.grid[0] * generator.grid[1]
     return local_batch(config) * space.decisions * cells * generator.feature_dim * width
 

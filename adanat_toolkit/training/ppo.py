@@ -19,27 +19,6 @@ from ..sampling import Rollout, gaussian_log_prob
 from .config import PPOConfig
 
 
-def gaussian_entropy(dimensions: int, sigma: float) -> float:
-    """Differential entropy of N(mean, sigma^2 I). A constant here, since sigma is not learned."""
-    return dimensions * (0.5 + 0.5 * math.log(2 * math.pi) + math.log(sigma))
-
-
-def discounted_returns(rewards: Tensor, ends: Tensor, gamma: float) -> Tensor:
-    """Sums of later rewards times powers of gamma, restarting at episode ends.
-
-    Args:
-        rewards: (S, B), one row a step. ends: (S,) bool, True at the last step of an episode.
-
-    Returns:
-        (S, B).
-    """
-    out, running = torch.empty_like(rewards), torch.zeros_like(rewards[0])
-    for s in reversed(range(rewards.shape[0])):
-        running = rewards[s] if bool(ends[s]) else rewards[s] + gamma * running
-        out[s] = running
-    return out
-
-
 def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimates (Schulman et al. 2016) of whole episodes: (B, T), (B, T) -> (B, T)."""
     advantages, running = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])

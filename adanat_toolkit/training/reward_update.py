@@ -8,8 +8,8 @@ from torch import Tensor
 from ..core import (
     DATA,
     ImageSource,
-    LearnedReward,
     Noise,
+    RewardModel,
     sample_seeds,
 )
 from ..images import augment
@@ -23,7 +23,7 @@ from .config import DataConfig
 
 
 def update_reward(
-    reward: LearnedReward,
+    reward: RewardModel,
     real: ImageSource | None,
     rollout: Rollout,
     *,

@@ -23,9 +23,9 @@ from ..core import (
     DATA,
     REWARD,
     Context,
+    Engine,
     Generator,
     ImageSource,
-    LearnedReward,
     Noise,
     Policy,
     RewardModel,
@@ -33,7 +33,7 @@ from ..core import (
     sample_seeds,
 )
 from ..errors import CheckpointError, ConfigError
-from ..evaluation import own_captions
+from ..evaluation import own_contexts
 from ..images import draw_contexts, images_for
 from ..policies import build_policy, export_policy
 from ..registry import create_generator, create_reward, load, parse_options
@@ -72,7 +72,7 @@ from .scoring import require_finite, require_finite_state, score
 from .trackers import Trackers
 
 
-class Trainer:
+class Trainer(Engine):
     """A training run. Building it loads generator, data, reward and policy, and checks everything that can be checked.
 
     Args:
@@ -100,8 +100,6 @@ class Trainer:
                 f"batch = {config.batch} gives {config.batch // config.ppo.group} groups of trajectories for "
                 f"{distributed.world_size()} processes; each needs at least one. Use a larger batch or fewer processes."
             )
-        if config.offline:
-            os.environ["HF_HUB_OFFLINE"] = "1"  # what rewards and feature networks load weights through reads this
         if isinstance(generator, Generator):
             self.device, dtype = generator.device, generator.dtype
         else:
@@ -117,10 +115,10 @@ class Trainer:
         self.real: ImageSource | None
         if data is None or isinstance(data, str | os.PathLike):
             self.real = images_for(generator, config.data.path)
-            self.captions = own_captions(generator, config.data.path, self.real)
+            self.contexts_from = own_contexts(generator, config.data.path, self.real)
         else:
             self.real = data
-            self.captions = own_captions(generator, data, data)
+            self.contexts_from = own_contexts(generator, data, data)
         self.reward = (
             reward
             if isinstance(reward, RewardModel)
@@ -131,9 +129,10 @@ class Trainer:
                 real=self.real,
                 device=self.device,
                 seed=derive(config.seed, REWARD),
+                offline=config.offline,
             )
         )
-        self.held_out = held_out_of(config, generator, self.real, self.captions)
+        self.held_out = held_out_of(config, generator, self.real, self.contexts_from)
         for name in config.tracker:
             load("tracker", name)
         self.iteration = 0
@@ -249,7 +248,7 @@ class Trainer:
         noise = Noise(shared.repeat_interleave(config.ppo.group))
         explore = Noise(sample_seeds(derive(config.seed, ACTION), self.iteration, start, stop - start, self.device))
         self._measure()
-        context = draw_contexts(self.generator, noise, self.captions)
+        context = draw_contexts(self.generator, noise, self.contexts_from)
         return self._collect(context, noise, explore, sigma, self.micro_batch), start
 
     def _collect(
@@ -287,7 +286,7 @@ class Trainer:
 
     def _update_reward(self, rollout: Rollout) -> dict[str, float]:
         """``reward_model/FIGURE`` of a reward that learns, none of another."""
-        if not isinstance(self.reward, LearnedReward):
+        if not self.reward.learns:
             return {}
         figures = update_reward(
             self.reward,
@@ -400,6 +399,7 @@ class Trainer:
                 "reward": config.reward.name,
                 "seed": config.seed,
                 "engine": config.engine,
+                "reads": sorted(self.reward.reads),
             },
         )
         facts = {"seed": config.seed, **self._facts(), **facts}
@@ -429,7 +429,7 @@ class Trainer:
 
         def probe(count: int) -> None:
             noise = Noise(torch.arange(count, device=self.device))
-            self._collect(draw_contexts(self.generator, noise, self.captions), noise, noise, 1.0, MicroBatch(count))
+            self._collect(draw_contexts(self.generator, noise, self.contexts_from), noise, noise, 1.0, MicroBatch(count))
 
         stored = stored_features(self.config, self.generator, self.space, self.policy)
         size = measured_size(probe, self.device, most=local_batch(self.config), stored=stored)

@@ -56,7 +56,7 @@ def evaluate(
     With --out, evaluation.json and comparison.png (the same seeds side by side) are written there.
     """
     from adanat_plugins.pretrained import pretrained_policy
-    from adanat_toolkit.evaluation import choose_features, evaluate_policies, own_captions, real_side, write_comparison
+    from adanat_toolkit.evaluation import choose_features, evaluate_policies, own_contexts, real_side, write_comparison
     from adanat_toolkit.policies import open_generator
     from adanat_toolkit.registry import create_features
     from adanat_toolkit.storage import local_policy, prepare_folder
@@ -89,7 +89,7 @@ def evaluate(
                 chosen,
                 extractor,
                 real,
-                captions=own_captions(model, data, real),
+                contexts_from=own_contexts(model, data, real),
                 count=num,
                 seed=seed,
                 steps=steps,
@@ -109,18 +109,12 @@ def evaluate(
             note(f"written: {out}", quiet=quiet)
 
 
-FIGURES = {"frechet": "Frechet distance", "kid": "KID"}
-FIGURES |= {name: name for name in ("precision", "recall", "density", "coverage", "diversity")} | {
-    "clip_score": "CLIP score"
-}
-
-
 def _print_table(comparison: Comparison) -> None:
     """One row a figure, one column a policy; hand-made schedules first."""
     from rich.markup import escape
     from rich.table import Table
 
-    from adanat_toolkit.metrics import direction
+    from adanat_toolkit.metrics import FIGURES, direction, title
 
     facts = comparison.facts
     rows = [row for row in comparison.rows if row.judged is not row.baseline]
@@ -131,9 +125,9 @@ def _print_table(comparison: Comparison) -> None:
     for one in judged:
         made = "hand-made\n" if one in comparison.baselines else ""
         table.add_column(escape(f"{made}{one.policy}, T={one.steps}"), overflow="fold", justify="right")
-    for name, title in FIGURES.items():
+    for name in FIGURES:
         if all(name in one.evaluation.figures for one in judged):
-            table.add_row(f"{title} ({direction(name)})", *(_cell(one, name) for one in judged))
+            table.add_row(f"{title(name)} ({direction(name)})", *(_cell(one, name) for one in judged))
     ratios = [f"{row.ratio:.3f}{_span(row.ratio_interval)}" for row in rows]
     if rows:
         table.add_section()

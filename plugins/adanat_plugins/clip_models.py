@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import PluginOptions, Source
 from adanat_toolkit.runtime import in_chunks, minimum_batch
+from adanat_toolkit.storage import downloads_refused
 
 from .emoji64 import FOLDER as EMOJI64
 from .fingerprints import fingerprint_state
@@ -110,8 +111,13 @@ class ClipModel:
         return sum(p.numel() for p in self.network.parameters())
 
 
-def load_clip(owner: str, options: ClipOptions, generator_name: str, device: torch.device) -> ClipModel:
+def load_clip(
+    owner: str, options: ClipOptions, generator_name: str, device: torch.device, *, offline: bool = False
+) -> ClipModel:
     """The CLIP that the options of reward ``owner`` name.
+
+    Args:
+        offline: what open_clip would download must be in its caches.
 
     Raises:
         ConfigError: unknown model, or ``auto`` for a generator without a default.
@@ -132,7 +138,7 @@ def load_clip(owner: str, options: ClipOptions, generator_name: str, device: tor
         model = EMBEDDED
     if model == EMBEDDED:
         return _embedded(device)
-    return _open_clip(owner, model, options.weights, device)
+    return _open_clip(owner, model, options.weights, device, offline)
 
 
 @cache
@@ -174,7 +180,7 @@ def _activation_differs(model: str, tag: str) -> bool:
     return wanted and not bool((open_clip.get_model_config(model) or {}).get("quick_gelu", False))
 
 
-def _open_clip(owner: str, model: str, weights: str | None, device: torch.device) -> ClipModel:
+def _open_clip(owner: str, model: str, weights: str | None, device: torch.device, offline: bool) -> ClipModel:
     import open_clip
 
     folder = Path(model).expanduser()
@@ -208,13 +214,17 @@ def _open_clip(owner: str, model: str, weights: str | None, device: torch.device
                 f"that its features would be wrong; give model={model}-quickgelu."
             )
     try:
-        network = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
-        tokenizer = open_clip.get_tokenizer(name)
+        with downloads_refused(offline):
+            network = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
+            tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip and the hub client raise a dozen kinds for absent, damaged and foreign files
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        fetched = pretrained is not None and not Path(pretrained).is_file()
+        allow = "Leave --offline out once, to fetch them"
+        remedy = allow if offline and fetched else "Check that the file belongs to this model"
         raise WeightsError(
             f"CLIP {model} of reward {owner!r} could not be loaded with weights {weights or folder}: "
-            f"{type(error).__name__}: {first}. Check that the file belongs to this model."
+            f"{type(error).__name__}: {first}. {remedy}."
         ) from error
     recipe = open_clip.get_model_preprocess_cfg(network)
     size, resize = recipe["size"], recipe.get("resize_mode", "shortest")

@@ -14,7 +14,7 @@ from adanat_plugins.emoji64 import data as emoji
 from adanat_toolkit.compare import Comparison, configure
 from adanat_toolkit.core import Noise, sample_seeds
 from adanat_toolkit.errors import ConfigError
-from adanat_toolkit.evaluation import evaluate_policies, own_captions
+from adanat_toolkit.evaluation import evaluate_policies, own_contexts
 from adanat_toolkit.images import MemoryImages, draw_contexts, images_for
 from adanat_toolkit.integrations.gym_env import GenerationVectorEnv
 from adanat_toolkit.interfaces import Context
@@ -99,8 +99,8 @@ def test_the_embedded_captions_are_drawn_alike() -> None:
 def test_captions_of_the_users_own_only() -> None:
     text, classes = WithoutCaptions(), TinyGenerator("class")
     source = MemoryImages(torch.zeros(2, 3, 3, 5, dtype=torch.uint8), captions=["a", "b"])
-    assert own_captions(text, "folder", source) is source
-    assert own_captions(text, None, source) is None and own_captions(classes, "folder", source) is None
+    assert own_contexts(text, "folder", source) is source
+    assert own_contexts(text, None, source) is None and own_contexts(classes, "folder", source) is None
 
 
 @pytest.mark.parametrize("engine", ["adanat", "sb3"])
@@ -122,7 +122,7 @@ def test_training_and_its_readings(folder: Path, tmp_path: Path, engine: str) ->
 def test_evaluating_and_comparing(folder: Path, tmp_path: Path) -> None:
     generator = WithoutCaptions()
     source = images_for(generator, folder)
-    found = evaluate_policies(generator, [], Pixels(), source, count=40, steps=2, captions=source)  # type: ignore[arg-type]
+    found = evaluate_policies(generator, [], Pixels(), source, count=40, steps=2, contexts_from=source)  # type: ignore[arg-type]
     assert found.baselines and prompts_of(generator) == set(CAPTIONS)
     base = validate({**SETTINGS, "data": {"path": str(folder)}})
     comparison = Comparison(

@@ -15,7 +15,7 @@ from adanat_cli.main import app
 from adanat_toolkit.compare import Comparison, configure
 from adanat_toolkit.core import Noise, sample_seeds
 from adanat_toolkit.errors import DataError
-from adanat_toolkit.evaluation import own_captions
+from adanat_toolkit.evaluation import own_contexts
 from adanat_toolkit.images import ClassCounts, MemoryImages, draw_contexts, images_for
 from adanat_toolkit.integrations.gym_env import GenerationVectorEnv
 from adanat_toolkit.interfaces import Context
@@ -64,7 +64,7 @@ def test_a_seed_draws_the_class_of_one_image(folder: Path) -> None:
     generator = Recording()
     source = images_for(generator, folder)
     noise = Noise(sample_seeds(0, 0, 0, 400))
-    drawn = draw_contexts(generator, noise, own_captions(generator, str(folder), source)).classes
+    drawn = draw_contexts(generator, noise, own_contexts(generator, str(folder), source)).classes
     assert drawn is not None and set(drawn.tolist()) == OWN
     assert float((drawn == 3).double().mean()) == pytest.approx(0.25, abs=0.07)
     some = torch.tensor([7, 3, 200])
@@ -74,13 +74,13 @@ def test_a_seed_draws_the_class_of_one_image(folder: Path) -> None:
 def test_whose_classes() -> None:
     generator, pixels = Recording(), torch.zeros(2, 3, 3, 5, dtype=torch.uint8)
     labelled = MemoryImages(pixels, labels=torch.tensor([1, 3]))
-    found = own_captions(generator, "folder", labelled)
+    found = own_contexts(generator, "folder", labelled)
     assert isinstance(found, ClassCounts) and found.counts.tolist() == [0, 1, 0, 1, 0]
-    assert own_captions(generator, None, labelled) is None
-    assert own_captions(generator, "folder", MemoryImages(pixels)) is None
+    assert own_contexts(generator, None, labelled) is None
+    assert own_contexts(generator, "folder", MemoryImages(pixels)) is None
     with pytest.raises(DataError, match=r"labels 1\.\.5, and tiny:class has the classes 0\.\.4"):
-        own_captions(generator, "folder", MemoryImages(pixels, labels=torch.tensor([1, 5])))
-    assert own_captions(TinyGenerator("none"), "folder", labelled) is None
+        own_contexts(generator, "folder", MemoryImages(pixels, labels=torch.tensor([1, 5])))
+    assert own_contexts(TinyGenerator("none"), "folder", labelled) is None
 
 
 @pytest.mark.parametrize("engine", ["adanat", "sb3"])

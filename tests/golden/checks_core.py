@@ -17,7 +17,7 @@ from adanat_toolkit.interfaces import Context, TokenState
 from adanat_toolkit.policies.networks import AdaptiveNetwork
 from adanat_toolkit.sampling import gaussian_log_prob
 from adanat_toolkit.training import PPOConfig, targets
-from adanat_toolkit.training.ppo import Batch, discounted_returns, gaussian_entropy, ppo_loss, ppo_update
+from adanat_toolkit.training.ppo import Batch, gae, ppo_loss, ppo_update
 
 from .harness import Fixture, Report
 
@@ -260,20 +260,20 @@ def check_ppo(fixture: Fixture, report: Report) -> None:
     report.close("action means", mean, io["action_mean"], **close)
     report.close("values", values, io["values"], **close)
     report.close("log-probabilities", gaussian_log_prob(actions, mean, sigma), io["logprobs"], **close)
-    entropy = gaussian_entropy(config["action_dim"], sigma)
-    report.close("entropy", torch.tensor([entropy]), io["entropy"], **close)
 
-    # Returns and advantages, through the general definition and through the trainer's.
-    literal = discounted_returns(io["rewards"].view(-1, batch), io["dones"].bool(), config["gamma"]).flatten()
-    report.close("returns", literal, io["returns"], **close)
+    # Returns (what the estimates are where all values are 0 and lambda is 1) and advantages.
     terminal = by_sample(io["rewards"])
+    returns = gae(terminal, torch.zeros_like(terminal), config["gamma"], 1.0)
+    report.close("returns", flattened(returns), io["returns"], **close)
     goal, advantages = targets(terminal[:, -1], by_sample(io["values"]), paper)
     report.close("value targets", flattened(goal), io["returns_normalised"], **close)
     report.close("advantages", flattened(advantages), io["advantages"], **close)
     for key in sorted(io):
         if key.startswith("discount/returns_gamma"):
             gamma = float(key.removeprefix("discount/returns_gamma"))
-            own = discounted_returns(io["discount/rewards"], io["discount/dones"].bool(), gamma)
+            lengths = torch.diff(torch.cat([torch.tensor([-1]), io["discount/dones"].nonzero()[:, 0]])).tolist()
+            episodes = [part.T for part in io["discount/rewards"][: sum(lengths)].split(lengths)]
+            own = torch.cat([gae(part, torch.zeros_like(part), gamma, 1.0).T for part in episodes])
             report.close(f"returns for gamma {gamma:g}", own, io[key], **close)
 
     # One loss whose ratios are far from one: the clip at work.
@@ -281,7 +281,7 @@ def check_ppo(fixture: Fixture, report: Report) -> None:
     stale = Batch(features, step, actions, io["stale/logprobs"], io["stale/targets"], io["stale/advantages"], rows)
     loss, figures = ppo_loss(actor(features, step), critic(features, step).squeeze(-1), stale, sigma, paper, total)
     loss.backward()
-    constant = config["entropy_coef"] * entropy  # the published loss subtracts it; it has no gradient
+    constant = config["entropy_coef"] * io["entropy"].flatten()[0]  # the published loss subtracts it; it has no gradient
     report.close("stale loss", loss[None] - constant, io["stale/loss"], **tolerance["losses"])
     report.close("stale gradients", gradient_norms(), io["stale/grad_norm"], atol=1e-7, **tolerance["grad norms"])
     report.holds("the stale case clips", float(figures["clip_fraction"]) > 0)

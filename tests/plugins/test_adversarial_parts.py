@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from adanat_plugins.rewards.discriminator import LocalBatchNorm, SpectralConv1d
 from adanat_plugins.rewards.paper_discriminator import PaperDiscriminator, published_state
 from adanat_plugins.rewards.replay import HISTORY, ReplayBuffer
 from adanat_toolkit.errors import CheckpointError, ConfigError, WeightsError
+from adanat_toolkit.integrations.gym_env import GenerationVectorEnv
 from adanat_toolkit.interfaces import Context, Generator
 from adanat_toolkit.registry import create_generator, create_reward
+from adanat_toolkit.training import Trainer, validate
 
 CPU = torch.device("cpu")
 
@@ -257,9 +260,6 @@ def test_missing_weights_say_where_to_get_them(
             reward_of(generator, **options)
     with pytest.raises(WeightsError, match="does not exist"):
         reward_of(generator, backbone="dinov2", backbone_weights=str(tmp_path / "absent.pth"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(WeightsError, match="offline"):
-        reward_of(generator, backbone="clip", backbone_weights="laion/CLIP-ViT-B-32-laion2B-s34B-b79K")
 
 
 def test_damaged_or_foreign_weights(generator: Generator, tmp_path: Path, tiny_file: Path) -> None:
@@ -360,18 +360,45 @@ def test_the_normalisation_of_a_release_is_taken_from_its_hub_id(monkeypatch: py
     assert torch.equal(features("somebody/else"), features(""))
 
 
-@pytest.mark.parametrize("reward", ["fid", "imagereward"])
+@pytest.mark.parametrize("reward", ["adversarial", "clip-score", "fid", "imagereward", "mix"])
+@pytest.mark.parametrize("way", ["create_reward", "environment", "trainer"])
 def test_offline_holds_for_what_a_reward_loads(
-    reward: str, generator: Generator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    way: str, reward: str, generator: Generator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """The hub's client would be asked for the network, and nobody asks it, whatever the environment's variables say."""
     monkeypatch.setenv("ADANAT_WEIGHTS", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    asked: list[Any] = []
+
+    def ask(_: Any, address: Any) -> None:
+        asked.append(address)
+        raise OSError("no network in this test")
+
+    def look_up(host: Any, *_: Any, **__: Any) -> None:
+        ask(None, host)
+
+    monkeypatch.setattr(socket.socket, "connect", ask)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     options: dict[str, Any] = {
+        "adversarial": {"backbone": "clip", "backbone_weights": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"},
+        "clip-score": {"model": "ViT-B-32-quickgelu", "weights": "openai"},
+        "mix": {"terms": "imagereward:1", "options": {"imagereward": {"weights": "a/b", "tokenizer": "a/b"}}},
         "fid": {"features": "dinov2", "feature_options": {"weights": "timm/vit_base_patch14_dinov2.lvd142m"}},
         "imagereward": {"weights": "THUDM/ImageReward", "tokenizer": "google-bert/bert-base-uncased"},
     }
+    chosen: Any = options[reward]
     with pytest.raises(WeightsError, match="offline"):
-        create_reward(reward, options[reward], generator=generator, real=generator.real_images(), device=CPU, seed=0)
+        if way == "create_reward":
+            real = generator.real_images()
+            create_reward(reward, chosen, generator=generator, real=real, device=CPU, seed=0, offline=True)
+        elif way == "environment":
+            GenerationVectorEnv(
+                2, generator="maskgit", reward=reward, reward_options=chosen, device="cpu", offline=True
+            )
+        else:
+            Trainer(validate({"reward": {"name": reward, "options": chosen}, "device": "cpu", "offline": True}))
+    assert not asked
 
 
 def test_open_clip_features_from_a_file(tmp_path: Path) -> None:

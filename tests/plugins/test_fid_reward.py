@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adanat_plugins.rewards.fid import FidHistoryReward, FidReward, frechet_distance_of_few
+from adanat_plugins.rewards.fid import FidReward, frechet_distance_of_few
 from adanat_plugins.rewards.frechet_influence import FrechetInfluence, Moments
 from adanat_toolkit.errors import CheckpointError, ConfigError, DataError
 from adanat_toolkit.images import MemoryImages
@@ -170,7 +170,7 @@ def test_distance_of_few_samples_is_the_frechet_distance() -> None:
 
 def test_shared_groups_are_dealt_like_cards(generator: Generator, emoji: MemoryImages) -> None:
     reward = make("fid", generator, emoji, group=4)
-    assert type(reward) is FidReward and reward.set_level
+    assert isinstance(reward, FidReward) and not reward.learns and reward.set_level
     images = emoji.images(torch.arange(0, 990, 99))
     features = reward.embed(images, nothing(10))
     assert features.shape == (10, 192) and features.dtype == torch.float32
@@ -246,7 +246,7 @@ def test_noise_scores_below_real_images(generator: Generator, emoji: MemoryImage
 
 def test_history_is_an_exponential_average(generator: Generator, emoji: MemoryImages) -> None:
     reward = make("fid:influence", generator, emoji, history=100)
-    assert isinstance(reward, FidHistoryReward) and reward.needs == frozenset()
+    assert reward.learns and reward.needs == frozenset()
     every = reward.extractor.precomputed(emoji)
     batches = [every[k:3200:80][:40] for k in range(5)]
     weights = torch.zeros(0, dtype=torch.float64)

@@ -17,11 +17,11 @@ from adanat_plugins.prepare import prepare_images
 from adanat_plugins.rewards.aesthetic import LinearHead
 from adanat_plugins.rewards.clip_score import ClipScoreReward
 from adanat_plugins.rewards.imagereward import CLIP_MEAN, CLIP_STD, WordPiece, load_network
-from adanat_plugins.rewards.mix import LearnedMixReward, MixReward, Term, parse_terms, standardise
 from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, WeightsError
 from adanat_toolkit.images import MemoryImages
 from adanat_toolkit.interfaces import Context, Generator, RewardModel
 from adanat_toolkit.registry import create_features, create_generator, create_reward
+from adanat_toolkit.registry.mixture import MixReward, standardise
 
 from ..golden.checks_imagereward import check
 from ..golden.harness import Fixture, Report
@@ -326,15 +326,6 @@ def test_aesthetic_heads_that_do_not_fit(generator: Generator, tmp_path: Path) -
 # --- mix --------------------------------------------------------------------------------------------------------------
 
 
-def test_mixture_syntax() -> None:
-    assert parse_terms("adversarial:1,clip-score:0.3") == (Term("adversarial", 1.0), Term("clip-score", 0.3))
-    assert parse_terms("fid:influence:-2, fid") == (Term("fid:influence", -2.0), Term("fid", 1.0))
-    assert parse_terms("fid:influence") == (Term("fid:influence", 1.0),)
-    for wrong in ("", "a:1,", ":2", "a:0", "a:nan", "a:inf", "a:1,a:2", "mix:1,a"):
-        with pytest.raises(ConfigError):
-            parse_terms(wrong)
-
-
 def test_standardise() -> None:
     values = torch.tensor([1.0, 2.0, 4.0, 9.0])
     own = standardise(values)
@@ -356,7 +347,7 @@ def test_mixture_is_the_weighted_sum_of_standardised_terms(
     generator: Generator, few: MemoryImages, heads: dict[str, str]
 ) -> None:
     mix = make("clip-score:2,aesthetic:-0.5", generator, few, options={"aesthetic": heads})
-    assert type(mix) is MixReward and mix.set_level
+    assert not mix.learns and mix.set_level
     index = torch.arange(0, 225, 25)
     images, context = few.images(index), few.contexts(index)
     terms: dict[str, RewardModel] = {
@@ -377,9 +368,9 @@ def test_mixture_that_learns(generator: Generator, emoji: MemoryImages, heads: d
     options = {"adversarial": {"updates": 1, "batch": 8}, "fid:influence": {"history": 64}, "aesthetic": heads}
     spec = "aesthetic:1,adversarial:1,fid:influence:1"
 
-    def build() -> LearnedMixReward:
+    def build() -> MixReward:
         reward = make(spec, generator, emoji, options=options)
-        assert isinstance(reward, LearnedMixReward)
+        assert isinstance(reward, MixReward) and reward.learns
         return reward
 
     first, second = build(), build()
@@ -409,3 +400,5 @@ def test_mixture_errors(generator: Generator, few: MemoryImages) -> None:
         make("clip-score:1,fid:1", generator)
     with pytest.raises(AdaNATError, match="unknown reward"):
         make("clip-score:1,clipscore:1", generator, few)
+    with pytest.raises(ConfigError, match="contains a mixture"):
+        make("mix:1,clip-score", generator, few)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from adanat_toolkit.core import GUIDANCE, INITIAL, ActionSpace, Noise, parse_sch
 from adanat_toolkit.errors import CheckpointError
 from adanat_toolkit.images import to_bytes
 from adanat_toolkit.interfaces import Context, Generator
+from adanat_toolkit.metrics import FIGURES
 from adanat_toolkit.policies import AdaptivePolicy, build_policy, load_policy
 from adanat_toolkit.report.probing import OPACITY, Probe, cover, probe, rank, trace
 from adanat_toolkit.report.reading import short_names
 from adanat_toolkit.report.yardstick import blocks
 from adanat_toolkit.sampling import sample, seed_range
 from adanat_toolkit.storage import read_rows
-from adanat_toolkit.training import validate
 
 from ..helpers.report_runs import evaluation, made_run, rows_of
 from ..helpers.tiny import TinyGenerator
@@ -256,14 +255,11 @@ def test_unlike_never_share_a_table(other: dict[str, Any], reason: str) -> None:
     assert found[0].apart is None and reason in (found[1].apart or "")
 
 
-def test_a_frechet_reward_is_marked() -> None:
-    plain = made_run(rows_of(1), "a")
-    for name, marked in (
-        ("fid", True),
-        ("fid:influence", True),
-        ("adversarial:1,fid:0.3", True),
-        ("adversarial", False),
-    ):
-        run = replace(plain, config=validate({"reward": {"name": name}}))
-        (block,) = blocks([(evaluation("A"), {"A": run}, False)])
-        assert [line.flattered for line in block.lines] == [False, marked]
+def test_a_reward_that_reads_the_networks_of_the_table_is_marked() -> None:
+    """Whatever the reward is called: what it reads stands in the policy's card."""
+    run = made_run(rows_of(1), "a")
+    for reads, marked in ((["p"], FIGURES[:-1]), (["q", "clip-p"], ("clip_score",)), (["q"], ()), (None, ())):
+        facts = evaluation("A", estimators={"clip": "clip-p"})
+        facts["policies"][0]["card"] = {"training": {} if reads is None else {"reads": reads}}
+        (block,) = blocks([(facts, {"A": run}, False)])
+        assert [line.flattered for line in block.lines] == [(), tuple(marked)]

@@ -100,7 +100,6 @@ class DiffusionEmoji(Generator):
         cls, variant: str | None, options: dict[str, Any], *, device: torch.device, dtype: torch.dtype, offline: bool
     ) -> DiffusionEmoji:
         chosen = parse_options("generator 'diffusion-emoji'", Options, options)
-        assert isinstance(chosen, Options)
         if variant not in (None, *cls.variants()):
             raise ConfigError(f"diffusion-emoji has no variant {variant!r}{nearest(variant, cls.variants())}")
         return cls(Path(chosen.weights) if chosen.weights else WEIGHTS, device, dtype)

@@ -76,7 +76,6 @@ class JaxMaskGIT(TokenGenerator):
         cls, variant: str | None, options: dict[str, Any], *, device: torch.device, dtype: torch.dtype, offline: bool
     ) -> JaxMaskGIT:
         chosen = parse_options("generator 'jax-maskgit'", Options, options)
-        assert isinstance(chosen, Options)
         if variant not in (None, *cls.variants()):
             raise ConfigError(f"jax-maskgit has no variant {variant!r}{nearest(variant, cls.variants())}")
         return cls(chosen.chunk, device, dtype)

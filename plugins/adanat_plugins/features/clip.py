@@ -44,11 +44,10 @@ class ClipFeatures(FeatureExtractor):
             ConfigError: unknown model. WeightsError: the weights are missing or of another network.
         """
         parsed = parse_options("features clip", ClipFeatureOptions, options)
-        assert isinstance(parsed, ClipFeatureOptions)
         if parsed.model == DEFAULT and parsed.weights is None:
             path = locate(None, clip_asset(), offline=offline)
             parsed = parsed.model_copy(update={"weights": str(path)})
-        return cls(load_clip("clip features", parsed, "", device))
+        return cls(load_clip("clip features", parsed, "", device, offline=offline))
 
     def __init__(self, model: ClipModel) -> None:
         self.model = model

@@ -47,7 +47,6 @@ class DINOv2Features(FeatureExtractor):
             ConfigError: unknown model. WeightsError: the file is missing or of another network.
         """
         parsed = parse_options("features dinov2", DINOv2Options, options)
-        assert isinstance(parsed, DINOv2Options)
         network = _network(parsed.model)
         path = locate(parsed.weights, dinov2_asset(parsed.model), offline=offline)
         return cls(parsed.model, read_state(path), device=device, source=str(path), network=network)

@@ -89,7 +89,6 @@ class _Inception(FeatureExtractor):
             WeightsError: the file is missing, damaged, or of another network.
         """
         parsed = parse_options(f"features {cls.name}", WeightsOptions, options)
-        assert isinstance(parsed, WeightsOptions)
         path = _locate(parsed.weights, inception_asset(cls.name), offline=offline)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         return cls(read_state(path), digest, device=device, source=str(path))

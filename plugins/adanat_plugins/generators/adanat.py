@@ -131,7 +131,6 @@ class AdaNATImageNet(UViTClassGenerator):
         """See ``interfaces.Generator.create``."""
         name = f"maskgit:{variant or cls.variants()[0]}"
         chosen = parse_options(f"generator {name!r}", AdaNATOptions, options)
-        assert isinstance(chosen, AdaNATOptions)
         files = published_files(chosen, asset(name, "generator"), asset(name, "tokenizer"), offline=offline)
         network = load_uvit(files[0], chosen.heads)
         if not isinstance(network.context_embed, TokenEmbedding):

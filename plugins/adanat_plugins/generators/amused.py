@@ -150,7 +150,6 @@ class Amused(TextConditional):
             known = ", ".join(cls.variants())
             raise ConfigError(f"amused has no variant {name!r}{nearest(name, cls.variants())} Variants: {known}.")
         chosen = parse_options("generator 'amused'", AmusedOptions, options)
-        assert isinstance(chosen, AmusedOptions)
         folder = resolve(chosen.weights, asset(f"amused:{name}", "pipeline"), offline=offline)
         absent = [part for part in PARTS if not (folder / part).is_dir()]
         if absent:

@@ -26,6 +26,8 @@ class PublishedOptions(TokenizedOptions):
 class ClassConditional(TokenizedGenerator):
     """A generator of classes 0..num_classes - 1, drawn uniformly: published weights do not tell label frequencies."""
 
+    released_sampler = "maskgit"
+
     context_kind: ContextKind = "class"
     Options: ClassVar[type[PluginOptions]] = PublishedOptions
     num_classes: int

@@ -80,7 +80,6 @@ class GoogleMaskGIT(ClassConditional):
         """See ``interfaces.Generator.create``."""
         name = f"maskgit:{variant or cls.variants()[0]}"
         chosen = parse_options(f"generator {name!r}", PublishedOptions, options)
-        assert isinstance(chosen, PublishedOptions)
         files = published_files(chosen, asset(name, "generator"), asset(name, "tokenizer"), offline=offline)
         tokenizer = load_google_tokenizer(files[1], device, dtype)
         codes = tokenizer.model.config.codebook_size

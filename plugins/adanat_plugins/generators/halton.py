@@ -72,7 +72,6 @@ class HaltonMaskGIT(ClassConditional):
         """See ``interfaces.Generator.create``."""
         name = f"maskgit:{variant or cls.variants()[0]}"
         chosen = parse_options(f"generator {name!r}", HaltonOptions, options)
-        assert isinstance(chosen, HaltonOptions)
         files = published_files(chosen, asset(name, "generator"), asset(name, "tokenizer"), offline=offline)
         network, tokenizer = load_halton(files[0], chosen.heads), load_llamagen(files[1], device, dtype)
         if tokenizer.codebook_size != network.config.codebook_size:

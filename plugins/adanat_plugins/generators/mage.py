@@ -50,6 +50,8 @@ class MAGE(TokenizedGenerator):
         network: in float32; tokenizer: has ``decode(codes, grid)`` and ``encode(images)``.
     """
 
+    released_sampler = "mage"
+
     Options: ClassVar[type[PluginOptions]] = MAGEOptions
     context_kind = "none"
 
@@ -93,7 +95,6 @@ class MAGE(TokenizedGenerator):
             known = ", ".join(cls.variants())
             raise ConfigError(f"mage has no variant {name!r}{nearest(name, cls.variants())} Variants: {known}.")
         chosen = parse_options("generator 'mage'", MAGEOptions, options)
-        assert isinstance(chosen, MAGEOptions)
         if name == "emoji64":
             return chosen.applied(_emoji64(chosen, device, dtype, offline))
         file = resolve(chosen.weights, asset(f"mage:{name}", "generator and tokenizer"), offline=offline)

@@ -150,7 +150,6 @@ class MaskGIT(TokenGenerator):
         name = variant or "emoji64"
         if name == "emoji64":
             chosen = parse_options("generator 'maskgit'", MaskGITOptions, options)
-            assert isinstance(chosen, MaskGITOptions)
             return chosen.applied(_emoji64(chosen, device, dtype, offline))
         if name in PUBLISHED:
             module, function = PUBLISHED[name].split(":")

@@ -85,7 +85,6 @@ class Muse(TextConditional):
             known = ", ".join(cls.variants())
             raise ConfigError(f"muse has no variant {name!r}{nearest(name, cls.variants())} Variants: {known}.")
         chosen = parse_options("generator 'muse'", MuseOptions, options)
-        assert isinstance(chosen, MuseOptions)
         if name == "emoji64":
             return chosen.applied(_emoji64(chosen, device, dtype, offline))
         full = f"muse:{name}"

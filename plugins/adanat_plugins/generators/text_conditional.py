@@ -21,6 +21,8 @@ class TextConditional(TokenizedGenerator):
         encoder: a module that takes B prompts to states (B, L, C) and pooled (B, P) before normalisation.
     """
 
+    released_sampler = "amused"  # Muse's authors published no code; aMUSEd is its reproduction
+
     context_kind: ContextKind = "text"
     encoder: Any
     _null: Context | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from adanat_toolkit.core import REWARD, derive
 from adanat_toolkit.errors import CheckpointError, ConfigError
-from adanat_toolkit.interfaces import Context, Generator, ImageSource, LearnedReward, PluginOptions
+from adanat_toolkit.interfaces import Context, Generator, ImageSource, LearnedReward, RewardModel
 from adanat_toolkit.runtime import distributed
 
 from ..clip_models import embedded_protocol
@@ -39,16 +40,26 @@ class AdversarialReward(LearnedReward):
 
     Options = AdversarialOptions
 
+    @classmethod
+    def create(cls, options: Any, **made_for: Any) -> RewardModel:
+        return cls(options, **made_for)
+
     def __init__(
-        self, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
+        self,
+        options: AdversarialOptions,
+        *,
+        generator: Generator,
+        real: ImageSource | None,
+        device: torch.device,
+        seed: int,
+        offline: bool = False,
     ) -> None:
-        assert isinstance(options, AdversarialOptions)
         self.options, self.device, self.seed = options, device, seed
         self.image_size = generator.image_size
         self.reads_latents = options.backbone == "latents"
         self._encode = generator.encode_latents
         published = None if options.published is None else read_published(options.published)
-        self.backbone = _make_backbone(options, generator, published)
+        self.backbone = _make_backbone(options, generator, published, offline)
         self._reads_embedded = published is None and _backbone_name(options, generator) == "emoji64-clip"
         if self.backbone is not None:
             self.backbone.freeze(device, generator.dtype)
@@ -297,7 +308,7 @@ def _backbone_name(options: AdversarialOptions, generator: Generator) -> str:
 
 
 def _make_backbone(
-    options: AdversarialOptions, generator: Generator, published: dict[str, Tensor] | None
+    options: AdversarialOptions, generator: Generator, published: dict[str, Tensor] | None, offline: bool
 ) -> Backbone | None:
     """The backbone that the options name, or that of the published discriminator; None for pixels and latents."""
     if published is not None:
@@ -311,6 +322,7 @@ def _make_backbone(
         weights=options.backbone_weights,
         size=options.backbone_size,
         pool=options.pool,
+        offline=offline,
     )
 
 

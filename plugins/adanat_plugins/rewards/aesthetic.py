@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adanat_toolkit.errors import ConfigError, WeightsError
-from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions, Source
+from adanat_toolkit.interfaces import Context, Generator, ImageSource, RewardModel, Source
 
 from ..clip_models import ClipOptions, load_clip
 from ..weights import read_state
@@ -41,13 +41,23 @@ class AestheticReward(FrozenReward):
 
     Options = AestheticOptions
 
+    @classmethod
+    def create(cls, options: Any, **made_for: Any) -> RewardModel:
+        return cls(options, **made_for)
+
     def __init__(
-        self, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
+        self,
+        options: AestheticOptions,
+        *,
+        generator: Generator,
+        real: ImageSource | None,
+        device: torch.device,
+        seed: int,
+        offline: bool = False,
     ) -> None:
-        assert isinstance(options, AestheticOptions)
         if options.head is None:
             raise ConfigError("reward 'aesthetic' needs a head; name its file: --set reward.options.head=FILE.")
-        self.clip = load_clip("aesthetic", options, generator.name, device)
+        self.clip = load_clip("aesthetic", options, generator.name, device, offline=offline)
         self.head = LinearHead.load(Path(options.head).expanduser(), self.clip.dim, options.activation).to(device)
         self.normalise = options.normalise
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 
-from ..weights import Asset, is_offline, load_into, read_state, resolve
+from ..weights import Asset, load_into, read_state, resolve
 from .backbone import Backbone
 
 BACKBONES = ("emoji64-clip", "dino", "dinov2", "clip", "none")
@@ -137,7 +137,13 @@ DINO = _asset("dino", _DEFAULT_MODELS["dino"])
 
 
 def create_backbone(
-    name: str, *, model: str | None = None, weights: str | None = None, size: int | None = None, pool: int = 1
+    name: str,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    size: int | None = None,
+    pool: int = 1,
+    offline: bool = False,
 ) -> Backbone:
     """A backbone with its weights, in float32 on the CPU.
 
@@ -146,6 +152,7 @@ def create_backbone(
         model: timm's or open_clip's name of the network; None for the default.
         weights: a file, or a hub id to fetch it from; None looks in the weights folder.
         size: image side for timm's networks; None for 224.
+        offline: nothing may be downloaded.
 
     Raises:
         ConfigError: unknown name, or an option that does not apply. WeightsError: the weights are missing or do not
@@ -161,7 +168,7 @@ def create_backbone(
             raise ConfigError("backbone emoji64-clip is embedded: leave backbone_model, _weights and _size out.")
         return emoji64_clip(pool)
     model = model or _DEFAULT_MODELS[name]
-    path = resolve(weights, _asset(name, model), offline=is_offline())
+    path = resolve(weights, _asset(name, model), offline=offline)
     if name == "clip":
         if size is not None:
             raise ConfigError(f"backbone_size = {size} applies to timm's backbones; leave it out with backbone clip.")

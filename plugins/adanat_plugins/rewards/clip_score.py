@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions
+from adanat_toolkit.interfaces import Context, Generator, ImageSource, RewardModel
 
 from ..clip_models import ClipOptions, load_clip
 from .frozen import FrozenReward, PromptOptions, Prompts
@@ -38,11 +40,21 @@ class ClipScoreReward(FrozenReward):
 
     Options = ClipScoreOptions
 
+    @classmethod
+    def create(cls, options: Any, **made_for: Any) -> RewardModel:
+        return cls(options, **made_for)
+
     def __init__(
-        self, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
+        self,
+        options: ClipScoreOptions,
+        *,
+        generator: Generator,
+        real: ImageSource | None,
+        device: torch.device,
+        seed: int,
+        offline: bool = False,
     ) -> None:
-        assert isinstance(options, ClipScoreOptions)
-        self.clip = load_clip("clip-score", options, generator.name, device)
+        self.clip = load_clip("clip-score", options, generator.name, device, offline=offline)
         self._by_class = _caption_embeddings(self, generator, real, options)
         self.prompts = None if self._by_class is not None else Prompts("clip-score", generator, options)
 

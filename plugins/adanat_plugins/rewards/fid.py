@@ -16,7 +16,6 @@ from adanat_toolkit.interfaces import (
     FeatureExtractor,
     Generator,
     ImageSource,
-    LearnedReward,
     PluginOptions,
     RewardModel,
     Source,
@@ -25,7 +24,6 @@ from adanat_toolkit.metrics import FeatureStatistics, statistics_of
 from adanat_toolkit.registry import create_features, features_named_in
 from adanat_toolkit.runtime import gather, in_chunks
 
-from ..weights import is_offline
 from .frechet_influence import FrechetInfluence, Moments
 
 FEATURE_BATCH = 128
@@ -67,35 +65,40 @@ class FidReward(RewardModel):
     batch average to 0 when there is no history.
 
     A covariance needs more samples than a batch may have, so with ``history`` the batch is blended with exponentially
-    averaged moments of earlier batches (see :class:`FidHistoryReward`). The blend's moments and the influence on it are
+    averaged moments of earlier batches (see :meth:`update`). The blend's moments and the influence on it are
     exact; that the earlier samples stand for the present policy is an approximation.
     """
 
     Options: ClassVar[type[PluginOptions]] = FidOptions
     set_level = True
 
-    def __new__(cls, options: PluginOptions, **_: Any) -> FidReward:
-        # Whether there is something to carry from one iteration to the next depends on the options.
-        assert isinstance(options, FidOptions)
-        remembers = options.variant == "influence" and options.history != 0
-        return object.__new__(FidHistoryReward if remembers else FidReward)
+    @classmethod
+    def create(cls, options: Any, **made_for: Any) -> RewardModel:
+        return cls(options, **made_for)
 
     def __init__(
-        self, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
+        self,
+        options: FidOptions,
+        *,
+        generator: Generator,
+        real: ImageSource | None,
+        device: torch.device,
+        seed: int,
+        offline: bool = False,
     ) -> None:
-        assert isinstance(options, FidOptions)
         _check(options)
         self.options = options
         name = options.features
         if name == "auto":
             name = "emoji64" if "emoji64" in generator.name else "inception-fidelity"
-        self.extractor = create_features(name, options.feature_options, device=device, offline=is_offline())
+        self.extractor = create_features(name, options.feature_options, device=device, offline=offline)
         self.algebra = torch.device("cpu") if device.type == "mps" else device  # float64
         reference = self._reference(options.reference, real, generator)
         self.mean, self.covariance = (t.to(self.algebra) for t in (reference.mean, reference.covariance))
         self.group = options.group
         self.history = HISTORY_PER_FEATURE * len(self.mean) if options.history is None else options.history
         self.past: Moments | None = None
+        self.learns = options.variant == "influence" and self.history != 0  # there is something to carry on
         if options.variant == "influence":
             self.influence = FrechetInfluence(self.mean, self.covariance, options.shrinkage or 1e-3)
         self._distances = torch.zeros(0)
@@ -164,26 +167,17 @@ class FidReward(RewardModel):
         batch = Moments.of(features)
         return batch if self.past is None else self.past.blend(batch)
 
-
-class FidHistoryReward(FidReward, LearnedReward):
-    """``fid:influence`` with a memory of the features of earlier iterations.
-
-    After each iteration the history's weight W decays to W (1 - n / H) and the batch's n samples are added to it, up to
-    H in all. Hence the H samples it settles at are an exponential average over the last H / n iterations. It is part of
-    the state, and scoring does not change it.
-    """
-
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    @property
-    def real_per_update(self) -> int:  # type: ignore[override]
-        return 0  # it reads none
+    # --- the memory of ``fid:influence`` --------------------------------------------------------------------------------
 
     @torch.no_grad()
     def update(
         self, real: Tensor, real_context: Context, fake: Tensor, fake_context: Context, *, seed: int
     ) -> dict[str, float]:
-        """Fold the batch into the history.
+        """Fold the batch into the history; no real images are read.
+
+        The history's weight W decays to W (1 - n / H) and the batch's n samples are added to it, up to H in all. Hence the H
+        samples it settles at are an exponential average over the last H / n iterations. It is part of the state, and
+        scoring does not change it.
 
         Returns:
             history: samples it stands for. distance: of the history's distribution, as the influence defines it.

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from adanat_toolkit.errors import WeightsError
-from adanat_toolkit.interfaces import Context, Generator, ImageSource, PluginOptions, Source
+from adanat_toolkit.interfaces import Context, Generator, ImageSource, RewardModel, Source
 from adanat_toolkit.runtime import in_chunks, minimum_batch, resolve_dtype
 
 from ..prepare import forward_batch, prepare_images
 from ..prompt_rows import CutPrompts
-from ..weights import Asset, build, is_offline, read_state, resolve
+from ..weights import Asset, build, read_state, resolve
 from .frozen import FrozenReward, PromptOptions, Prompts
 from .imagereward_net import TEXT_LENGTH, ImageRewardConfig, ImageRewardNet
 
@@ -86,14 +86,24 @@ class ImageRewardReward(FrozenReward):
 
     Options = ImageRewardOptions
 
+    @classmethod
+    def create(cls, options: Any, **made_for: Any) -> RewardModel:
+        return cls(options, **made_for)
+
     def __init__(
-        self, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
+        self,
+        options: ImageRewardOptions,
+        *,
+        generator: Generator,
+        real: ImageSource | None,
+        device: torch.device,
+        seed: int,
+        offline: bool = False,
     ) -> None:
-        assert isinstance(options, ImageRewardOptions)
         self.device, self.dtype = device, resolve_dtype(options.dtype, device)
         self.prompts = Prompts("imagereward", generator, options)
-        self.tokenize = WordPiece(resolve(options.tokenizer, VOCABULARY, offline=is_offline()))
-        self.network = load_network(resolve(options.weights, SCORER, offline=is_offline()), device, self.dtype)
+        self.tokenize = WordPiece(resolve(options.tokenizer, VOCABULARY, offline=offline))
+        self.network = load_network(resolve(options.weights, SCORER, offline=offline), device, self.dtype)
         self.tokenize.check_fits(self.network.config.vocab)
         self.batch = options.batch or forward_batch(device)
 

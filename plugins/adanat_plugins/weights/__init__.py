@@ -1,6 +1,6 @@
 """Weights: where they are, how they are read from whatever they were published in, and how they get into a module."""
 
-from .assets import ASSETS, Asset, asset, is_offline, resolve, weights_folder
+from .assets import ASSETS, Asset, asset, resolve, weights_folder
 from .containers import container_of, flatten, plain, read_state, read_tree, select, strip_prefixes, unwrap, without
 from .flax_file import read_flax
 from .loading import build, load_into, place
@@ -15,7 +15,6 @@ __all__ = [
     "build",
     "container_of",
     "flatten",
-    "is_offline",
     "load_into",
     "place",
     "plain",

@@ -204,11 +204,6 @@ def asset(variant: str, role: str) -> Asset:
 
 
 
-def is_offline() -> bool:
-    """Whether downloads are forbidden: by ``HF_HUB_OFFLINE``, which ``--offline`` of a training sets."""
-    return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
-
-
 def resolve(spec: str | None, wanted: Asset, *, offline: bool) -> Path:
     """The file or folder to load.
 

@@ -1,59 +1,26 @@
-"""``mix``: a weighted sum of rewards, each standardised over the batch: ``adversarial:1,clip-score:0.3``."""
+"""A weighted sum of rewards, each standardised over the batch: what ``adversarial:1,clip-score:0.3`` stands for."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from adanat_toolkit.core import derive
-from adanat_toolkit.errors import CheckpointError, ConfigError, nearest
-from adanat_toolkit.interfaces import Context, Generator, ImageSource, LearnedReward, PluginOptions, RewardModel
-from adanat_toolkit.registry import create_reward
-
-
-@dataclass(frozen=True)
-class Term:
-    """``spec`` is ``NAME`` or ``NAME:VARIANT``; ``weight`` is finite and not 0 (negative: a penalty)."""
-
-    spec: str
-    weight: float
-
-
-def parse_terms(text: str) -> tuple[Term, ...]:
-    """``adversarial:1,fid:influence:0.3,clip-score`` -> terms; the weight is 1 where none is written.
-
-    Raises:
-        ConfigError: an empty or repeated term, a weight that is 0 or not finite, or a mixture inside a mixture.
-    """
-    terms: list[Term] = []
-    for part in text.split(","):
-        spec, _, tail = part.strip().rpartition(":")
-        try:
-            weight = float(tail)
-        except ValueError:
-            spec, weight = part.strip(), 1.0
-        if not spec:
-            raise ConfigError(f"mixture {text!r} has the term {part!r} without a name; write NAME:WEIGHT,NAME:WEIGHT.")
-        if not math.isfinite(weight) or weight == 0:
-            raise ConfigError(f"weight {tail} of {spec!r} in mixture {text!r} must be a finite number other than 0.")
-        if spec in [term.spec for term in terms]:
-            raise ConfigError(f"mixture {text!r} names {spec!r} twice; add up its weights.")
-        if spec.partition(":")[0] == "mix":
-            raise ConfigError(f"mixture {text!r} contains a mixture; write all its terms in one.")
-        terms.append(Term(spec, weight))
-    return tuple(terms)
+from ..core import Context, PluginOptions, RewardModel, RewardSpec, derive
+from ..errors import CheckpointError, ConfigError, nearest
+from .discovery import load
+from .factories import create_reward
 
 
 class MixOptions(PluginOptions):
     """Options of a mixture."""
 
     terms: str
-    """``NAME[:VARIANT][:WEIGHT]``, separated by commas."""
+    """The mixture as :class:`RewardSpec` writes it: ``NAME[:VARIANT][:WEIGHT]``, separated by commas; the weight is 1 where
+    none is written."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Options of the terms, by the name written in ``terms``."""
 
@@ -66,20 +33,18 @@ class MixReward(RewardModel):
     nothing. A sample's score thus depends on the batch, so the mixture is set-level; a term's raw score
     (:meth:`terms`) depends on it only where the term is itself set-level.
 
-    A mixture with a term that learns is a :class:`LearnedMixReward`.
+    It learns where a term does; each term learns as it would alone.
     """
 
     Options: ClassVar[type[PluginOptions]] = MixOptions
     set_level = True
-    rewards: dict[str, RewardModel]
 
-    def __new__(
-        cls, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
-    ) -> MixReward:
-        # Only the terms themselves tell whether the mixture learns, hence which class it is.
-        assert isinstance(options, MixOptions)
-        terms = parse_terms(options.terms)
-        names = [term.spec for term in terms]
+    @classmethod
+    def create(cls, options: Any, *, seed: int, **made_for: Any) -> RewardModel:
+        spec = RewardSpec.parse(options.terms)
+        names = [str(term) for term in spec.terms]
+        if any(issubclass(load("reward", term.name), MixReward) for term in spec.terms):
+            raise ConfigError(f"mixture {options.terms!r} contains a mixture; write all its terms in one.")
         for name in options.options:
             if name not in names:
                 raise ConfigError(
@@ -87,33 +52,29 @@ class MixReward(RewardModel):
                     f"{nearest(name, names)} Terms: {', '.join(names)}."
                 )
         rewards = {
-            term.spec: create_reward(
-                term.spec,
-                options.options.get(term.spec),
-                generator=generator,
-                real=real,
-                device=device,
-                seed=derive(seed, position),
-            )
-            for position, term in enumerate(terms)
+            name: create_reward(name, options.options.get(name), seed=derive(seed, position), **made_for)
+            for position, name in enumerate(names)
         }
+        return cls(rewards, dict(zip(names, spec.weights or (1.0,), strict=True)))
+
+    def __init__(self, rewards: Mapping[str, RewardModel], weights: Mapping[str, float]) -> None:
+        """
+        Args:
+            rewards: the terms by what names them. weights: of the same names.
+
+        Raises:
+            ConfigError: a term reads latents.
+        """
         for name, reward in rewards.items():
             if reward.reads_latents:
                 raise ConfigError(
                     f"term {name!r} reads latents, and the terms of a mixture share the decoded images; give it another "
                     "backbone, or train with it alone."
                 )
-        learns = any(isinstance(reward, LearnedReward) for reward in rewards.values())
-        self = object.__new__(LearnedMixReward if learns else MixReward)
-        self.rewards = rewards
-        return self
-
-    def __init__(
-        self, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
-    ) -> None:
-        assert isinstance(options, MixOptions)
-        self.weights = {term.spec: term.weight for term in parse_terms(options.terms)}
-        self.needs = frozenset().union(*(reward.needs for reward in self.rewards.values()))  # type: ignore[misc]
+        self.rewards, self.weights = dict(rewards), dict(weights)
+        self.learners = {name: reward for name, reward in rewards.items() if reward.learns}
+        self.learns = bool(self.learners)
+        self.needs = frozenset().union(*(reward.needs for reward in rewards.values()))
         self._layout: list[tuple[torch.Size, torch.dtype]] = []
         self._scores: dict[str, Tensor] = {}
 
@@ -126,7 +87,7 @@ class MixReward(RewardModel):
 
     @staticmethod
     def _embed_term(reward: RewardModel, images: Tensor, context: Context) -> Tensor:
-        if reward.set_level or isinstance(reward, LearnedReward):
+        if reward.set_level or reward.learns:
             return reward.embed(images, context)
         return reward.score(images, context)[:, None]
 
@@ -152,7 +113,7 @@ class MixReward(RewardModel):
         self._scores = {}
         for name, part in self._unpack(embedded).items():
             reward = self.rewards[name]
-            kept = reward.set_level or isinstance(reward, LearnedReward)
+            kept = reward.set_level or reward.learns
             scores = (reward.score_embedded(part, context) if kept else part[:, 0]).float()
             self._scores[name] = scores
             if kept:
@@ -199,19 +160,11 @@ class MixReward(RewardModel):
         for name, part in parts.items():
             self.rewards[name].load_state(part)
 
-
-class LearnedMixReward(MixReward, LearnedReward):
-    """A mixture in which at least one term learns; each learns as it would alone."""
-
-    def __init__(
-        self, options: PluginOptions, *, generator: Generator, real: ImageSource | None, device: torch.device, seed: int
-    ) -> None:
-        super().__init__(options, generator=generator, real=real, device=device, seed=seed)
-        self.learners = {name: reward for name, reward in self.rewards.items() if isinstance(reward, LearnedReward)}
+    # --- the terms that learn -------------------------------------------------------------------------------------------
 
     @property
     def real_per_update(self) -> int:  # type: ignore[override]
-        return max(reward.real_per_update for reward in self.learners.values())
+        return max((reward.real_per_update for reward in self.learners.values()), default=0)
 
     @torch.no_grad()
     def embed_real(self, images: Tensor, context: Context) -> Tensor:
