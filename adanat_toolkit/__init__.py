@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .api import (
         Run,
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
         sample,
         train,
     )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Run",
