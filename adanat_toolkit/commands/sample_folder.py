@@ -77,17 +77,13 @@ def sample_to_folder(
             is changed then.
     """
     seeds = as_seeds(seeds)
-    settings = _settings(generator, space, card)
+    settings = folder_settings(generator, space, card)
     if editing is not None:
         settings["edit"] = editing.facts()
     chosen = generator.sample_contexts(Noise(seeds.to(generator.device))) if context is None else context
     missing: list[int] = []
     if distributed.is_main():
-        _check_folder(folder, settings)
-        missing = _missing(folder, seeds, chosen)
-        prepare_folder(folder)
-        if not (folder / LIST).exists():
-            write_json(folder / LIST, {**settings, "images": []})
+        missing = _begin(folder, settings, seeds, chosen)
     missing = distributed.from_main(missing)
     kept = len(seeds) - len(missing)
     first, last = distributed.local_slice(len(missing))
@@ -101,27 +97,65 @@ def sample_to_folder(
             parts = edit(generator, policy, space, editing, seeds[index], wanted, batch=batch)
         for part in parts:
             for position in range(len(part.seeds)):
-                row = _row(part, position, space)
-                write_png(folder / row["file"], part.images[position], row)
+                _write_image(folder, part, position, space.names)
             done += len(part.seeds)
             if on_image is not None:
                 on_image(kept + done * len(missing) // len(index))  # the other processes are about as far
     distributed.barrier()  # all images are there
     if distributed.is_main():
-        write_json(folder / LIST, {**settings, "images": _rows(folder)})
-        shown = [read_png(folder / image_name(seed), generator.image_size) for seed in seeds[:GRID_LIMIT].tolist()]
-        write_png(folder / GRID, grid(torch.stack(shown)))
+        _finish(folder, settings, seeds, generator.image_size)
+    return _result(folder, len(seeds), len(missing))
+
+
+def save_samples(samples: Samples, names: Sequence[str], settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write images that are made already, in the format of :func:`sample_to_folder`.
+
+    Args:
+        names: of the knobs. settings: of :func:`folder_settings`.
+
+    Returns, raises: see :func:`sample_to_folder`.
+    """
+    missing = _begin(folder, settings, samples.seeds, samples.context)
+    for position in missing:
+        _write_image(folder, samples, position, names)
+    _finish(folder, settings, samples.seeds, (samples.images.shape[2], samples.images.shape[3]))
+    return _result(folder, len(samples.seeds), len(missing))
+
+
+def _begin(folder: Path, settings: dict[str, Any], seeds: Tensor, context: Context) -> list[int]:
+    """Look at the folder, make it, and give the positions of the images that it lacks."""
+    _check_folder(folder, settings)
+    missing = _missing(folder, seeds, context)
+    prepare_folder(folder)
+    if not (folder / LIST).exists():
+        write_json(folder / LIST, {**settings, "images": []})
+    return missing
+
+
+def _write_image(folder: Path, part: Samples, position: int, names: Sequence[str]) -> None:
+    row = _row(part, position, names)
+    write_png(folder / row["file"], part.images[position], row)
+
+
+def _finish(folder: Path, settings: dict[str, Any], seeds: Tensor, size: tuple[int, int]) -> None:
+    """The list and the grid, when all images are there."""
+    write_json(folder / LIST, {**settings, "images": _rows(folder)})
+    shown = [read_png(folder / image_name(seed), size) for seed in seeds[:GRID_LIMIT].tolist()]
+    write_png(folder / GRID, grid(torch.stack(shown)))
+
+
+def _result(folder: Path, images: int, made: int) -> dict[str, Any]:
     return {
         "out": str(folder),
-        "images": len(seeds),
-        "made": len(missing),
-        "kept": kept,
+        "images": images,
+        "made": made,
+        "kept": images - made,
         "grid": str(folder / GRID),
         "list": str(folder / LIST),
     }
 
 
-def _settings(generator: Generator, space: ActionSpace, card: dict[str, Any]) -> dict[str, Any]:
+def folder_settings(generator: Generator, space: ActionSpace, card: dict[str, Any]) -> dict[str, Any]:
     """What all images of a folder share: the head of ``samples.json``."""
     return {
         "toolkit": toolkit_version(),
@@ -178,14 +212,14 @@ def _missing(folder: Path, seeds: Tensor, context: Context) -> list[int]:
     return out
 
 
-def _row(part: Samples, position: int, space: ActionSpace) -> dict[str, Any]:
+def _row(part: Samples, position: int, names: Sequence[str]) -> dict[str, Any]:
     seed = int(part.seeds[position])
     knobs = part.knobs[position].T.tolist()
     return {
         "file": image_name(seed),
         "seed": seed,
         **part.context.describe(position),
-        "knobs": {name: [float(f"{v:.6g}") for v in values] for name, values in zip(space.names, knobs, strict=True)},
+        "knobs": {name: [float(f"{v:.6g}") for v in values] for name, values in zip(names, knobs, strict=True)},
     }
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..core import FeatureExtractor, Generator, ImageSource
+from ..core import ActionSpace, FeatureExtractor, Generator, ImageSource, Policy
 from ..errors import ConfigError
 from ..images import GRID_LIMIT, OwnContexts, grid, side_by_side, write_png
 from ..limits import check_seeds
@@ -33,6 +33,8 @@ from .yardstick import Images, Yardstick
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many images of it are done, and how many there are."""
+Loaded = tuple[Policy, ActionSpace, dict[str, Any]]
+"""What ``load_policy`` returns."""
 MINIMUM = 16
 """Fewer images than this give no figure worth printing."""
 RESAMPLES, RESAMPLED_DIMENSIONS = 100, 512
@@ -123,6 +125,7 @@ def evaluate_policies(
     batch: int | None = None,
     contexts_from: OwnContexts | None = None,
     offline: bool = False,
+    ready: Mapping[str, Loaded] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Figures of every policy and of the hand-made schedule.
@@ -141,6 +144,7 @@ def evaluate_policies(
         baseline: schedule text, default the generator's best known one; it takes as many steps as each policy does.
         contexts_from: see ``images.draw_contexts``.
         offline: forbids to download the network of the CLIP scores.
+        ready: those among ``policies`` that are loaded already, by the name that stands there for each.
 
     Raises:
         ConfigError: too few images, or a policy that does not fit. CheckpointError, DataError.
@@ -154,7 +158,12 @@ def evaluate_policies(
     hand_made = f"fixed:{baseline or generator.default_schedule}"
     # Where no hand-made schedule takes ``steps``, they are the learned policies' own, or a slip.
     taken = any(map(_is_fixed, specs))
-    loaded = [(s, load_policy(s, generator, steps if _is_fixed(s) or not taken else None)) for s in specs]
+    known = dict(ready or {})
+
+    def loaded_once(spec: str, length: int | None) -> Loaded:
+        return known[spec] if spec in known else load_policy(spec, generator, length)
+
+    loaded = [(s, loaded_once(s, steps if _is_fixed(s) or not taken else None)) for s in specs]
     lengths = dict.fromkeys(space.steps for _, (_, space, _) in loaded)
     if not lengths:
         lengths = dict.fromkeys([load_policy(hand_made, generator, steps)[1].steps])
@@ -174,7 +183,9 @@ def evaluate_policies(
         (hand_made if _is_baseline(spec, baseline, hand_made) else spec, space.steps) for spec, (_, space, _) in loaded
     ]
     for key in dict.fromkeys(wanted):
-        images, card = _make(*key, yardstick, count=count, seed=seed, batch=batch, progress=report)
+        images, card = _make(
+            key[0], loaded_once(*key), yardstick, count=count, seed=seed, batch=batch, progress=report
+        )
         if distributed.is_main():  # at once: one set of features is all that is held, however many policies there are
             kept = None
             if images.features.values.shape[1] <= RESAMPLED_DIMENSIONS:
@@ -232,9 +243,9 @@ def _is_fixed(spec: str) -> bool:
 
 
 def _make(
-    spec: str, steps: int, yardstick: Yardstick, *, count: int, seed: int, batch: int | None, progress: Progress
+    spec: str, loaded: Loaded, yardstick: Yardstick, *, count: int, seed: int, batch: int | None, progress: Progress
 ) -> tuple[Images, dict[str, Any]]:
-    policy, space, card = load_policy(spec, yardstick.generator, steps)
+    policy, space, card = loaded
     images = yardstick.make(
         policy,
         space,

@@ -2,7 +2,7 @@
 
 from .augment import augment
 from .files import ImageFiles, Progress, centred_crop, decode_many, fitted, flattened, open_upright
-from .pictures import GRID_LIMIT, grid, read_facts, read_png, side_by_side, to_bytes, write_png
+from .pictures import GRID_LIMIT, grid, png_bytes, read_facts, read_png, side_by_side, to_bytes, write_png
 from .real_images import (
     ClassCounts,
     MemoryImages,
@@ -31,6 +31,7 @@ __all__ = [
     "grid",
     "images_for",
     "open_upright",
+    "png_bytes",
     "read_facts",
     "read_png",
     "side_by_side",

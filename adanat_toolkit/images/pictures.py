@@ -32,6 +32,20 @@ def to_bytes(images: Tensor) -> Tensor:
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
+def png_bytes(image: Tensor, facts: Mapping[str, Any] | None = None) -> bytes:
+    """The PNG of one image; the arguments are those of :func:`write_png`."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = None
+    if facts is not None:
+        info = PngInfo()
+        info.add_itxt(_CHUNK, json.dumps(facts))
+    buffer = io.BytesIO()
+    Image.fromarray(to_bytes(image).permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
 def write_png(path: Path, image: Tensor, facts: Mapping[str, Any] | None = None) -> None:
     """Write one image, aside and renamed, so that a file that is there is whole.
 
@@ -42,16 +56,7 @@ def write_png(path: Path, image: Tensor, facts: Mapping[str, Any] | None = None)
     Raises:
         OutputError: the file cannot be written.
     """
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    info = None
-    if facts is not None:
-        info = PngInfo()
-        info.add_itxt(_CHUNK, json.dumps(facts))
-    buffer = io.BytesIO()
-    Image.fromarray(to_bytes(image).permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG", pnginfo=info)
-    write_file(path, buffer.getvalue())
+    write_file(path, png_bytes(image, facts))
 
 
 def read_facts(path: Path, schema: Any = dict[str, Any]) -> dict[str, Any] | None:

@@ -14,6 +14,6 @@ def toolkit_version() -> str:
     try:
         return importlib.metadata.version(FIRST_PARTY)
     except importlib.metadata.PackageNotFoundError:
-        from .. import __version__
+        from ..version import __version__
 
         return __version__

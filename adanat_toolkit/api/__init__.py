@@ -1,0 +1,23 @@
+"""The public Python API, which ``adanat_toolkit`` re-exports: load, sample, train, evaluate, list."""
+
+from .evaluating import Scores, evaluate
+from .generators import list_features, list_generators, list_policies, list_rewards, load_generator
+from .policies import SamplingPolicy, load_policy
+from .sampling import Samples, sample
+from .training import Run, train
+
+__all__ = [
+    "Run",
+    "Samples",
+    "SamplingPolicy",
+    "Scores",
+    "evaluate",
+    "list_features",
+    "list_generators",
+    "list_policies",
+    "list_rewards",
+    "load_generator",
+    "load_policy",
+    "sample",
+    "train",
+]

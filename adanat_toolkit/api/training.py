@@ -1,0 +1,138 @@
+"""Training a policy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ..commands.inputs import run_name
+from ..core import Generator
+from ..report import Settings, make_report
+from ..storage import RunFolder
+from ..training import create_trainer, merge, resolve
+from .arguments import wrong
+from .pages import curve
+from .policies import SamplingPolicy, load_policy
+
+CURVE = "reward/mean"
+
+
+class Run:
+    """A training run; a notebook shows its reward as a curve.
+
+    Attributes:
+        path: the run folder. generator: what it was trained on.
+    """
+
+    def __init__(self, path: Path, generator: Generator) -> None:
+        self.path, self.generator = path, generator
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {len(self.metrics)} iterations)"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @cached_property
+    def policy(self) -> SamplingPolicy:
+        """What it learned."""
+        return load_policy(self.path, self.generator)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One row an iteration; docs/logged-names.md explains every name."""
+        return RunFolder(self.path).metrics()
+
+    def report(self, file: str | os.PathLike[str] | None = None, *, pictures: bool = True) -> Path:
+        """Write the report of ``adanat report``, one HTML file; default ``report.html`` in the run folder.
+
+        Args:
+            pictures: False leaves out all that makes images, and takes a second.
+
+        Raises:
+            ConfigError: no finished iteration. OutputError: the file cannot be written, or is something else than a report.
+        """
+        settings = Settings(pictures=pictures, device=str(self.generator.device))
+        return Path(make_report([self.path], None if file is None else Path(file), settings)["report"])
+
+    def _repr_html_(self) -> str:
+        rows = self.metrics
+        points = [(float(row["trajectories"]), float(row[CURVE])) for row in rows if row.get(CURVE) is not None]
+        drawn = curve(CURVE, points) if points else ""
+        return f"<p>{escape(str(self.path))}: {len(rows)} iterations</p>{drawn}"
+
+
+def train(
+    *,
+    generator: str | None = None,
+    reward: str | None = None,
+    policy: str | None = None,
+    steps: int | None = None,
+    trajectories: int | None = None,
+    batch: int | None = None,
+    micro_batch: int | None = None,
+    seed: int | None = None,
+    data: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    preset: str = "default",
+    settings: Mapping[str, Any] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    on_iteration: Callable[[dict[str, Any]], None] | None = None,
+) -> Run:
+    """Train a policy. The same call continues an interrupted run.
+
+    Args:
+        generator: ``NAME[:VARIANT]``. reward: a name, or a mixture such as ``adversarial:1,clip-score:0.3``. policy:
+            ``adaptive`` or ``shared``.
+        steps: T of an image. trajectories: images to generate for training. batch: trajectories of one iteration.
+            micro_batch: images in flight at once.
+        data: real images, a folder or a zip file; None: those that ship with the generator.
+        preset: settings to start from, such as ``demo``, ``gpu`` or ``paper``.
+        settings: any further setting (docs/settings.md), nested: ``{"ppo": {"epochs": 2}}``. They win over the others.
+        out: the run folder; None: a folder under ``runs`` that is named by the settings.
+        on_iteration: called with every row of metrics.
+
+    Raises:
+        ConfigError, PluginError, WeightsError, DataError: before any work starts. OutputError: the folder cannot be written.
+        CheckpointError: what is in it is damaged, or belongs to a run with other settings.
+
+    Example:
+        >>> import adanat_toolkit as adanat
+        >>> quick = {"reward": {"options": {"batch": 8, "updates": 1}}, "ppo": {"epochs": 1}}
+        >>> run = adanat.train(steps=2, trajectories=16, batch=8, device="cpu", settings=quick, out="runs/quick")
+        >>> run
+        Run('runs/quick', 2 iterations)
+        >>> run.policy.steps
+        2
+    """
+    if settings is not None and not isinstance(settings, Mapping):
+        raise wrong("settings", settings, 'a dictionary of settings, such as {"ppo": {"epochs": 2}}')
+    for argument, value in (("generator", generator), ("reward", reward), ("policy", policy)):
+        if value is not None and not isinstance(value, str):
+            raise wrong(argument, value, "the name of a registered one")
+    if data is not None and not isinstance(data, str | os.PathLike):
+        raise wrong("data", data, "the path of a folder or a zip file")
+    flags: dict[str, Any] = {
+        "steps": steps,
+        "trajectories": trajectories,
+        "batch": batch,
+        "micro_batch": micro_batch,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "generator": None if generator is None else {"name": generator},
+        "reward": None if reward is None else {"name": reward},
+        "policy": None if policy is None else {"name": policy},
+        "data": None if data is None else {"path": os.fspath(data)},
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    config = resolve(preset=preset, flags=merge(given, settings or {}))
+    folder = Path(out) if out is not None else Path("runs") / run_name(config)
+    trainer = create_trainer(config)
+    trainer.run(folder, on_iteration=on_iteration)
+    return Run(folder, trainer.generator)

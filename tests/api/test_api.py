@@ -1,0 +1,225 @@
+"""The public Python API, on the embedded generator and few images."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import adanat_toolkit as adanat
+from adanat_toolkit import api
+from adanat_toolkit.api import evaluating, generators, policies, sampling, training
+from adanat_toolkit.errors import ConfigError, OutputError, PluginError
+from adanat_toolkit.interfaces import Generator
+
+from ..helpers.cli import adanat as command
+from ..helpers.cli import contents
+from ..helpers.tiny import TinyGenerator
+
+ROOT = Path(__file__).parents[2]
+QUICK: dict[str, Any] = {
+    "reward": {"options": {"batch": 8, "updates": 1}},
+    "ppo": {"epochs": 1, "minibatches": 1},
+    "checkpoint_every": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return adanat.load_generator("maskgit", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> adanat.Run:
+    out = tmp_path_factory.mktemp("api") / "first"
+    return adanat.train(steps=2, trajectories=16, batch=8, device="cpu", dtype="float32", settings=QUICK, out=out)
+
+
+# --- what is there ----------------------------------------------------------------------------------------------------
+
+
+def test_the_import_alone_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, adanat_toolkit as adanat; assert 'sample' in dir(adanat); "
+        "heavy = {'torch', 'numpy', 'pydantic', 'adanat_toolkit.api'} & set(sys.modules); assert not heavy, heavy; "
+        "assert adanat.list_generators; assert 'adanat_toolkit.api' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_every_name_is_the_one_of_the_api() -> None:
+    assert adanat.__all__ == api.__all__
+    for name in adanat.__all__:
+        assert getattr(adanat, name) is getattr(api, name)
+        assert getattr(adanat, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'smaple'"):
+        adanat.smaple  # noqa: B018
+
+
+@pytest.mark.parametrize("module", [generators, policies, sampling, training, evaluating])
+def test_examples_of_the_docstrings(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = doctest.testmod(module)
+    assert found.attempted > 0 and found.failed == 0
+    public = [getattr(module, name) for name in api.__all__ if getattr(module, name, None) is not None]
+    functions = [f for f in public if not isinstance(f, type) and f.__module__ == module.__name__]
+    assert all(">>> " in f.__doc__ for f in functions)
+
+
+def test_quickstart_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))
+    assert len(notebook["cells"]) < 10
+    names: dict[str, Any] = {"__name__": "notebook"}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+            exec("".join(cell["source"]), names)
+    assert "<img" in names["samples"]._repr_html_()
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def test_samples_tell_what_made_them(generator: Generator) -> None:
+    samples = adanat.sample(generator, "fixed", seeds=[5, 6, 7], classes=[3, 17], batch=2)
+    assert samples.images.shape == (3, 3, 64, 64) and samples.images.dtype == torch.float32
+    assert samples.images.min() >= 0 and samples.images.max() <= 1
+    assert samples.seeds == [5, 6, 7]
+    assert samples.contexts == [{"class": 3}, {"class": 17}, {"class": 3}]
+    assert len(samples.knobs) == 3 * 4
+    assert [(row["seed"], row["step"]) for row in samples.knobs[3:5]] == [(5, 3), (6, 0)]
+    assert set(generator.action_space.names) == set(samples.knobs[0]) - {"seed", "step"}
+    page = samples._repr_html_()
+    assert page.count("<img") == 3 and "seed 6, class 17" in page
+
+
+def test_no_policy_is_the_one_that_ships(generator: Generator) -> None:
+    shipped = adanat.load_policy(None, generator)
+    assert shipped.card["kind"] == "adaptive"
+    assert adanat.load_policy(None, generator, steps=shipped.steps + 3).card["kind"] == "fixed"
+    default = adanat.sample(generator, seeds=range(2))
+    assert torch.equal(default.images, adanat.sample(generator, shipped, seeds=range(2)).images)
+    assert not torch.equal(default.images, adanat.sample(generator, "fixed", seeds=range(2)).images)
+
+
+def test_save_writes_what_the_command_writes(generator: Generator, tmp_path: Path) -> None:
+    samples = adanat.sample(generator, "fixed", seeds=range(3), classes=[3, 17])
+    result = samples.save(tmp_path / "here")
+    assert (result["made"], result["kept"]) == (3, 0)
+    options = ["--policy", "fixed", "--num", "3", "--classes", "3,17", "--device", "cpu", "--dtype", "float32"]
+    told = command("sample", *options, "--out", tmp_path / "there")
+    assert told.exit_code == 0, told.stderr
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+    assert samples.save(tmp_path / "here")["kept"] == 3
+    with pytest.raises(OutputError, match="other settings"):
+        adanat.sample(generator, "fixed:linear", seeds=[9]).save(tmp_path / "here")
+
+
+# --- training and evaluation ------------------------------------------------------------------------------------------
+
+
+def test_a_run_gives_its_policy_metrics_and_report(run: adanat.Run, tmp_path: Path) -> None:
+    assert [row["trajectories"] for row in run.metrics] == [8, 16]
+    assert run.policy.steps == 2 and run.policy.card["training"]["trajectories"] == 16
+    images = adanat.sample(run.generator, run.policy, seeds=[1]).images
+    assert torch.equal(images, adanat.sample(run.generator, run.path, seeds=[1]).images)
+    page = run._repr_html_()
+    assert "<svg" in page and "polyline" in page and "first: 2 iterations" in page
+    assert run.report(tmp_path / "report.html", pictures=False).read_text().startswith("<!")
+
+
+def test_the_same_call_continues_a_run(run: adanat.Run) -> None:
+    rows = run.metrics
+    seen: list[dict[str, Any]] = []
+    again = adanat.train(
+        steps=2, trajectories=16, batch=8, device="cpu", dtype="float32", settings=QUICK, out=run.path,
+        on_iteration=seen.append,
+    )  # fmt: skip
+    assert seen == [] and again.metrics == rows
+
+
+def test_settings_win_and_keep_the_options_of_what_keywords_name(tmp_path: Path) -> None:
+    run = adanat.train(
+        reward="fid", policy="shared", steps=3, trajectories=32, batch=16, device="cpu", out=tmp_path / "run",
+        settings={"steps": 2, "policy": {"residual": False}, "ppo": {"epochs": 1}},
+    )  # fmt: skip
+    stored = json.loads((run.path / "config.json").read_text())
+    assert (stored["steps"], stored["reward"]["name"]) == (2, "fid")
+    assert stored["policy"]["name"] == "shared" and stored["policy"]["residual"] is False
+
+
+def test_scores(generator: Generator, run: adanat.Run) -> None:
+    shipped = adanat.load_policy(None, generator)
+    scores = adanat.evaluate(generator, [shipped, shipped, "fixed", run], num=16)
+    assert [(row["policy"].partition(":")[0], row["steps"]) for row in scores.rows] == [
+        ("fixed", 4),
+        ("fixed", 2),
+        ("adaptive", 4),
+        ("adaptive (2)", 4),
+        (str(run.path), 2),
+    ]
+    assert scores.rows[2]["frechet"] == scores.rows[3]["frechet"]
+    assert scores.rows[2]["ratio"] == pytest.approx(scores.rows[2]["frechet"] / scores.rows[0]["frechet"])
+    assert json.loads(json.dumps(scores.to_dict()))["images"] == 16
+    table = str(scores)
+    assert "frechet" in table and f"{scores.rows[2]['frechet']:.4f}" in table and len(table.splitlines()) == 7
+    assert scores._repr_html_().count("<tr>") == 6 and "less is better" in scores._repr_html_()
+
+
+def test_scores_are_those_of_the_command(generator: Generator) -> None:
+    told = command("evaluate", "--policy", "fixed:linear", "--num", "16", "--device", "cpu", "--json")
+    assert told.exit_code == 0, told.stderr
+    ours = adanat.evaluate(generator, adanat.load_policy("fixed:linear", generator), num=16).to_dict()
+    assert json.loads(told.stdout) == json.loads(json.dumps(ours))
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_get_suggestions() -> None:
+    with pytest.raises(PluginError, match="did you mean 'maskgit'"):
+        adanat.load_generator("maskgti")
+    with pytest.raises(ConfigError, match="did you mean 'demo'"):
+        adanat.train(preset="dmeo")
+
+
+def test_an_argument_of_the_wrong_type_says_which_what_and_what_is_needed(generator: Generator) -> None:
+    wrong: list[tuple[Any, str]] = [
+        (lambda: adanat.sample("maskgit"), "generator must be a Generator, .* it is str 'maskgit'"),
+        (lambda: adanat.sample(TinyGenerator), "generator must be .* the class TinyGenerator"),
+        (lambda: adanat.sample(generator, 3), "policy must be a run .* it is int 3"),
+        (lambda: adanat.sample(generator, seeds=5), "seeds must be a list.* it is int 5"),
+        (lambda: adanat.sample(generator, seeds=[]), "seeds holds 0 seeds"),
+        (lambda: adanat.sample(generator, classes="face"), "classes must be a list .* it is str 'face'"),
+        (lambda: adanat.sample(generator, seeds=[1], classes=[1, 2]), "classes holds 2 for 1 seeds"),
+        (lambda: adanat.sample(generator, prompts=["a cat"]), "not text-conditional"),
+        (lambda: adanat.sample(generator, classes=[1], prompts=["a cat"]), "exclude each other"),
+        (lambda: adanat.sample(generator, batch=0), "batch = 0; it must be at least 1"),
+        (lambda: adanat.load_policy(7, generator), "spec must be .* it is int 7"),
+        (lambda: adanat.load_policy("fixed", None), "generator must be .* it is NoneType None"),
+        (lambda: adanat.load_generator(3), "name must be the name of a generator.* it is int 3"),
+        (lambda: adanat.load_generator("maskgit", options=["a"]), "options must be a dictionary"),
+        (lambda: adanat.train(policy=3), "policy must be .* it is int 3"),
+        (lambda: adanat.train(settings="ppo"), "settings must be a dictionary .* it is str 'ppo'"),
+        (lambda: adanat.train(data=3), "data must be .* it is int 3"),
+        (lambda: adanat.evaluate(generator, 3), "policies must be a list .* it is int 3"),
+        (lambda: adanat.evaluate(generator, [3]), "policy must be .* it is int 3"),
+        (lambda: adanat.evaluate(generator, []), "policies is empty"),
+        (lambda: adanat.evaluate(generator, num="many"), "num must be a whole number; it is str 'many'"),
+    ]
+    for call, message in wrong:
+        with pytest.raises(ConfigError, match=message):
+            call()
+
+
+def test_a_policy_of_another_generator_is_refused(generator: Generator) -> None:
+    shipped = adanat.load_policy(None, generator)
+    with pytest.raises(ConfigError, match="policy was made for maskgit:emoji64, and generator is tiny:class"):
+        adanat.sample(TinyGenerator(), shipped)
