@@ -13,7 +13,7 @@ from ..evaluation import (
     Judged,
     choose_features,
     evaluate_policies,
-    own_captions,
+    own_contexts,
     real_side,
 )
 from ..metrics import FIGURES, direction
@@ -136,7 +136,7 @@ def evaluate(
         list(ready),
         extractor,
         real,
-        captions=own_captions(generator, path, real),
+        contexts_from=own_contexts(generator, path, real),
         count=num,
         seed=seed,
         baseline=baseline,
