@@ -13,7 +13,8 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from ..core import ActionSpace, Generator
+from ..core import Generator
+from ..decoding import SamplingPolicy
 from ..errors import ConfigError, OutputError
 from ..evaluation import RESULT
 from ..images import grid, side_by_side, write_png
@@ -105,7 +106,8 @@ def publish(
     """
     check_seeds(seed, SHOWN)
     spec = str(run)
-    policy, space, card = load_policy(spec, generator)
+    policy = load_policy(spec, generator)
+    card = policy.card
     if card["kind"] == "fixed":
         raise ConfigError("a hand-made schedule has no weights to publish; give a run folder.")
     source = run / "policy" if os.path.exists(run / "policy" / "policy.json") else run
@@ -114,15 +116,15 @@ def publish(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "policy" if on_hub else _folder(Path(target).expanduser())
         prepare_folder(folder)
-        baseline = load_policy("fixed", generator, space.steps)
-        sheets = [_sheet(generator, *loaded, seed) for loaded in ((baseline[0], baseline[1]), (policy, space))]
+        baseline = load_policy("fixed", generator, policy.steps)
+        sheets = [_sheet(generator, shown, seed) for shown in (baseline, policy)]
         write_png(folder / PICTURE, side_by_side(sheets, ["hand-made schedule", f"this policy ({card['kind']})"]))
         for name in POLICY_FILES:
             write_file(folder / name, (source / name).read_bytes())
         title = target.rpartition("/")[2] if on_hub else folder.resolve().name
         metrics = RunFolder(run).metrics()
         identifier = target if on_hub else f"./{folder.name}"
-        text = model_card(title, identifier, card, space, generator, judged, metrics, licence=licence, seed=seed)
+        text = model_card(title, identifier, policy, generator, judged, metrics, licence=licence, seed=seed)
         write_file(folder / CARD, text)
         url = upload_folder(folder, target, public=public) if on_hub else None
     return {"target": target, "url": url, "files": list(PUBLISHED), "evaluated": judged is not None}
@@ -131,8 +133,7 @@ def publish(
 def model_card(
     title: str,
     identifier: str,
-    card: Mapping[str, Any],
-    space: ActionSpace,
+    policy: SamplingPolicy,
     generator: Generator,
     judged: tuple[dict[str, Any], dict[str, Any]] | None,
     metrics: list[dict[str, Any]],
@@ -143,9 +144,10 @@ def model_card(
     """The model card in Markdown, with the hub's metadata on top.
 
     Args:
-        identifier: what users give to ``--policy``. card: the policy's. judged: the evaluation's facts with its hand-made
+        identifier: what users give to ``--policy``. judged: the evaluation's facts with its hand-made
             schedules, and this policy's row; None where it was not evaluated. metrics: the run's rows, may be empty.
     """
+    card, space = policy.card, policy.space
     training = card["training"]
     head = [
         "---",
@@ -249,8 +251,8 @@ def _pictures(seed: int) -> list[str]:
     ]
 
 
-def _sheet(generator: Generator, policy: Any, space: ActionSpace, seed: int) -> Tensor:
-    parts = sample(generator, policy, space, seed_range(seed, SHOWN))
+def _sheet(generator: Generator, policy: SamplingPolicy, seed: int) -> Tensor:
+    parts = sample(generator, policy, seed_range(seed, SHOWN))
     return grid(torch.cat([part.images for part in parts]))
 
 

@@ -29,7 +29,7 @@ from .noise import (
     sample_seeds,
 )
 from .options import PluginOptions, Source
-from .policy import Policy, ReadsPolicies
+from .policy import Policy
 from .reward import LearnedReward, RewardModel
 from .schedules import RATIO_CURVES, adanat_heuristic, linear, parse_schedule
 
@@ -63,7 +63,6 @@ __all__ = [
     "Policy",
     "PrecomputedExtractor",
     "PromptScorer",
-    "ReadsPolicies",
     "RewardModel",
     "Source",
     "Tracker",

@@ -1,12 +1,15 @@
-"""How a masked sequence is decoded: the step, the loop, and the released samplers."""
+"""How a masked sequence is decoded: the step, the loop, the released samplers, and what a policy is bundled with."""
 
 from .masked_decoding import StepKnobs, StepNoise, StepResult, masked_decoding_step
 from .released_samplers import PUBLISHED_SAMPLERS, parse_sampler
+from .sampling_policy import ReadsPolicies, SamplingPolicy
 from .token_generator import DecodingRule, TokenGenerator, TokenState
 
 __all__ = [
     "PUBLISHED_SAMPLERS",
     "DecodingRule",
+    "ReadsPolicies",
+    "SamplingPolicy",
     "StepKnobs",
     "StepNoise",
     "StepResult",

@@ -155,9 +155,9 @@ def evaluate_policies(
     # Where no hand-made schedule takes ``steps``, they are the learned policies' own, or a slip.
     taken = any(map(_is_fixed, specs))
     loaded = [(s, load_policy(s, generator, steps if _is_fixed(s) or not taken else None)) for s in specs]
-    lengths = dict.fromkeys(space.steps for _, (_, space, _) in loaded)
+    lengths = dict.fromkeys(policy.steps for _, policy in loaded)
     if not lengths:
-        lengths = dict.fromkeys([load_policy(hand_made, generator, steps)[1].steps])
+        lengths = dict.fromkeys([load_policy(hand_made, generator, steps).steps])
     report = progress or (lambda what, done, total: None)
     yardstick = Yardstick(
         generator,
@@ -171,7 +171,7 @@ def evaluate_policies(
     judged: dict[tuple[str, int], Judged] = {}
     wanted = [(hand_made, length) for length in lengths]
     wanted += [
-        (hand_made if _is_baseline(spec, baseline, hand_made) else spec, space.steps) for spec, (_, space, _) in loaded
+        (hand_made if _is_baseline(spec, baseline, hand_made) else spec, policy.steps) for spec, policy in loaded
     ]
     for key in dict.fromkeys(wanted):
         images, card = _make(*key, yardstick, count=count, seed=seed, batch=batch, progress=report)
@@ -234,16 +234,15 @@ def _is_fixed(spec: str) -> bool:
 def _make(
     spec: str, steps: int, yardstick: Yardstick, *, count: int, seed: int, batch: int | None, progress: Progress
 ) -> tuple[Images, dict[str, Any]]:
-    policy, space, card = load_policy(spec, yardstick.generator, steps)
+    policy = load_policy(spec, yardstick.generator, steps)
     images = yardstick.make(
         policy,
-        space,
         seed_range(seed, count),
         keep=GRID_LIMIT,
         batch=batch,
         progress=lambda done, total: progress(spec, done, total),
     )
-    return images, card
+    return images, policy.card
 
 
 def _compare(judged: Judged, baseline: Judged, reference: Reference, seed: int) -> Compared:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import ActionSpace, Context, Generator, Noise, Policy
-from ..decoding import TokenGenerator, TokenState
+from ..core import ActionSpace, Context, Generator, Noise
+from ..decoding import SamplingPolicy, TokenGenerator, TokenState
 from ..images import OwnContexts, draw_contexts, to_bytes
-from ..sampling import mean_action, sample
+from ..sampling import begin, mean_action, sample
 
 ALIKE = 1e-4
 """Spread over the samples, of the share kept early or of a knob, below which a policy treats all of them alike."""
@@ -83,8 +83,7 @@ class Step:
 
 def probe(
     generator: Generator,
-    policy: Policy,
-    space: ActionSpace,
+    policy: SamplingPolicy,
     seeds: Tensor,
     *,
     captions: OwnContexts | None = None,
@@ -101,11 +100,11 @@ def probe(
     def contexts(noise: Noise) -> Context:
         return draw_contexts(generator, noise, captions)
 
-    for part in sample(generator, policy, space, seeds, contexts, batch=batch, on_batch=progress):
+    for part in sample(generator, policy, seeds, contexts, batch=batch, on_batch=progress):
         images.append(to_bytes(part.images))
         knobs.append(part.knobs.float().cpu())
         labels += [describe(generator, part.context, i) for i in range(len(part.seeds))]
-    return Probe(seeds.tolist(), labels, torch.cat(images), torch.cat(knobs), space.names)
+    return Probe(seeds.tolist(), labels, torch.cat(images), torch.cat(knobs), policy.space.names)
 
 
 def describe(generator: Generator, context: Context, index: int) -> str:
@@ -148,26 +147,25 @@ def rank(knobs: Tensor, space: ActionSpace) -> Ranking:
 @torch.no_grad()
 def trace(
     generator: Generator,
-    policy: Policy,
-    space: ActionSpace,
+    policy: SamplingPolicy,
     seeds: Sequence[int],
     captions: OwnContexts | None = None,
 ) -> list[list[Step]]:
     """Every step of a few samples, as ``sample`` takes them: for each seed a list of T steps."""
     noise = Noise(torch.tensor(list(seeds), dtype=torch.int64, device=generator.device))
     context = draw_contexts(generator, noise, captions)
-    state = generator.reset(context, noise, space.steps)
+    state = begin(generator, policy, context, noise)
     out: list[list[Step]] = [[] for _ in seeds]
-    for t in range(space.steps):
+    for t in range(policy.steps):
         step = torch.full((len(out),), t, dtype=torch.int64, device=generator.device)
-        seen = generator.observe(state) if policy.needs_features else None
-        physical = space.to_physical(mean_action(policy, seen, step), step)
+        seen = generator.observe(state) if policy.network.needs_features else None
+        physical = policy.space.to_physical(mean_action(policy.network, seen, step), step)
         state = generator.step(state, physical, noise)
         images = to_bytes(generator.decode(state))
         masks: Tensor | None = None
         if isinstance(state, TokenState) and isinstance(generator, TokenGenerator):
             # Nothing follows the last step, so what it would mask again is part of the image.
-            masked = (state.tokens == generator.mask_id) & (t < space.steps - 1)
+            masked = (state.tokens == generator.mask_id) & (t < policy.steps - 1)
             masks = masked.view(len(out), *generator.grid).cpu()
         for i, steps in enumerate(out):
             mask = None if masks is None else masks[i]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
-from ..policies import export_policy
+from ..policies import SamplingPolicy, export_policy
 from ..runtime import distributed
 from ..storage import RunFolder, load_checkpoint, prepare_folder, save_tensors, write_json
 from .config import RunConfig, differences, merge
@@ -47,10 +47,9 @@ def save_run(trainer: Trainer, folder: RunFolder) -> None:
     # The policy first: a run that is killed in between goes on from the older checkpoint and exports it again.
     export_policy(
         folder.path / "policy",
-        trainer.policy,
+        SamplingPolicy(trainer.policy, trainer.space),
         trainer.average if config.policy.average else trainer.policy.state_dict(),
         options=config.policy.options,
-        space=trainer.space,
         generator=trainer.generator,
         facts={
             "trajectories": trainer.iteration * config.batch,

@@ -7,7 +7,8 @@ import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..core import ActionSpace, FeatureExtractor, Generator, ImageSource, Policy
+from ..core import FeatureExtractor, Generator, ImageSource
+from ..decoding import SamplingPolicy
 from ..errors import DataError
 from ..evaluation import Yardstick, choose_features, require_enough
 from ..images import OwnContexts
@@ -58,7 +59,7 @@ class Watch:
             if config.policy.average:  # what is exported
                 policy = copy.deepcopy(policy)
                 policy.load_state_dict(trainer.average)
-            row = {**row, **self.held_out.read(policy, trainer.space)}
+            row = {**row, **self.held_out.read(SamplingPolicy(policy, trainer.space))}
         if not distributed.is_main():
             return row
         self.rows.append(row)
@@ -91,10 +92,10 @@ class HeldOut:
     def yardstick(self) -> Yardstick:
         return Yardstick(self.generator, self.extractor, self.real, captions=self.captions)
 
-    def read(self, policy: Policy, space: ActionSpace) -> dict[str, float]:
+    def read(self, policy: SamplingPolicy) -> dict[str, float]:
         """``yardstick/FIGURE`` of the policy's means, and ``seconds_yardstick``; empty but in the main process."""
         started = time.perf_counter()
-        images = self.yardstick.make(policy, space, seed_range(HELD_OUT_SEED, self.count))
+        images = self.yardstick.make(policy, seed_range(HELD_OUT_SEED, self.count))
         if not distributed.is_main():
             return {}
         found = self.yardstick.judge(images, bootstrap=0).figures

@@ -31,7 +31,7 @@ from ..core import (
 from ..errors import CheckpointError, ConfigError
 from ..evaluation import own_captions
 from ..images import draw_contexts, images_for
-from ..policies import build_policy
+from ..policies import SamplingPolicy, build_policy
 from ..registry import create_generator, create_reward, load, parse_options
 from ..runtime import (
     CPU_CHUNK,
@@ -313,8 +313,7 @@ class Trainer:
     ) -> Rollout:
         return collect(
             self.generator,
-            self.policy,
-            self.space,
+            SamplingPolicy(self.policy, self.space),
             context,
             noise,
             critic=self.critic,

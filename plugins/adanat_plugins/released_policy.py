@@ -17,7 +17,7 @@ from adanat_toolkit.core import ActionSpace, adanat_heuristic
 from adanat_toolkit.errors import ConfigError, WeightsError
 from adanat_toolkit.interfaces import Generator
 from adanat_toolkit.limits import MOST_STEPS
-from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy
+from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, SamplingPolicy
 
 from .weights import load_into, plain, read_tree, select, strip_prefixes, unwrap
 
@@ -120,10 +120,8 @@ def published_policy(
     return policy, facts
 
 
-def read_policy(
-    path: Path, generator: Generator, steps: int | None
-) -> tuple[AdaptivePolicy, ActionSpace, dict[str, Any]]:
-    """A published checkpoint, ready to sample with: the policy, its bound action space, and its card.
+def read_policy(path: Path, generator: Generator, steps: int | None) -> SamplingPolicy:
+    """A published checkpoint, ready to sample with.
 
     Actions are added to the ``adanat`` schedule where the file says so (``heu``); where it says nothing, for
     text-conditional generators alone, which is how the published ones were trained.
@@ -142,5 +140,6 @@ def read_policy(
     unbound = generator.action_space
     schedule = adanat_heuristic(unbound.knobs, chosen)
     space = unbound.bind(schedule, acted=unbound.names[: facts.outputs], residual=residual)
-    policy, _ = published_policy(path, space=space, grid=generator.grid, feature_dim=generator.feature_dim)
-    return policy, space, {"kind": "published", "file": path.name, "residual": residual, "training": facts.counters}
+    network, _ = published_policy(path, space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+    card = {"kind": "published", "file": path.name, "residual": residual, "training": facts.counters}
+    return SamplingPolicy(network, space, card=card)
