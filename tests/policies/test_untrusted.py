@@ -142,7 +142,9 @@ def small_policy(folder: Path, kind: str = "shared", **more: Any) -> Path:
     generator = TinyGenerator()
     space = generator.action_space.bind(parse_schedule("cosine", generator.action_space, 3))
     options = {"hidden": 8, **more}
-    network = SharedPolicy(SharedOptions(**options), space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+    network = SharedPolicy(
+        SharedOptions(**options), space=space, grid=generator.grid, feature_dim=generator.feature_dim
+    )
     facts = {"trajectories": 8, "reward": "dark", "seed": 0, "engine": "adanat"}
     policy = SamplingPolicy(network, space)
     export_policy(folder, policy, network.state_dict(), options=options, generator=generator, facts=facts)
