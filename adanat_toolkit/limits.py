@@ -12,6 +12,8 @@ MOST_STEPS = 1_024
 """T of an image. A schedule is a table of T rows; published samplers take at most 1,000 steps."""
 MOST_TRAJECTORIES = 10**10
 """Of a training run; the published one took 4,096,000."""
+LARGEST_FIGURE = 1e100
+"""Figures beyond count as infinite: their squares and sums would be."""
 
 
 def check_steps(steps: int) -> None:

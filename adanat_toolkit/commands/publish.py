@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor
 
 from ..core import Generator
 from ..decoding import SamplingPolicy
 from ..errors import ConfigError, OutputError
-from ..evaluation import RESULT
+from ..evaluation import RESULT, read_evaluation
 from ..images import grid, side_by_side, write_png
 from ..limits import check_seeds
 from ..policies import load_policy
@@ -25,11 +24,9 @@ from ..storage import (
     POLICY_FILES,
     RunFolder,
     card_digest,
-    check_value,
     holds_files,
     is_hub_id,
     prepare_folder,
-    read_document,
     upload_folder,
     write_file,
 )
@@ -39,41 +36,6 @@ CARD = "README.md"
 SHOWN = 16
 PUBLISHED = (*POLICY_FILES, CARD, PICTURE)
 _NO_RESULT = "This is no result of adanat evaluate --out; give its folder."
-
-
-class _Judged(BaseModel):
-    steps: int
-    figures: dict[str, float | None]
-    intervals: dict[str, list[float] | None]
-
-
-class _Frechet(BaseModel):
-    frechet: float
-
-
-class _Range(BaseModel):
-    frechet: list[float] = Field(min_length=2, max_length=2)
-
-
-class _Row(_Judged):
-    card: dict[str, Any]
-    baseline: str
-    ratio: _Frechet
-    ratio_interval: _Range | None
-
-
-class _Result(BaseModel):
-    """What a card takes from a result of ``adanat evaluate --out``."""
-
-    baselines: list[_Judged]
-    policies: list[_Row]
-    images: int
-    seeds: list[int] = Field(min_length=2, max_length=2)
-    real_images: int | None
-    protocol: str
-    protocol_card: dict[str, Any]
-    device: str
-    dtype: str
 
 
 def publish(
@@ -116,9 +78,6 @@ def publish(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "policy" if on_hub else _folder(Path(target).expanduser())
         prepare_folder(folder)
-        baseline = load_policy("fixed", generator, policy.steps)
-        sheets = [_sheet(generator, shown, seed) for shown in (baseline, policy)]
-        write_png(folder / PICTURE, side_by_side(sheets, ["hand-made schedule", f"this policy ({card['kind']})"]))
         for name in POLICY_FILES:
             write_file(folder / name, (source / name).read_bytes())
         title = target.rpartition("/")[2] if on_hub else folder.resolve().name
@@ -126,6 +85,9 @@ def publish(
         identifier = target if on_hub else f"./{folder.name}"
         text = model_card(title, identifier, policy, generator, judged, metrics, licence=licence, seed=seed)
         write_file(folder / CARD, text)
+        baseline = load_policy("fixed", generator, policy.steps)
+        sheets = [_sheet(generator, shown, seed) for shown in (baseline, policy)]
+        write_png(folder / PICTURE, side_by_side(sheets, ["hand-made schedule", f"this policy ({card['kind']})"]))
         url = upload_folder(folder, target, public=public) if on_hub else None
     return {"target": target, "url": url, "files": list(PUBLISHED), "evaluated": judged is not None}
 
@@ -271,8 +233,7 @@ def _evaluation_of(
     file = given / RESULT if given.is_dir() else given
     if evaluation is None and not file.is_file():
         return None
-    facts: dict[str, Any] = read_document(file, dict[str, Any], error=ConfigError, remedy=_NO_RESULT)
-    check_value(facts, _Result, where=str(file), error=ConfigError, remedy=_NO_RESULT)
+    facts = read_evaluation(file, error=ConfigError, remedy=_NO_RESULT)
     for row in facts["policies"]:
         if card_digest(row["card"]) == card_digest(card):
             return facts, row

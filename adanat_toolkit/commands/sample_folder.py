@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..core import ActionSpace, Context, Generator, Noise, as_seeds
@@ -21,11 +22,23 @@ from ..images import GRID_LIMIT, grid, read_facts, read_png, write_png
 from ..registry import toolkit_version
 from ..runtime import distributed, dtype_name, float32_by_default
 from ..sampling import Edit, Samples, edit, sample
-from ..storage import holds_files, prepare_folder, write_json
+from ..storage import MIB, holds_files, prepare_folder, read_document, write_json
 from ..training import differences
 
 LIST = "samples.json"
 GRID = "grid.png"
+MOST_LIST = 256 * MIB
+"""Bytes of a list: of some 100,000 images."""
+
+
+class Row(BaseModel):
+    """A row of the list, which its image carries too."""
+
+    model_config = ConfigDict(extra="allow")
+
+    file: str
+    seed: int = Field(ge=0, lt=2**63)
+    knobs: dict[str, list[float]]
 
 
 def image_name(seed: int) -> str:
@@ -94,9 +107,9 @@ def sample_to_folder(
                 on_image(kept + done * len(missing) // len(index))  # the other processes are about as far
     distributed.barrier()  # all images are there
     if distributed.is_main():
-        shown = [read_png(folder / image_name(seed)) for seed in seeds[:GRID_LIMIT].tolist()]
-        write_png(folder / GRID, grid(torch.stack(shown)))
         write_json(folder / LIST, {**settings, "images": _rows(folder)})
+        shown = [read_png(folder / image_name(seed), generator.image_size) for seed in seeds[:GRID_LIMIT].tolist()]
+        write_png(folder / GRID, grid(torch.stack(shown)))
     return {
         "out": str(folder),
         "images": len(seeds),
@@ -128,11 +141,10 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
     listing = folder / LIST
     if not listing.exists():
         raise OutputError(f"{folder} is not empty and has no {LIST}; choose another --out. Nothing was changed.")
-    try:
-        stored = json.loads(listing.read_text())
-        stored.pop("images")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        raise OutputError(f"{listing} is damaged; remove it with its folder or choose another --out.") from None
+    remedy = "Remove it with its folder, or choose another --out."
+    stored: dict[str, Any] = read_document(listing, dict[str, Any], error=OutputError, limit=MOST_LIST, remedy=remedy)
+    if not isinstance(stored.pop("images", None), list):
+        raise OutputError(f"{listing} is damaged: it lists no images. {remedy}")
     # JSON has no tuples: compare what would be written.
     changed = differences(stored, json.loads(json.dumps(settings)))
     if changed:
@@ -184,7 +196,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 def _own_row(path: Path) -> dict[str, Any] | None:
     """An image's row; None for what was made by something else, and for a copy, which holds the row of its original."""
-    row = read_facts(path)
-    if row is None or not isinstance(row.get("seed"), int) or image_name(row["seed"]) != path.name:
+    row = None if path.name == GRID else read_facts(path, Row)
+    if row is None or row["file"] != path.name:
         return None
     return row

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
+import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ..errors import ConfigError, DataError, InUseError, PluginError
-from ..storage import held, prepare_folder, write_json
-from .grid import SEARCH, cell_key, configure
+from torch import Tensor
+
+from ..errors import ConfigError, DataError, InUseError, OutputError, PluginError
+from ..images import write_png
+from ..storage import MIB, held, prepare_folder, read_bytes, read_document, write_file, write_json
+from .grid import SEARCH, cell_key
 from .result import HAND_MADE, Cell, Result
+from .stored import StoredCell, StoredReport
 
 POLL_SECONDS = 2.0
+MOST_SHEET = 64 * MIB
+"""Bytes of a picture that is taken over."""
 
 
 class CellFiles:
@@ -49,23 +55,30 @@ class CellFiles:
 
     def _own(self, cell: Cell) -> Result | None:
         """The result that is kept here. A damaged file counts as not finished."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            stored = json.loads(self.file(cell).read_text())
-            if stored["key"] == self.key(cell):
-                return Result.from_json(stored["result"])
+        if not os.path.lexists(self.file(cell)):
+            return None
+        with contextlib.suppress(DataError):
+            stored: StoredCell = read_document(self.file(cell), StoredCell, error=DataError)
+            if stored.key == self.key(cell):
+                return replace(stored.result.result(), cell=cell)
         return None
 
     def save(self, cell: Cell, result: Result) -> None:
         write_json(self.file(cell), {"key": self.key(cell), "result": result.to_json()})
 
     def complete(
-        self, cells: Sequence[Cell], make: Callable[[Cell], Result], *, on_wait: Callable[[int, int], None]
+        self,
+        cells: Sequence[Cell],
+        make: Callable[[Cell], tuple[Result, Tensor | None]],
+        *,
+        on_wait: Callable[[int, int], None],
     ) -> list[Result]:
         """The results of all cells, in their order; ``make`` makes those that are not finished.
 
         Cells that another process is at are left to it and waited for in the end. Results with an error are not kept.
 
         Args:
+            make: gives a cell's result and the picture of its first images, (3, H, W) uint8, where there are any.
             on_wait: called with the number of results there are and of all, whenever only others' cells are left.
         """
         prepare_folder(self.folder)
@@ -82,7 +95,7 @@ class CellFiles:
             missing = left
         return [found[cell] for cell in cells]
 
-    def _take(self, cell: Cell, make: Callable[[Cell], Result]) -> Result:
+    def _take(self, cell: Cell, make: Callable[[Cell], tuple[Result, Tensor | None]]) -> Result:
         """The cell's result, made now where there is none.
 
         Raises:
@@ -95,20 +108,36 @@ class CellFiles:
         with held(lock):
             result = self._own(cell)  # another process may have finished it meanwhile
             if result is None:
-                result = self._take_over(cell) or make(cell)
+                picture = None
+                result = self._take_over(cell)
+                if result is None:
+                    result, picture = make(cell)
                 if result.error is None:
                     self.save(cell, result)
+                if picture is not None:
+                    self._draw(cell, picture)
             lock.unlink(missing_ok=True)
         return result
+
+    def _draw(self, cell: Cell, picture: Tensor) -> None:
+        """After the result is kept: a full disk must not lose what took long to make."""
+        try:
+            write_png(self.sheet(cell), picture)
+        except OutputError as error:
+            raise OutputError(
+                f"{error} The figures of {cell.name} are kept; remove {self.file(cell)} to have its picture too."
+            ) from None
 
     def _take_over(self, cell: Cell) -> Result | None:
         """The result of another report, with its picture; a picture of other settings does not stay beside it."""
         result, sheet = self._reusable.get(self.key(cell), (None, None))
-        if result is not None and sheet is not None:
-            self.sheet(cell).unlink(missing_ok=True)
-            if sheet.is_file():
-                shutil.copyfile(sheet, self.sheet(cell))
-        return result
+        if result is None or sheet is None:
+            return None
+        self.sheet(cell).unlink(missing_ok=True)
+        if sheet.is_file():
+            remedy = "Remove it; the report is reused without."
+            write_file(self.sheet(cell), read_bytes(sheet, error=DataError, limit=MOST_SHEET, remedy=remedy))
+        return replace(result, cell=cell)
 
 
 def read_report(path: Path) -> dict[str, Result]:
@@ -118,34 +147,32 @@ def read_report(path: Path) -> dict[str, Result]:
         DataError: it is not there, or is none.
     """
     file = path / "compare.json" if path.is_dir() else path
+    remedy = "Give the --report (or --out) folder of an adanat compare that wrote its table."
     try:
-        stored = json.loads(file.read_text())
-        facts = stored["facts"]
-        config = configure(**facts["config"])
-        out = {}
-        # Reports before this fact was stored have it in their hand-made rows.
-        by_hand = [c["schedule"] for c in stored["cells"] if c["cell"]["policy"] == HAND_MADE and c["schedule"]]
-        base = facts.get("default_schedule", by_hand[0] if by_hand else None)
-        for value in stored["cells"]:
-            result = Result.from_json({"training": [], "device": facts["device"], **value})
-            if result.evaluation is None:
-                continue
+        stored: StoredReport = read_document(file, StoredReport, error=DataError, remedy=remedy)
+    except DataError as error:
+        raise DataError(f"cannot reuse {file}: {error}") from None
+    facts = stored.facts
+    # Reports before this fact was stored have it in their hand-made rows.
+    by_hand = [cell.schedule for cell in stored.cells if cell.cell.policy == HAND_MADE and cell.schedule]
+    base = facts.default_schedule or (by_hand[0] if by_hand else None)
+    out = {}
+    for value in stored.cells:
+        result = value.result()
+        if result.evaluation is None:
+            continue
+        try:
             key = cell_key(
-                config,
+                facts.config,
                 result.cell,
-                generator=facts["generator_fingerprint"],
-                protocol=facts["protocol"],
-                data=facts["data"],
-                dtype=facts["dtype"],
+                generator=facts.generator_fingerprint,
+                protocol=facts.protocol,
+                data=facts.data,
+                dtype=facts.dtype,
                 base_schedule=base,
                 schedule=None if result.cell.policy == SEARCH else result.schedule,
             )
-            out[key] = result
-        return out
-    except OSError as error:
-        reason = error.strerror or str(error)
-    except (ValueError, KeyError, TypeError, ConfigError, PluginError) as error:
-        reason = f"{type(error).__name__}: {error}"
-    raise DataError(
-        f"cannot reuse {file}: {reason}. Give the --report (or --out) folder of an adanat compare that wrote its table."
-    ) from None
+        except (ConfigError, PluginError) as error:
+            raise DataError(f"cannot reuse {file}: {error} {remedy}") from None
+        out[key] = result if result.device else replace(result, device=facts.device)
+    return out

@@ -51,6 +51,7 @@ def draw_all(results: Sequence[Result], table: Table, folder: Path, *, sheets: P
 def knobs_over_steps(results: Sequence[Result]) -> Figure:
     """A panel a knob: mean over steps, with the band that holds 80 % of the images of each policy."""
     names = results[0].knobs["names"]
+    results = [result for result in results if result.knobs["names"] == names]  # what is taken over may have others
     figure, axes = _panels(len(names))
     for column, (name, axis) in enumerate(zip(names, axes, strict=True)):
         for position, result in enumerate(results):
@@ -62,7 +63,7 @@ def knobs_over_steps(results: Sequence[Result]) -> Figure:
             )
             if result.cell.learned:
                 axis.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-        axis.set_title(name.replace("_", " "))
+        axis.set_title(name.replace("_", " "), parse_math=False)
         axis.set_ylim(0, max(1.0, 1.05 * max(max(step[column] for step in r.knobs["high"]) for r in results)))
         axis.set_xlabel("step")
         axis.xaxis.get_major_locator().set_params(integer=True)

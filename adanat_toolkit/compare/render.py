@@ -113,19 +113,29 @@ def markdown(table: Table, *, pictures: Sequence[str] = (), command: str | None 
     schedules = [(row, dict.fromkeys(row.schedules)) for row in table.rows if row.schedules]
     if schedules:
         lines += ["", "## Schedules", ""]
-        lines += [f"- {row.policy}, T={row.steps}: " + "; ".join(f"`{s}`" for s in found) for row, found in schedules]
+        lines += [
+            f"- {row.policy}, T={row.steps}: " + "; ".join(f"`{plain(s).replace('`', '')}`" for s in found)
+            for row, found in schedules
+        ]
     if table.facts.get("alarms"):
         lines += ["", "## Alarms", ""]
         lines += [
-            f"- {a['cell']}, from iteration {a['since']}: **{a['name']}**: {a['message']}"
+            f"- {a['cell']}, from iteration {a['since']}: **{a['name']}**: {plain(a['message'])}"
             for a in table.facts["alarms"]
         ]
     failed = failures(table)
     if failed:
-        lines += ["", "## Failed", "", *(f"- {line}" for line in failed)]
+        lines += ["", "## Failed", "", *(f"- {plain(line)}" for line in failed)]
     for name in pictures:
         lines += ["", f"![{name.removesuffix('.png').replace('-', ' ')}]({name})"]
     return "\n".join(lines) + "\n"
+
+
+def plain(text: str) -> str:
+    """A text of others for a page: one line without HTML, links or pictures."""
+    for sign, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("[", "&#91;"), ("]", "&#93;")):
+        text = text.replace(sign, written)
+    return " ".join(text.split())
 
 
 def to_csv(table: Table) -> str:

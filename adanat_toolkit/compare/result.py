@@ -72,9 +72,3 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Result:
-        found = value["evaluation"]
-        evaluation = None if found is None else Evaluation.from_json(found)
-        return cls(**{**value, "cell": Cell(**value["cell"]), "evaluation": evaluation})

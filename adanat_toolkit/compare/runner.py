@@ -30,7 +30,7 @@ from ..evaluation import (
     require_enough,
     require_real_images,
 )
-from ..images import grid, write_png
+from ..images import grid
 from ..policies import load_policy
 from ..registry import create_features, create_generator, toolkit_version
 from ..runtime import MemoryShortage, dtype_name, float32_by_default, resolve_device, resolve_dtype
@@ -153,13 +153,13 @@ class Comparison:
 
     # --- one cell -----------------------------------------------------------------------------------------------------
 
-    def _finish(self, cell: Cell) -> Result:
+    def _finish(self, cell: Cell) -> tuple[Result, Tensor | None]:
         try:
             return self._run(cell)
         except Interrupted as error:
-            return Result(cell, None, error=str(error))
+            return Result(cell, None, error=str(error)), None
 
-    def _run(self, cell: Cell) -> Result:
+    def _run(self, cell: Cell) -> tuple[Result, Tensor]:
         config, schedule, spec = self.config, None, ""
         result = Result(cell, None)
         if cell.learned:
@@ -188,15 +188,15 @@ class Comparison:
         else:
             schedule = self._schedule(cell.policy)
         images = self._images(cell, spec or f"fixed:{schedule}")
-        write_png(self.files.sheet(cell), grid(images.shown))
         names = self.generator.action_space.names
-        return replace(
+        result = replace(
             result,
             evaluation=self.yardstick.judge(images),
             schedule=schedule,
             knobs={"names": list(names), **_spread(images.knobs)},
             device=self.device.type,
         )
+        return result, grid(images.shown)
 
     def _train(self, cell: Cell, run: Path) -> tuple[list[dict[str, Any]], bool, list[str]]:
         """Rows of the finished training, whether its reward reads the features of the yardstick, and further figures whose
@@ -270,7 +270,7 @@ class Comparison:
 def write_report(
     results: Sequence[Result], table: Table, folder: Path, *, sheets: Path, command: str | None = None
 ) -> list[Path]:
-    """``compare.md``, ``compare.json``, ``compare.csv`` and the pictures.
+    """``compare.json``, ``compare.csv`` and ``compare.md``; then the pictures, and ``compare.md`` again with them.
 
     Args:
         sheets: folder ``cells`` of the comparison. command: what the page says it was made with.
@@ -284,12 +284,13 @@ def write_report(
     from .plots import draw_all
 
     prepare_folder(folder)
-    pictures = draw_all(results, table, folder, sheets=sheets)
     cells = [result.to_json() for result in results]
     for cell in cells:
         del cell["training"]  # it stands in the run's metrics.jsonl
     write_json(folder / "compare.json", {**table.to_json(), "cells": cells})
     write_file(folder / "compare.csv", to_csv(table))
+    write_file(folder / "compare.md", markdown(table, command=command))
+    pictures = draw_all(results, table, folder, sheets=sheets)
     write_file(folder / "compare.md", markdown(table, pictures=[p.name for p in pictures], command=command))
     return [folder / "compare.md", folder / "compare.json", folder / "compare.csv", *pictures]
 

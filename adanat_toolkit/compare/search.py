@@ -56,6 +56,8 @@ class SearchSpace:
         mask = dice.uniform(*self.mask_temperature_start)
         token = dice.uniform(*self.token_temperature)
         parts = [curve] if "mask_ratio" in names else []
+        if "time" in names:  # even, as the generator's own
+            parts += [part for part in generator.default_schedule.split(",") if part.startswith("time=")]
         if "guidance" in names:
             parts.append(f"guidance={guidance[0]:.2f}:{guidance[1]:.2f}")
         if "mask_temperature" in names:

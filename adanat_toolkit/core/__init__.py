@@ -4,10 +4,12 @@ from .actions import (
     GUIDANCE,
     MASK_RATIO,
     MASK_TEMPERATURE,
+    TIME,
     TOKEN_KNOBS,
     TOKEN_TEMPERATURE,
     ActionSpace,
     Knob,
+    next_scale_knobs,
 )
 from .context import Context, ContextKind
 from .features import FeatureExtractor, JointExtractor, PrecomputedExtractor, PromptScorer, Tracker
@@ -46,6 +48,7 @@ __all__ = [
     "REWARD",
     "SHUFFLE",
     "STEP",
+    "TIME",
     "TOKEN",
     "TOKEN_KNOBS",
     "TOKEN_TEMPERATURE",
@@ -71,6 +74,7 @@ __all__ = [
     "derive",
     "linear",
     "mix",
+    "next_scale_knobs",
     "parse_schedule",
     "sample_seeds",
 ]

@@ -17,6 +17,7 @@ from .actions import ActionSpace
 from .context import Context, ContextKind
 from .noise import Noise
 from .options import PluginOptions
+from .schedules import parse_schedule
 
 
 class ImageSource(Protocol):
@@ -59,6 +60,8 @@ class Generator(ABC):
     class_names: tuple[str, ...] | None = None
     default_schedule: str
     """Schedule text of the best known hand-made baseline (see ``schedules.parse_schedule``)."""
+    default_steps: int = 4
+    """T of a hand-made schedule where nobody says another."""
     device: torch.device
     dtype: torch.dtype
     """Compute dtype of the network; logits and features are returned in float32."""
@@ -89,6 +92,31 @@ class Generator(ABC):
         """Make its networks faster with ``torch.compile``, for generators with the option ``compile``; results change by
         rounding."""
         raise ConfigError(f"{self.name} cannot be compiled; leave the option compile out.")
+
+    # --- actions ------------------------------------------------------------------------------------------------------
+
+    def decisions(self, steps: int) -> int:
+        """How many actions make an image in ``steps`` steps; the rows of its schedule."""
+        return steps
+
+    def bind(
+        self,
+        schedule: str | None,
+        steps: int,
+        *,
+        acted: Sequence[str] | None = None,
+        residual: bool = True,
+        smoothing: float = 0.0,
+    ) -> ActionSpace:
+        """Its action space bound to a schedule text (None: its own) for ``steps`` steps; see ``ActionSpace.bind``.
+
+        Raises:
+            ConfigError: of ``parse_schedule`` and ``ActionSpace.bind``.
+        """
+        if steps < 1:
+            raise ConfigError(f"steps is {steps}; an image needs at least 1 step.")
+        table = parse_schedule(schedule or self.default_schedule, self.action_space, self.decisions(steps))
+        return self.action_space.bind(table, acted=acted, residual=residual, smoothing=smoothing, steps=steps)
 
     def real_images(self) -> ImageSource | None:
         """The data the generator was trained on, where it ships with it."""
@@ -125,7 +153,7 @@ class Generator(ABC):
 
     @abstractmethod
     def reset(self, context: Context, noise: Noise, steps: int) -> Any:
-        """The state before the first of ``steps`` steps."""
+        """The state before the first of the ``decisions(steps)`` actions of an image of ``steps`` steps."""
 
     @abstractmethod
     def observe(self, state: Any, *, guided: bool = True) -> Tensor:
@@ -133,7 +161,7 @@ class Generator(ABC):
 
     @abstractmethod
     def step(self, state: Any, action: Tensor, noise: Noise) -> Any:
-        """Advance by one step.
+        """Advance by one action.
 
         Args:
             action: (B, K) float32, physical values in the order of ``action_space.knobs``.

@@ -52,7 +52,7 @@ def adanat_heuristic(knobs: Sequence[Knob], steps: int) -> Tensor:
             "token_temperature": 1.0,
             "guidance": (t + ADANAT_SHIFT) / steps,
         }
-        rows.append([values.get(k.name, k.neutral) for k in knobs])
+        rows.append([values.get(k.name, _neutral(k)) for k in knobs])
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -70,7 +70,7 @@ def parse_schedule(text: str, space: ActionSpace, steps: int) -> Tensor:
     Args:
         text: see the module's docstring; ``adanat`` alone is the published heuristic.
         space: the generator's action space (names and ranges of its knobs).
-        steps: T >= 1.
+        steps: rows of the table, at least 1 (``Generator.decisions`` of T).
 
     Raises:
         ConfigError: unknown curve or knob, a value out of range, or a list of another length than T.
@@ -85,7 +85,7 @@ def parse_schedule(text: str, space: ActionSpace, steps: int) -> Tensor:
     if head == "adanat":
         table = adanat_heuristic(space.knobs, steps)
     elif without_curve or head in RATIO_CURVES:
-        rows = [[k.neutral for k in space.knobs] for _ in range(steps)]
+        rows = [[_neutral(k) for k in space.knobs] for _ in range(steps)]
         table = torch.tensor(rows, dtype=torch.float64)
         if "mask_ratio" in space.names:
             curve = [RATIO_CURVES[head]((t + 1) / steps) for t in range(steps)]
@@ -101,8 +101,14 @@ def parse_schedule(text: str, space: ActionSpace, steps: int) -> Tensor:
             )
         table[:, space.names.index(name)] = torch.tensor(_values(part, value, steps), dtype=torch.float64)
     for column, knob in enumerate(space.knobs):
+        if knob.neutral is None and bool(table[:, column].isnan().any()):
+            raise ConfigError(f"schedule {text!r} says nothing of {knob.name!r}, which has no neutral value; add it.")
         knob.check(table[:, column])
     return table
+
+
+def _neutral(knob: Knob) -> float:
+    return math.nan if knob.neutral is None else knob.neutral
 
 
 def _values(part: str, value: str, steps: int) -> list[float]:

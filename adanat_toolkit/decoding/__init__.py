@@ -1,5 +1,6 @@
-"""How a masked sequence is decoded: the step, the loop, the released samplers, and what a policy is bundled with."""
+"""How tokens are drawn, how a masked sequence is decoded, the released samplers, and what a policy is bundled with."""
 
+from .draws import draw_tokens, guide, keep_likely
 from .masked_decoding import StepKnobs, StepNoise, StepResult, masked_decoding_step
 from .released_samplers import PUBLISHED_SAMPLERS, parse_sampler
 from .sampling_policy import ReadsPolicies, SamplingPolicy
@@ -15,6 +16,9 @@ __all__ = [
     "StepResult",
     "TokenGenerator",
     "TokenState",
+    "draw_tokens",
+    "guide",
+    "keep_likely",
     "masked_decoding_step",
     "parse_sampler",
 ]

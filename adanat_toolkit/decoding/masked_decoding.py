@@ -1,8 +1,7 @@
 """The one parallel-decoding step of every masked-token generator (AdaNAT section 3.1; MaskGIT section 3.2).
 
 Noise is injected: one uniform a cell draws its token, one Gumbel a cell perturbs its confidence. Nothing here reads global
-random state. The token is drawn by inverting the cumulative distribution rather than by Gumbel-max over the vocabulary:
-the law is the same, but a cell consumes one random number instead of V, which is what makes per-sample seeds affordable.
+random state. How tokens are drawn is in ``draws``.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MIN_TOKEN_TEMPERATURE = 1e-6
-"""Temperatures below this one are raised to it: the draw is then the arg-max."""
+from .draws import draw_tokens, guide
 
 
 class StepKnobs(NamedTuple):
@@ -39,28 +37,6 @@ class StepResult(NamedTuple):
     proposal: Tensor
     tokens: Tensor
     log_prob: Tensor
-
-
-def guide(conditional: Tensor, unconditional: Tensor | None, guidance: Tensor) -> Tensor:
-    """cond + g (cond - uncond), g per sample (B,); the conditional logits alone where no unconditional ones are given."""
-    if unconditional is None:
-        return conditional
-    return conditional + guidance[:, None, None] * (conditional - unconditional)
-
-
-def draw_tokens(logits: Tensor, temperature: Tensor, uniform: Tensor) -> Tensor:
-    """One categorical draw a cell from softmax(logits / temperature), by inverse transform.
-
-    Args:
-        logits: (B, N, V) float32. temperature: (B,). uniform: (B, N) in (0, 1).
-
-    Returns:
-        (B, N) int64 in [0, V).
-    """
-    scaled = logits / temperature.clamp_min(MIN_TOKEN_TEMPERATURE)[:, None, None]
-    cumulative = torch.exp(scaled - scaled.amax(-1, keepdim=True)).cumsum(-1)
-    threshold = uniform.unsqueeze(-1) * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, threshold).squeeze(-1).clamp_max(logits.shape[-1] - 1)
 
 
 def remask_count(mask_ratio: Tensor, cells: Tensor | int) -> Tensor:

@@ -38,7 +38,8 @@ from torch import Tensor
 from ..core import ActionSpace, linear
 from ..errors import ConfigError, nearest
 from ..limits import check_steps
-from .masked_decoding import MIN_TOKEN_TEMPERATURE, StepKnobs, StepNoise, StepResult, draw_tokens, guide
+from .draws import MIN_TOKEN_TEMPERATURE, draw_tokens, guide
+from .masked_decoding import StepKnobs, StepNoise, StepResult
 from .released_counts import clamp_count, confidence_counts, halton_counts, halton_order, mask_schedule, step_ratios
 from .token_generator import TokenGenerator, TokenState
 

@@ -37,6 +37,6 @@ class SamplingPolicy:
 class ReadsPolicies(Protocol):
     """A generator for which policies were published in a file of their authors' own."""
 
-    def read_policy(self, path: Path, steps: int | None) -> SamplingPolicy:
-        """What :func:`load_policy` returns, from such a file."""
+    def read_policy(self, path: Path, steps: int | None, changes: str = "") -> SamplingPolicy:
+        """What :func:`load_policy` returns, from such a file; ``changes`` of its recipe as ``NAME=VALUE,...``."""
         ...

@@ -10,14 +10,18 @@ from .choices import (
     require_real_images,
 )
 from .evaluate import MINIMUM, RESULT, Comparison, Judged, evaluate_policies, write_comparison
+from .stored import Count, StoredFigure, StoredInterval, read_evaluation
 from .yardstick import Images, Yardstick, require_enough
 
 __all__ = [
     "MINIMUM",
     "RESULT",
     "Comparison",
+    "Count",
     "Images",
     "Judged",
+    "StoredFigure",
+    "StoredInterval",
     "Yardstick",
     "choose_features",
     "choose_scorer",
@@ -25,6 +29,7 @@ __all__ = [
     "evaluate_policies",
     "is_statistics",
     "own_captions",
+    "read_evaluation",
     "real_side",
     "require_enough",
     "require_real_images",

@@ -207,12 +207,13 @@ def evaluate_policies(
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """``evaluation.json``, and ``comparison.png``: the first images of every policy beside the hand-made ones, same seeds.
+    """``evaluation.json``, then ``comparison.png``: the first images of every policy beside the hand-made ones, same seeds.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     prepare_folder(folder)
+    write_json(folder / RESULT, comparison.to_json())
     shown = {id(j): j for j in [*comparison.baselines, *(row.judged for row in comparison.rows)]}.values()
     titles = [
         f"{'hand-made' if _is_fixed(j.policy) else j.card.get('kind', 'policy')}, T={j.steps}, "
@@ -220,7 +221,6 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         for j in shown
     ]
     write_png(folder / COMPARISON, side_by_side([grid(j.shown) for j in shown], titles))
-    write_json(folder / RESULT, comparison.to_json())
 
 
 def _is_baseline(spec: str, baseline: str | None, hand_made: str) -> bool:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import OutputError
-from ..storage import write_file
+from ..errors import AdaNATError, OutputError
+from ..storage import MIB, check_value, parse_document, read_bytes, write_file
 
 GRID_LIMIT = 64
 """Images of a grid, unless more are asked for: more cannot be told apart on a screen."""
+MOST_BYTES = 256 * MIB
+"""Bytes of a picture that is read."""
 _CHUNK = "adanat"
+_AGAIN = "Remove it and run the same command again."
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -49,34 +54,58 @@ def write_png(path: Path, image: Tensor, facts: Mapping[str, Any] | None = None)
     write_file(path, buffer.getvalue())
 
 
-def read_facts(path: Path) -> dict[str, Any] | None:
-    """What :func:`write_png` kept in a file; None where it is damaged or was made by something else."""
-    from PIL import Image
+def read_facts(path: Path, schema: Any = dict[str, Any]) -> dict[str, Any] | None:
+    """What :func:`write_png` kept in a file; None where it is damaged or was made by something else.
 
+    Args:
+        schema: of the facts, see ``documents.parse_document``.
+    """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             text = getattr(image, "text", {}).get(_CHUNK)
-        found = None if text is None else json.loads(text)
-    except (OSError, ValueError, SyntaxError):
+        if not isinstance(text, str):
+            return None
+        facts: dict[str, Any] = parse_document(text, dict[str, Any], where=str(path), error=OutputError)
+        check_value(facts, schema, where=str(path), error=OutputError)
+    except OutputError:
         return None
-    return found if isinstance(found, dict) else None
+    return facts
 
 
-def read_png(path: Path) -> Tensor:
+def read_png(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     """(3, H, W) uint8.
 
+    Args:
+        size: (H, W) that it must have.
+
     Raises:
-        OutputError: the file is gone or damaged.
+        OutputError: the file is gone or damaged, or of another size.
     """
+    with _opened(path) as image:
+        if size is not None and image.size != size[::-1]:
+            found, wanted = (" x ".join(map(str, each)) for each in (image.size, size[::-1]))
+            raise OutputError(f"{path} has {found} pixels, not {wanted}. {_AGAIN}")
+        rgb = image.convert("RGB")
+        pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
+    return pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A PNG of ours for as long as the block reads it; what Pillow finds wrong is an OutputError."""
     from PIL import Image
 
+    data = read_bytes(path, error=OutputError, limit=MOST_BYTES, remedy=_AGAIN)
     try:
-        with Image.open(path) as image:
-            rgb = image.convert("RGB")
-            pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise OutputError(f"{path} is no readable PNG ({error}); remove it and run the same command again.") from None
-    return pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+                yield image
+    except AdaNATError:
+        raise
+    # A damaged file ends in errors of many kinds: of Pillow, zlib and struct.
+    except Exception as error:
+        raise OutputError(f"{path} is no readable PNG ({str(error)[:200]}). {_AGAIN}") from None
 
 
 def grid(images: Tensor, *, columns: int | None = None, padding: int = 2) -> Tensor:

@@ -37,7 +37,6 @@ from ..core import (
     as_seeds,
     derive,
     mix,
-    parse_schedule,
 )
 from ..errors import ConfigError, DataError, PluginError
 from ..evaluation import class_id, own_captions
@@ -78,7 +77,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         reward: ``NAME``, ``NAME:VARIANT``, a mixture ``A:1,B:0.3``, or a reward model. reward_options: its options. A
             reward that learns does so when :meth:`update_reward` is called.
         steps: T. schedule: hand-made schedule (None: the generator's best known). knobs: those that the actions set
-            (None: all). residual: add raw actions to the schedule's raw values.
+            (None: all). residual: add raw actions to the schedule's raw values. smoothing: see ``ActionSpace``; 0 is off.
         features: False leaves ``features`` out of the observations and spares their transfer to the host.
         data: folder or zip with real images, or an image source; None: the generator's own. The generator draws its
             prompts or classes from the captions or classes there.
@@ -110,6 +109,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         schedule: str | None = None,
         knobs: Sequence[str] | None = None,
         residual: bool = True,
+        smoothing: float = 0.0,
         features: bool = True,
         data: str | ImageSource | None = None,
         device: str = "auto",
@@ -131,8 +131,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
                 generator, generator_options, device=target, dtype=resolve_dtype(dtype, target), offline=offline
             )
         self.generator = generator
-        table = parse_schedule(schedule or generator.default_schedule, generator.action_space, steps)
-        self.space = generator.action_space.bind(table, acted=knobs, residual=residual)
+        self.space = generator.bind(schedule, steps, acted=knobs, residual=residual, smoothing=smoothing)
         if self.space.size == 0:
             raise ConfigError("knobs is empty: an environment needs at least one knob to act on.")
         self._data = data
@@ -154,7 +153,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         self._parts = [slice(i, min(i + size, num_envs)) for i in range(0, num_envs, size)]
         self._size = size
         entries: dict[str, spaces.Space[Any]] = {
-            "step": spaces.Discrete(steps + 1),
+            "step": spaces.Discrete(self.space.decisions + 1),
             "context": _context_space(generator),
         }
         if features:
@@ -237,7 +236,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         rewards, ended = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
         if self._step is None:
             raise ConfigError("step was called before reset; call reset first.")
-        if self._step == self.space.steps:  # the episodes ended with the last call
+        if self._step == self.space.decisions:  # the episodes ended with the last call
             if self.mode is AutoresetMode.DISABLED:
                 raise ConfigError("the episodes have ended and autoreset is disabled; call reset first.")
             self._shown = None
@@ -246,7 +245,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             return self._observe(), rewards, ended, ended.copy(), self._infos()
         knobs = self._advance(torch.from_numpy(raw.copy()).to(self.generator.device))
         observations, infos = self._observe(), self._infos(knobs)
-        if self._step == self.space.steps:
+        if self._step == self.space.decisions:
             self._finish()
             rewards, ended = self.scores.double().cpu().numpy(), ~ended
             if self.mode is AutoresetMode.SAME_STEP:
@@ -343,6 +342,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             self.generator.reset(context.select(rows), self._noise.select(rows), self.space.steps)
             for rows in self._parts
         ]
+        self._smoothed: Tensor | None = None  # of the action before, while episodes run
         self._actions: list[Tensor] = []
         self._physical: list[Tensor] = []
 
@@ -351,7 +351,8 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         """Apply raw actions; returns the physical values (num_envs, K)."""
         assert self._step is not None
         self._shown = None
-        physical = self.space.to_physical(raw, self._step)
+        self._smoothed = self.space.smoothed(raw, self._step, self._smoothed)
+        physical = self.space.transformed(self._smoothed, self._step)
         self._states = [
             self.generator.step(state, physical[rows], self._noise.select(rows))
             for state, rows in zip(self._states, self._parts, strict=True)
@@ -368,7 +369,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         for state, rows in zip(self._states, self._parts, strict=True):
             images.append(self.generator.decode(state))
             embedded.append(embed(self.reward, self.generator, state, self._context.select(rows), images[-1]))
-        nothing = torch.zeros(self.num_envs, self.space.steps, device=self.generator.device)
+        nothing = torch.zeros(self.num_envs, self.space.decisions, device=self.generator.device)
         self.finished = Rollout(
             context=self._context,
             features=None,
@@ -394,7 +395,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         else:
             out["context"] = np.zeros(self.num_envs, dtype=np.int64)
         if "features" in self._entries:
-            if self._step == self.space.steps:
+            if self._step == self.space.decisions:
                 cells = self.generator.grid[0] * self.generator.grid[1]
                 out["features"] = np.zeros((self.num_envs, cells, self.generator.feature_dim), dtype=np.float32)
             else:

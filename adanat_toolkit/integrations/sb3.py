@@ -83,7 +83,7 @@ class GenerationVecEnv(VecEnv):
             seconds = time.perf_counter() - self._started
             for i, info in enumerate(each):
                 info["terminal_observation"] = {key: value[i] for key, value in observations.items()}
-                info["episode"] = {"r": float(rewards[i]), "l": self.env.space.steps, "t": seconds}
+                info["episode"] = {"r": float(rewards[i]), "l": self.env.space.decisions, "t": seconds}
             if self.shape_reward is not None:
                 rewards = self.shape_reward(self.env.scores).double().cpu().numpy()
             observations = self.reset()
@@ -238,6 +238,7 @@ class SB3Trainer(Trainer):
             schedule=config.policy.schedule,
             knobs=config.policy.knobs,
             residual=config.policy.residual,
+            smoothing=config.policy.smoothing,
             features=self.policy.needs_features,
             data=self.real,
             micro_batch=self.micro_batch.size,
@@ -251,8 +252,8 @@ class SB3Trainer(Trainer):
             GenerationPolicy,
             self.vec_env,
             learning_rate=self._learning_rate,
-            n_steps=config.steps,
-            batch_size=-(-config.batch * config.steps // ppo.minibatches),
+            n_steps=self.space.decisions,
+            batch_size=-(-config.batch * self.space.decisions // ppo.minibatches),
             n_epochs=ppo.epochs,
             gamma=ppo.gamma,
             gae_lambda=ppo.gae_lambda,
@@ -293,7 +294,7 @@ class SB3Trainer(Trainer):
         updates = self.model._n_updates
         with _global_seed(derive(config.seed, self.iteration)):  # mini-batches come from NumPy's global generator
             self.model.learn(
-                config.batch * config.steps,
+                config.batch * self.space.decisions,
                 callback=_RolloutEnd(self._after_rollout),
                 log_interval=None,  # type: ignore
                 reset_num_timesteps=False,
@@ -324,7 +325,7 @@ class SB3Trainer(Trainer):
         found = super().plan()
         key = "stored features of one iteration"
         if found["memory_bytes"][key]:
-            rows = self.config.batch * self.config.steps * self.generator.grid[0] * self.generator.grid[1]
+            rows = self.config.batch * self.space.decisions * self.generator.grid[0] * self.generator.grid[1]
             found["memory_bytes"][key] = 2 * 4 * rows * self.generator.feature_dim
         return found
 
@@ -351,7 +352,7 @@ class SB3Trainer(Trainer):
     def _terminal_reward(self, scores: Tensor) -> Tensor:
         """The standardised terminal reward of our engine; with all values zero it is the last step's target."""
         self._require_finite(scores)
-        values = torch.zeros(len(scores), self.config.steps, device=scores.device)
+        values = torch.zeros(len(scores), self.space.decisions, device=scores.device)
         return targets(scores, values, self.config.ppo)[0][:, -1]
 
     def _learning_rate(self, progress_remaining: float) -> float:

@@ -17,10 +17,6 @@ BATCH = 128
 """Images a forward. It is fixed, because a network's last bits depend on it."""
 
 
-
-
-
-
 @dataclass(frozen=True)
 class Features:
     """Features of a set of images.

@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,7 +99,10 @@ class FeatureStatistics:
     @cached_property
     def root(self) -> Tensor:
         """(D, D) float64, symmetric square root of the covariance. Tiny negative eigenvalues (rounding) count as 0."""
-        values, vectors = torch.linalg.eigh(self.covariance)
+        try:
+            values, vectors = torch.linalg.eigh(self.covariance)
+        except torch.linalg.LinAlgError as error:
+            raise DataError(f"this covariance has no square root ({error}); make the statistics again.") from None
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
     def save(self, path: str | Path) -> None:
@@ -121,40 +123,21 @@ class FeatureStatistics:
         Raises:
             DataError: missing, damaged, or not statistics.
         """
+        from .stored import read_npz, read_statistics
+
         path = Path(path)
-        if not path.is_file():
+        if not path.exists():
             raise DataError(f"{path} does not exist; make statistics of your images with `adanat stats --data DIR`.")
-        with path.open("rb") as start:
-            instead = not_the_file(start.read(HEAD))
-        if instead is not None:
-            raise DataError(f"{path} holds no statistics, it is {instead}.")
+        if path.is_file():
+            with path.open("rb") as start:
+                instead = not_the_file(start.read(HEAD))
+            if instead is not None:
+                raise DataError(f"{path} holds no statistics, it is {instead}.")
         if path.suffix == ".npz":
-            return cls._load_npz(path, protocol)
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), "pt") as file:
-                about: dict[str, Any] = json.loads((file.metadata() or {})["adanat_statistics"])
-                mean, scatter = file.get_tensor("mean"), file.get_tensor("scatter")
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
-            raise DataError(f"{path} is not a statistics file ({error}); make it again with `adanat stats`.") from error
-        return cls(about["count"], mean, scatter, about["protocol"], about["data"], about["card"])
-
-    @classmethod
-    def _load_npz(cls, path: Path, protocol: str) -> FeatureStatistics:
-        import numpy as np
-
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                mean, covariance = (torch.from_numpy(np.asarray(file[k], dtype=np.float64)) for k in ("mu", "sigma"))
-        except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for damaged files
-            reason = str(error).rstrip(".") or type(error).__name__
-            raise DataError(f"{path} does not hold `mu` and `sigma` ({reason}); give a published FID .npz.") from error
-        if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
-            raise DataError(
-                f"{path} holds mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)}; need (D,), (D, D)."
-            )
-        return cls(None, mean, covariance, protocol, path.name, {"source": path.name})
+            mean, covariance = read_npz(path)
+            return cls(None, mean, covariance, protocol, path.name, {"source": path.name})
+        about, mean, scatter = read_statistics(path)
+        return cls(about.count, mean, scatter, about.protocol, about.data, about.card)
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
@@ -172,6 +155,9 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
             f"{b.protocol or 'an unnamed protocol'} ({len(b.mean)}) cannot be compared; use one protocol for both."
         )
     product = b.root @ a.covariance @ b.root
-    cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    try:
+        cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    except torch.linalg.LinAlgError as error:
+        raise DataError(f"these statistics have no Frechet distance ({error}); make them again from images.") from None
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
     return max(0.0, float(distance))

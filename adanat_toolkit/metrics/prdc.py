@@ -53,7 +53,9 @@ def neighbourhoods(fake: Tensor, real: Tensor, *, k: int = 3, k_density: int = 5
         DataError: not more than k samples in a set.
     """
     if min(len(fake), len(real)) <= max(k, k_density):
-        raise DataError(f"{max(k, k_density)} nearest neighbours need more samples than {len(fake)} fake and {len(real)} real.")
+        raise DataError(
+            f"{max(k, k_density)} nearest neighbours need more samples than {len(fake)} fake and {len(real)} real."
+        )
     # Only differences matter; centring keeps the squares small, so that nothing cancels in |x|^2 + |y|^2 - 2 x.y.
     centre = real.mean(0, dtype=torch.float64)
     real_near = nearest_distances(real, max(k, k_density), centre)

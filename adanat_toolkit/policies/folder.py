@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..core import RATIO_CURVES, Generator, Policy, parse_schedule
+from ..core import RATIO_CURVES, Generator, Policy
 from ..decoding import PUBLISHED_SAMPLERS, ReadsPolicies, SamplingPolicy, TokenGenerator, parse_sampler
 from ..errors import CheckpointError, ConfigError, nearest
 from ..limits import MOST_STEPS
@@ -34,9 +34,6 @@ from ..storage import (
 )
 from .networks import FixedPolicy
 
-FIXED_STEPS = 4
-"""Steps of a hand-made schedule when the user does not say."""
-
 
 class _Knob(BaseModel):
     name: str
@@ -47,7 +44,9 @@ class _ActionSpace(BaseModel):
     knobs: list[_Knob]
     acted: list[str]
     residual: bool
-    schedule: list[list[float]] = Field(min_length=1, max_length=MOST_STEPS)
+    schedule: list[list[float]] = Field(min_length=1, max_length=MOST_STEPS + 1)
+    smoothing: float = Field(0.0, ge=0, lt=1)
+    steps: int | None = Field(None, ge=1, le=MOST_STEPS)
 
 
 class _Generator(BaseModel):
@@ -110,9 +109,10 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
     Args:
         spec: ``fixed`` (the generator's best known schedule), ``fixed:SCHEDULE``, ``fixed:SAMPLER`` (a published sampler
             with its own steps, ``fixed:maskgit``, or with options, ``fixed:halton,guidance=1.5``), a run folder, a
-            policy folder, a hub id ``owner/name[@revision]``, or the file of a published policy where the generator reads one.
-        steps: T of a fixed schedule (default 4) or sampler (default: its authors' number); a learned policy has its
-            own T, which this must equal if given.
+            policy folder, a hub id ``owner/name[@revision]``, or the file of a published policy where the generator reads
+            one, with changes of its recipe if any (``FILE,smoothing=0.4,guidance=1.5``).
+        steps: T of a fixed schedule (default: the generator's) or sampler (default: its authors' number); a learned policy
+            has its own T, which this must equal if given.
 
     Returns:
         The policy with its network on the generator's device and in evaluation mode.
@@ -126,10 +126,11 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
     name, _, schedule = spec.partition(":")
     if name == "fixed":
         return _fixed(schedule or generator.default_schedule, generator, steps)
-    folder = Path(local_policy(spec))
-    if os.path.isfile(folder):
+    file, _, changes = spec.partition(",")
+    folder = Path(local_policy(file if os.path.isfile(file) else spec))
+    if os.path.isfile(folder):  # os.path: a name that is too long for the system is no file
         if isinstance(generator, ReadsPolicies):
-            return _ready(generator.read_policy(folder, steps), generator)
+            return _ready(generator.read_policy(folder, steps, changes), generator)
         raise ConfigError(
             f"{spec} is a file, and no published policies are known for {generator.name}; give a run or policy folder."
         )
@@ -206,6 +207,7 @@ def _fixed(text: str, generator: Generator, steps: int | None) -> SamplingPolicy
         table = rule.schedule(
             generator.action_space, rule.default_steps if steps is None else steps, generator.cells
         )
+        space = generator.action_space.bind(table, acted=(), residual=False)
         card |= {"sampler": head, "source": rule.source}
     else:
         known = [*RATIO_CURVES, "adanat", *PUBLISHED_SAMPLERS]
@@ -214,7 +216,6 @@ def _fixed(text: str, generator: Generator, steps: int | None) -> SamplingPolicy
                 f"unknown schedule or sampler {head!r}{nearest(head, known)} Schedules: {', '.join(RATIO_CURVES)}, adanat; "
                 f"published samplers: {', '.join(PUBLISHED_SAMPLERS)}."
             )
-        table = parse_schedule(text, generator.action_space, FIXED_STEPS if steps is None else steps)
-    space = generator.action_space.bind(table, acted=(), residual=False)
+        space = generator.bind(text, generator.default_steps if steps is None else steps, acted=(), residual=False)
     network = FixedPolicy(FixedPolicy.Options(), space=space, grid=generator.grid, feature_dim=generator.feature_dim)
     return SamplingPolicy(network, space, rule, card)

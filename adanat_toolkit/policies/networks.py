@@ -27,7 +27,7 @@ class StepEmbedding(nn.Module):
         half = STEP_FREQUENCIES // 2
         exponent = torch.arange(half, dtype=torch.float32, device=step.device) / half
         angles = step.float()[:, None] * torch.exp(-math.log(10000.0) * exponent)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.mlp[0].weight.dtype))
 
 
 class AdaptiveNorm(nn.Module):

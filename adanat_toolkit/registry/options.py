@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import ConfigError, nearest
+from ..storage import MAX_YAML, parse_yaml, shortened
+
+MOST_FAULTS = 5
+"""Faults of a configuration that one error tells."""
 
 if TYPE_CHECKING:
     from ..core import PluginOptions
@@ -30,15 +34,23 @@ def parse_options(owner: str, model: type[PluginOptions], values: Mapping[str, A
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """A validation error in one sentence a fault: the key, the value, what is expected."""
     parts = []
-    for fault in error.errors():
-        key = ".".join(str(p) for p in fault["loc"])
+    faults = error.errors()
+    for fault in faults[:MOST_FAULTS]:
+        key = ".".join(str(p)[:100] for p in fault["loc"])
         if fault["type"] == "extra_forbidden":
             known = _fields(model, fault["loc"][:-1])
-            parts.append(f"unknown key {key!r}{nearest(str(fault['loc'][-1]), known)} Known: {', '.join(known)}")
+            last = str(fault["loc"][-1])[:100]
+            parts.append(f"unknown key {shortened(key, 200)}{nearest(last, known)} Known: {', '.join(known)}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             whole = isinstance(fault["input"], Mapping | BaseModel)  # settings that contradict each other
-            parts.append(": ".join(filter(None, [key, message])) if whole else f"{key} = {fault['input']!r}: {message}")
+            parts.append(
+                ": ".join(filter(None, [key, message]))
+                if whole
+                else f"{key} = {shortened(fault['input'], 200)}: {message}"
+            )
+    if len(faults) > MOST_FAULTS:
+        parts.append(f"and {len(faults) - MOST_FAULTS} more faults")
     return f"{where}: " + "; ".join(parts) + "."
 
 
@@ -49,6 +61,9 @@ def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
             return []
         model = annotation
     return list(model.model_fields)
+
+
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+|[-+]?\.[0-9]+[eE][-+]?[0-9]+")
 
 
 class Settings(BaseModel):
@@ -63,6 +78,10 @@ class GeneratorConfig(Settings):
     options: dict[str, Any] = {}
 
 
+MOST_KEYS = 16
+"""Keys inside each other in an override; the deepest of ours have 3."""
+
+
 def parse_override(text: str, *, flag: str = "--set", example: str = "ppo.learning_rate=1e-4") -> dict[str, Any]:
     """``a.b=c`` -> {"a": {"b": c}}, with c read as YAML. ``flag`` and ``example`` are for the error.
 
@@ -71,14 +90,18 @@ def parse_override(text: str, *, flag: str = "--set", example: str = "ppo.learni
     """
     path, separator, value = text.partition("=")
     if not separator or not path:
-        raise ConfigError(f"{flag} {text!r} must be written KEY=VALUE, for example {example}.")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{flag} {text!r}: the value is not valid YAML: {error}") from None
-    if isinstance(parsed, str):  # YAML 1.1 reads 1e-4 as text
-        with contextlib.suppress(ValueError):
-            parsed = float(parsed)
+        raise ConfigError(f"{flag} {shortened(text)} must be written KEY=VALUE, for example {example}.")
+    if path.count(".") >= MOST_KEYS:
+        raise ConfigError(f"{flag} {shortened(text)} names more than {MOST_KEYS} keys; write it like {example}.")
+    if len(value) > MAX_YAML:
+        raise ConfigError(f"{flag} {shortened(text)} has {len(value):,} characters, at most {MAX_YAML:,} are read.")
+    parsed = parse_yaml(
+        value, where=f"the value of {flag} {shortened(text)}", error=ConfigError, remedy=f"Write it like {example}."
+    )
+    if isinstance(parsed, str) and EXPONENT.fullmatch(parsed):  # YAML 1.1 reads 1e-4 as text
+        parsed = float(parsed)
+        if not math.isfinite(parsed):
+            raise ConfigError(f"the value of {flag} {shortened(text)} is too large a number; write it like {example}.")
     for key in reversed(path.split(".")):
         parsed = {key: parsed}
     return parsed

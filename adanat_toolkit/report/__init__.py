@@ -5,7 +5,7 @@ Curves and alarms come from the run folders; the yardstick table, the pictures a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..storage import prepare_folder, write_file
 from .gather import IMAGES, Progress, Settings, gather
 from .page import MARKER, render
 from .reading import Run, read_runs
+from .yardstick import Block
 
 __all__ = ["IMAGES", "NAME", "Run", "Settings", "default_file", "make_report", "read_runs"]
 NAME = "report.html"
@@ -31,12 +32,15 @@ def make_report(
     *,
     command: str | None = None,
     progress: Progress | None = None,
+    on_figures: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Write the report of one or several runs, aside and renamed: an older one stays whole until the new one is.
 
     Args:
         paths: run folders. file: where to; None: :func:`default_file`. command: printed at the bottom.
         progress: called with what is being done, how many images of it are done, and how many there are.
+        on_figures: called with what ``runs`` of the result will hold of a run, once it is judged: before pictures are made
+            and anything is written, so that neither can lose figures that took long.
 
     Returns:
         ``report``, ``bytes``, ``left_out``, and for each of ``runs`` its name, path, iterations, trajectories, alarms and,
@@ -52,29 +56,38 @@ def make_report(
     runs = read_runs(paths)
     target = file or default_file(paths)
     _check_target(target)
-    gathered = gather(runs, chosen, progress or (lambda what, done, total: None))
+
+    def judged(members: Sequence[Run], tables: Sequence[Block]) -> None:
+        for run in members:
+            if on_figures is not None:
+                on_figures(_about(run, tables))
+
+    gathered = gather(runs, chosen, progress or (lambda what, done, total: None), judged)
     text = render(runs, gathered, command=command)
     write_file(target, text)
-    found = []
-    for run in runs:
-        about: dict[str, Any] = {
-            "name": run.name,
-            "run": str(run.path),
-            "iterations": run.rows[-1]["iteration"],
-            "trajectories": run.rows[-1]["trajectories"],
-            "alarms": [{**alarm.to_json(), "active": alarm.name in run.active} for alarm in run.raised],
-        }
-        for block in gathered.blocks:
-            for line in block.lines:
-                if line.learned and line.label == run.name and "figures" not in about:
-                    about |= {
-                        "figures": line.evaluation.figures,
-                        "ratio": line.ratio,
-                        "ratio_interval": line.ratio_interval,
-                    }
-                    about |= {"images": block.facts["images"], "protocol": block.facts["protocol"]}
-        found.append(about)
+    found = [_about(run, gathered.blocks) for run in runs]
     return {"report": str(target), "bytes": len(text.encode()), "runs": found, "left_out": gathered.notes}
+
+
+def _about(run: Run, tables: Sequence[Block]) -> dict[str, Any]:
+    """A run in the result of :func:`make_report`, with the figures of the first table that it is in."""
+    about: dict[str, Any] = {
+        "name": run.name,
+        "run": str(run.path),
+        "iterations": run.rows[-1]["iteration"],
+        "trajectories": run.rows[-1]["trajectories"],
+        "alarms": [{**alarm.to_json(), "active": alarm.name in run.active} for alarm in run.raised],
+    }
+    for block in tables:
+        for line in block.lines:
+            if line.learned and line.label == run.name and "figures" not in about:
+                about |= {
+                    "figures": line.evaluation.figures,
+                    "ratio": line.ratio,
+                    "ratio_interval": line.ratio_interval,
+                }
+                about |= {"images": block.facts["images"], "protocol": block.facts["protocol"]}
+    return about
 
 
 def _check_target(file: Path) -> None:

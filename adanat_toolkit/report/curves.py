@@ -155,9 +155,10 @@ def _chart(panel: Panel, runs: Sequence[Run], reward: str | None = None) -> Char
 
 
 def _reward_band(run: Run) -> list[tuple[float, float]] | None:
-    pairs = [(row["reward/mean"], row["reward/std"]) for row in run.rows]
-    band = [(mean - std, mean + std) for mean, std in pairs]
-    return band if len(band) == len(run.values("reward/mean")) == len(run.values("reward/std")) else None
+    means, stds = ([value for _, value in run.values(f"reward/{name}")] for name in ("mean", "std"))
+    if not len(means) == len(stds) == len(run.rows):
+        return None
+    return [(mean - std, mean + std) for mean, std in zip(means, stds, strict=True)]
 
 
 def _knob_charts(run: Run, logged: Sequence[str]) -> list[Chart]:

@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import Any
 
 from ..core import Generator
-from ..errors import AdaNATError, CheckpointError, ConfigError, DataError, PluginError, WeightsError
+from ..errors import AdaNATError, ConfigError, DataError, PluginError, WeightsError
 from ..evaluation import MINIMUM, choose_features, evaluate_policies, is_statistics, own_captions, real_side
 from ..images import OwnContexts, images_for
 from ..limits import check_seeds
@@ -28,21 +28,6 @@ PROBED = 128
 """Images that the knobs' spread and the ranking are taken of."""
 SHOWN = 20
 """Images in the comparison of the same seeds."""
-
-
-FACTS = (
-    "generator",
-    "images",
-    "seeds",
-    "real_images",
-    "data",
-    "protocol",
-    "protocol_card",
-    "device",
-    "dtype",
-    "toolkit",
-)
-"""What a table says of how it was made."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +115,16 @@ class Gathered:
     notes: list[str] = field(default_factory=list)
 
 
-def gather(runs: Sequence[Run], settings: Settings, progress: Progress) -> Gathered:
+def gather(
+    runs: Sequence[Run],
+    settings: Settings,
+    progress: Progress,
+    on_tables: Callable[[Sequence[Run], list[Block]], None] = lambda runs, tables: None,
+) -> Gathered:
     """Tables and pictures of all runs.
+
+    Args:
+        on_tables: called with the runs of a generator and the tables so far, before any pictures of them are made.
 
     Raises:
         ConfigError, PluginError, WeightsError, DataError: the generator cannot be loaded, or the yardstick that the user
@@ -154,6 +147,7 @@ def gather(runs: Sequence[Run], settings: Settings, progress: Progress) -> Gathe
             results += [_stored(run) for run in members if run.evaluation is not None]
         elif generator is not None:
             results += _judge(generator, members, settings, out.notes, progress)
+        on_tables(members, blocks(results))
         if generator is not None:
             out.groups += _look(generator, members, settings, out.notes, progress)
     out.blocks = blocks(results)
@@ -185,15 +179,7 @@ def _open(run: Run, settings: Settings) -> Generator:
 
 def _stored(run: Run) -> tuple[dict[str, Any], dict[str, Run], bool]:
     assert run.evaluation is not None
-    found = run.evaluation, {row["policy"]: run for row in run.evaluation["policies"]}, True
-    try:
-        for block in blocks([found]):
-            _ = [block.facts[key] for key in FACTS]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise CheckpointError(
-            f"the evaluation stored in {run.path} lacks what this version writes; remove it, or run adanat evaluate again."
-        ) from None
-    return found
+    return run.evaluation, {row["policy"]: run for row in run.evaluation["policies"]}, True
 
 
 def _stale(run: Run) -> str:

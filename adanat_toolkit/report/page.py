@@ -114,7 +114,7 @@ def _run(run: Run, position: int, gathered: Gathered) -> dict[str, Any]:
         "planned_iterations": config.iterations,
         "trajectories": run.rows[-1]["trajectories"],
         "planned": config.iterations * config.batch,
-        "seconds": sum(float(row.get("seconds") or 0) + float(row.get("seconds_yardstick") or 0) for row in run.rows),
+        "seconds": sum(value for name in ("seconds", "seconds_yardstick") for _, value in run.values(name)),
         "first_reward": run.rows[0]["reward/mean"],
         "last_reward": run.last("reward/mean"),
         "readings": (readings[0], min(readings), readings[-1]) if readings else None,

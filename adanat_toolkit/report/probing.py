@@ -156,16 +156,19 @@ def trace(
     context = draw_contexts(generator, noise, captions)
     state = begin(generator, policy, context, noise)
     out: list[list[Step]] = [[] for _ in seeds]
-    for t in range(policy.steps):
+    network, space = policy.network, policy.space
+    smoothed: Tensor | None = None
+    for t in range(space.decisions):
         step = torch.full((len(out),), t, dtype=torch.int64, device=generator.device)
-        seen = generator.observe(state) if policy.network.needs_features else None
-        physical = policy.space.to_physical(mean_action(policy.network, seen, step), step)
+        seen = generator.observe(state) if network.needs_features else None
+        smoothed = space.smoothed(mean_action(network, seen, step), step, smoothed)
+        physical = space.transformed(smoothed, step)
         state = generator.step(state, physical, noise)
         images = to_bytes(generator.decode(state))
         masks: Tensor | None = None
         if isinstance(state, TokenState) and isinstance(generator, TokenGenerator):
             # Nothing follows the last step, so what it would mask again is part of the image.
-            masked = (state.tokens == generator.mask_id) & (t < policy.steps - 1)
+            masked = (state.tokens == generator.mask_id) & (t < space.decisions - 1)
             masks = masked.view(len(out), *generator.grid).cpu()
         for i, steps in enumerate(out):
             mask = None if masks is None else masks[i]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from ..errors import CheckpointError, ConfigError
-from ..evaluation import RESULT
-from ..storage import RunFolder, card_digest
-from ..storage import read_rows as read_json_lines
+from ..evaluation import RESULT, read_evaluation
+from ..storage import Card, RunFolder, card_digest, read_card, read_rows
 from ..training import RunConfig, alarms, validate
 
-REQUIRED = ("iteration", "trajectories", "reward/mean", "reward/std")
+REQUIRED = ("trajectories", "reward/mean", "reward/std")
 """Numbers that every row of metrics has."""
 EVALUATION = "evaluation"
 """Folder in a run folder where ``adanat publish`` and the report look for the result of ``adanat evaluate --out``."""
@@ -46,12 +46,9 @@ class Run:
 
     def values(self, name: str) -> list[tuple[float, float]]:
         """(trajectories, figure) of the rows that have the figure as a finite number."""
-        found = []
-        for row in self.rows:
-            value = row.get(name)
-            if isinstance(value, int | float) and _is_number(value) and math.isfinite(value):
-                found.append((float(row["trajectories"]), float(value)))
-        return found
+        return [
+            (float(row["trajectories"]), value) for row in self.rows if (value := alarms.figure(row, name)) is not None
+        ]
 
     def last(self, name: str) -> float | None:
         """The newest finite value of a figure."""
@@ -89,7 +86,7 @@ def _read(path: Path, name: str) -> Run:
         config = validate(stored)
     except ConfigError as error:
         raise CheckpointError(f"{path / 'config.json'} does not fit this version of adanat-toolkit: {error}") from None
-    rows = read_rows(path / "metrics.jsonl")
+    rows = _rows(path / "metrics.jsonl")
     if not rows:
         raise ConfigError(
             f"{path} has no finished iteration, so there is nothing to report. Wait for the first one, or run the same "
@@ -114,54 +111,42 @@ def _what(path: Path) -> str:
     return "holds no config.json"
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """All rows of a metrics.jsonl (see :func:`runs.read_rows`), each with the numbers that every row of a run has.
-
-    Raises:
-        CheckpointError: names the line, and what is wrong with it.
-    """
-    rows = read_json_lines(file)
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """All rows of a metrics.jsonl (see :func:`runs.read_rows`), each with the numbers that every row of a run has."""
+    rows = read_rows(file)
     for number, row in enumerate(rows, start=1):
-        missing = [key for key in REQUIRED if not isinstance(row, dict) or not _is_number(row.get(key))]
+        missing = [key for key in REQUIRED if row.get(key) is None]
         if missing:
             raise CheckpointError(
-                f"{file} is damaged: line {number} has no number {missing[0]!r}, as every row of a run has. Nothing was "
+                f"{file} is damaged: row {number} has no number {missing[0]!r}, as every row of a run has. Nothing was "
                 "changed; restore the file, or remove the line."
             )
     return rows
 
 
+class _MadeFor(BaseModel):
+    name: str
+
+
+class _Card(Card):
+    """What a report needs of policy.json; ``load_policy`` reads all of it."""
+
+    generator: _MadeFor
+
+
 def _card(path: Path) -> dict[str, Any] | None:
     file = path / "policy" / "policy.json"
-    try:
-        card = json.loads(file.read_bytes())
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return None
-    except (OSError, ValueError):
-        card = None
-    if not isinstance(card, dict) or "sha256" not in card or "name" not in card.get("generator", ()):
-        raise CheckpointError(
-            f"{file} is damaged (not a policy's card). It was left untouched; the next checkpoint of the run writes it anew."
-        )
-    return card
+    return read_card(path / "policy", "policy", _Card)
 
 
 def _evaluation(path: Path, card: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
     """The stored evaluation reduced to this policy and its hand-made schedule; and whether there is only a stale one."""
     file = path / EVALUATION / RESULT
-    try:
-        facts = json.loads(file.read_bytes())
-        rows = facts["policies"]
-        mine = [row for row in rows if card_digest(row["card"]) == card_digest(card)]
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return None, False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(
-            f"{file} is damaged: it is no result of adanat evaluate. Remove it, or run adanat evaluate --policy {path} "
-            f"--out {path / EVALUATION} again."
-        ) from None
-    return ({**facts, "policies": mine[:1]}, False) if mine else (None, bool(rows))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    again = f"Remove it, or run adanat evaluate --policy {path} --out {path / EVALUATION} again."
+    facts = read_evaluation(file, error=CheckpointError, remedy=again)
+    mine = [row for row in facts["policies"] if card_digest(row["card"]) == card_digest(card)]
+    return ({**facts, "policies": mine[:1]}, False) if mine else (None, bool(facts["policies"]))

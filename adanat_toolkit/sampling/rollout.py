@@ -43,6 +43,7 @@ class Rollout:
 
     Attributes:
         context: contexts of the samples.
+        T here counts actions (``Generator.decisions``).
         features: (B, T, N, D) in the policy's storage type, or None for a policy that does not read them.
         actions: (B, T, A) raw. log_prob, values: (B, T). physical: (B, T, K).
         embedded: (B, ...) from ``RewardModel.embed`` (None without a reward). images: (B, 3, H, W), where kept.
@@ -132,8 +133,9 @@ def _collect(
     network, space = policy.network, policy.space
     state = begin(generator, policy, context, noise, start_from)
     features, actions, log_probs, values, physicals = [], [], [], [], []
+    smoothed: Tensor | None = None  # what action smoothing carries from one step of a sample to the next
     guided = None if network.trainable else _guided_steps(space)
-    for t in range(space.steps):
+    for t in range(space.decisions):
         step = torch.full((size,), t, dtype=torch.int64, device=device)
         seen = None
         if network.needs_features:
@@ -142,7 +144,8 @@ def _collect(
             generator.observe(state, guided=guided[t])
         mean = mean_action(network, seen, step)
         action = mean if sigma == 0 else mean + sigma * explore.normal(ACTION, t, (space.size,))
-        physical = space.to_physical(action, step)
+        smoothed = space.smoothed(action, step, smoothed)
+        physical = space.transformed(smoothed, step)
         actions.append(action)
         physicals.append(physical)
         if sigma > 0:
@@ -152,7 +155,7 @@ def _collect(
         if keep_features and seen is not None:
             features.append(seen.to(getattr(network, "feature_dtype", seen.dtype)))
         state = generator.step(state, physical, noise)
-    nothing = torch.zeros(size, space.steps, device=device)
+    nothing = torch.zeros(size, space.decisions, device=device)
     images = generator.decode(state) if keep_images else None
     return Rollout(
         context=context,
@@ -195,7 +198,7 @@ def begin(
 def _guided_steps(space: ActionSpace) -> list[bool]:
     """At which steps a fixed schedule guides at all: elsewhere the unconditional forward is not run."""
     if "guidance" not in space.names or space.schedule is None:
-        return [False] * space.steps
+        return [False] * space.decisions
     return (space.schedule[:, space.names.index("guidance")] != 0).tolist()
 
 

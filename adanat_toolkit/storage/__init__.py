@@ -1,7 +1,7 @@
 """What lies on disk: files that are whole or absent, run folders, the hub."""
 
 from .content import HEAD, holds_files, not_the_file
-from .documents import check_value, read_document, shortened
+from .documents import MIB, check_value, parse_document, read_bytes, read_document, regular_file, shortened
 from .files import (
     Card,
     card_digest,
@@ -20,9 +20,12 @@ from .hub import POLICY_FILES, is_hub_id, local_policy, upload_folder
 from .run_folder import RunFolder
 from .tensors import TensorFacts, facts_of, read_header
 from .text import text_lines
+from .yaml_documents import MAX_YAML, parse_yaml, read_yaml_document
 
 __all__ = [
     "HEAD",
+    "MAX_YAML",
+    "MIB",
     "POLICY_FILES",
     "Card",
     "RunFolder",
@@ -37,12 +40,17 @@ __all__ = [
     "load_checkpoint",
     "local_policy",
     "not_the_file",
+    "parse_document",
+    "parse_yaml",
     "prepare_folder",
+    "read_bytes",
     "read_card",
     "read_document",
     "read_header",
     "read_rows",
     "read_tensors",
+    "read_yaml_document",
+    "regular_file",
     "save_tensors",
     "shortened",
     "text_lines",

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar, cast
@@ -101,20 +102,27 @@ def read_bytes(
 
 
 def parse_document(
-    data: bytes | str, schema: type[T] | Any, *, where: str, error: type[AdaNATError], remedy: str = REMEDY
+    data: bytes | str,
+    schema: type[T] | Any,
+    *,
+    where: str,
+    error: type[AdaNATError],
+    remedy: str = REMEDY,
+    finite: bool = True,
 ) -> T:
     """One JSON value of a text, checked strictly: ``"8"`` is no number, ``true`` is no integer, ``8`` is a float too.
 
     Args:
         schema: a pydantic model, or any type that pydantic checks (``dict[str, Any]``, ``list[float]``, a TypedDict).
         where: how messages call the text, a file's name for instance.
+        finite: refuse NaN and infinity. False for what a run logged: one that diverged is to be looked at.
 
     Raises:
         error: it is no such value; the message names ``where``, the field, what was expected and what was found.
     """
     try:
         text = _decoded(data)
-        _check(_loaded(text))
+        _check(_loaded(text), finite)
         return cast(T, _adapter(cast(Hashable, schema)).validate_json(text, strict=True))
     except _Unreadable as problem:
         raise error(f"{where} {problem}. {remedy}") from None
@@ -151,11 +159,13 @@ def read_lines(
     limit: int = 16 * MAX_DOCUMENT,
     remedy: str = REMEDY,
     cut_end: bool = False,
+    finite: bool = True,
 ) -> list[tuple[int, T]]:
     """The values of a file of JSON lines with the numbers of their lines, from 1; empty lines are left out.
 
     Args:
         cut_end: leave out a last line that has no line break and is no JSON (the writer was killed while writing it).
+        finite: see :func:`parse_document`.
 
     Raises:
         error: as :func:`read_document`; the message names the line.
@@ -168,7 +178,8 @@ def read_lines(
         if cut_end and number == len(lines) and not _is_json(line):
             break
         where = f"line {number} of {_name(path)}"
-        rows.append((number, cast(T, parse_document(line, schema, where=where, error=error, remedy=remedy))))
+        value = parse_document(line, schema, where=where, error=error, remedy=remedy, finite=finite)
+        rows.append((number, cast(T, value)))
     return rows
 
 
@@ -227,13 +238,12 @@ def _integer(digits: str) -> int:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise _Unreadable(f"gives the key {shortened(twice)} twice")
     return found
 
 
-def _check(value: Any) -> None:
+def _check(value: Any, finite: bool = True) -> None:
     """Walks a value without recursion: depth, finite numbers, and text that can be written and used as a name."""
     todo: list[tuple[Any, str, int]] = [(value, "", 0)]
     while todo:
@@ -246,7 +256,7 @@ def _check(value: Any) -> None:
                 todo.append((part, f"{field}.{key}" if field else key, depth + 1))
         elif isinstance(found, list):
             todo.extend((part, f"{field}[{number}]", depth + 1) for number, part in enumerate(found))
-        elif isinstance(found, float) and not math.isfinite(found):
+        elif finite and isinstance(found, float) and not math.isfinite(found):
             raise _Unreadable(f"is not usable: {_field(field)}must be a finite number, found {found}")
         elif isinstance(found, str):
             _check_text(found, field)

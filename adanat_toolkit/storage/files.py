@@ -16,20 +16,22 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import CheckpointError, InUseError, OutputError
-from .documents import check_value, read_bytes, read_document, shortened
+from .documents import MIB, check_value, read_bytes, read_document, read_lines, shortened
 from .tensors import TensorFacts, read_header
 
 FORMAT = 2
 OLD_FORMAT = 1
 """Without a digest: whatever the card says is checked for sense alone."""
+MOST_METRICS = 64 * MIB
+"""Bytes of a metrics.jsonl: some 30,000 iterations with many figures."""
 
 
 class Card(BaseModel):
@@ -257,26 +259,31 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 _REMEDY = "It was left untouched; remove it to fall back to an older one, or choose another folder."
 
 
-def read_rows(file: Path) -> list[Any]:
-    """The values of a file of JSON lines, none where there is no file; a last line cut off by a kill is ignored.
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(row.get("iteration"), int) or row["iteration"] < 1:
+        raise ValueError("it has no whole number 'iteration' from 1 on")
+    for key, value in row.items():
+        if key == "alarms" and not isinstance(value, list):
+            raise ValueError("'alarms' is no list")
+        if key != "alarms" and (isinstance(value, bool) or not isinstance(value, int | float | None)):
+            raise ValueError(f"{shortened(key)} is no number")
+    return row
+
+
+Row = Annotated[dict[str, Any], AfterValidator(_row)]
+"""What a line of metrics.jsonl holds: numbers by name (a run that diverged has NaN among them), and ``alarms``."""
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, none where there is no file; a last line cut off by a kill is ignored.
 
     Raises:
-        CheckpointError: an earlier line is damaged, or the file cannot be read.
+        CheckpointError: an earlier line is damaged or no row of a run, or the file cannot be read.
     """
-    try:
-        lines = file.read_bytes().splitlines()
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return []
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}.") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
-                raise CheckpointError(
-                    f"line {number} of {len(lines)} in {file} is damaged: line {number} is no JSON. Nothing was changed; "
-                    "restore the file, or remove the line."
-                ) from None
-    return rows
+    remedy = "Nothing was changed; restore the file, or remove the line."
+    lines: list[tuple[int, dict[str, Any]]] = read_lines(
+        file, Row, error=CheckpointError, limit=MOST_METRICS, remedy=remedy, cut_end=True, finite=False
+    )
+    return [row for _, row in lines]

@@ -35,7 +35,7 @@ class RunFolder:
             CheckpointError: config.json is damaged.
         """
         file = self.path / "config.json"
-        if not file.exists():
+        if not os.path.lexists(file):
             return None
         found: dict[str, Any] = read_document(
             file, dict[str, Any], error=CheckpointError, remedy="Restore it or choose another --out."

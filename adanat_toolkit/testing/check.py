@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import testing
-from ..core import INITIAL, Context, FeatureExtractor, Generator, Noise, RewardModel, parse_schedule
+from ..core import INITIAL, Context, FeatureExtractor, Generator, Noise, RewardModel
 from ..errors import AdaNATError, ConfigError, PluginError, nearest
 from ..policies import AdaptiveOptions, AdaptivePolicy, SamplingPolicy, load_policy
 from ..registry import GROUPS, create_features, create_generator, create_reward, discover, load, parse_options
@@ -128,8 +128,7 @@ def _rolls_out(case: testing.GeneratorCase) -> None:
     generator = case.generator
     policy = load_policy("fixed", generator, case.steps)
     collect(generator, policy, case.context, case.noise, micro_batch=2, keep_images=2)
-    schedule = parse_schedule(generator.default_schedule, generator.action_space, case.steps)
-    bound = generator.action_space.bind(schedule)
+    bound = generator.bind(None, case.steps)
     network = AdaptivePolicy(AdaptiveOptions(), space=bound, grid=generator.grid, feature_dim=generator.feature_dim)
     rollout = collect(generator, SamplingPolicy(network, bound), case.context, case.noise, sigma=0.5, keep_images=3)
     assert rollout.images is not None

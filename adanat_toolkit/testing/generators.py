@@ -41,8 +41,9 @@ class GeneratorCase:
         object.__setattr__(self, "noise", noise)
 
     def schedule(self) -> Tensor:
-        """(T, 3, K) float32: the generator's own schedule for each of the three samples."""
-        table = parse_schedule(self.generator.default_schedule, self.generator.action_space, self.steps)
+        """(decisions, 3, K) float32: the generator's own schedule for each of the three samples."""
+        table = self.generator.bind(None, self.steps).schedule
+        assert table is not None
         return table.float().to(self.generator.device)[:, None].expand(-1, len(SEEDS), -1).clone()
 
     def run(self, actions: Tensor | None = None, rows: Sequence[int] = (0, 1, 2), shift: int = 0) -> Trajectory:
@@ -97,9 +98,11 @@ def generator_declares(case: GeneratorCase) -> None:
         )
     for part, count in g.parameters_count().items():
         require(count > 0, f"{g.name}: parameters_count()[{part!r}] is {count}; leave out what has none.")
-    for steps in (1, 5):
-        shape = parse_schedule(g.default_schedule, g.action_space, steps).shape
-        require(shape == (steps, len(names)), f"{g.name}: default_schedule gives {tuple(shape)} for {steps} steps.")
+    for steps in (2, 5):
+        rows = g.decisions(steps)
+        require(rows >= 1, f"{g.name}: decisions({steps}) is {rows}; an image needs at least one action.")
+        shape = parse_schedule(g.default_schedule, g.action_space, rows).shape
+        require(shape == (rows, len(names)), f"{g.name}: default_schedule gives {tuple(shape)} for {steps} steps.")
     variants = type(g).variants()
     require(
         isinstance(variants, tuple) and len(variants) > 0,
@@ -209,11 +212,11 @@ def generator_obeys_its_knobs(case: GeneratorCase) -> None:
     # From the middle of each range: a schedule may rest where a knob has no effect, such as temperature 0.
     for column, knob in enumerate(g.action_space.knobs):
         if knob.transform == "sigmoid":
-            table[:-1, :, column] = table[:-1, :, column].clamp(0.5, 0.8)
+            table[:-1, :, column] = table[:-1, :, column].clamp(0.5 * knob.high, 0.8 * knob.high)
     plain = case.run(table)
     for column, knob in enumerate(g.action_space.knobs):
         changed = False
-        for value in (0.2, 0.95) if knob.transform == "sigmoid" else (5.0, 0.2):
+        for value in (0.2 * knob.high, 0.95 * knob.high) if knob.transform == "sigmoid" else (5.0, 0.2):
             turned = table.clone()
             turned[:, 1, column] = value
             result = case.run(turned)

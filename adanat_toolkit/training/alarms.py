@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from ..limits import LARGEST_FIGURE
+
 Row = Mapping[str, Any]
 
 WINDOW = 5
@@ -58,7 +60,7 @@ class Alarm:
 
 def reward_against_yardstick(rows: Sequence[Row]) -> str | None:
     """The reward has risen since the held-out yardstick was at its best, and the yardstick has fallen behind since."""
-    readings = [i for i, row in enumerate(rows) if "yardstick/frechet" in row]
+    readings = [i for i, row in enumerate(rows) if figure(row, "yardstick/frechet") is not None]
     if len(readings) <= YARDSTICK_READINGS:
         return None
     values = [float(rows[i]["yardstick/frechet"]) for i in readings]
@@ -86,7 +88,7 @@ def reward_against_yardstick(rows: Sequence[Row]) -> str | None:
 def diversity_collapse(rows: Sequence[Row]) -> str | None:
     """Images have become much more alike than at the start of the run."""
     for name, window, top in (("yardstick/diversity", 1, 1.0), ("diversity", WINDOW, math.inf)):
-        values = [float(row[name]) for row in rows if name in row]
+        values = _figures(rows, name)
         if len(values) < 2 * window:
             continue
         # The yardstick's scale has a meaning: 1 is as diverse as the data, and coming down to it is no loss.
@@ -104,9 +106,10 @@ def discriminator_saturated(rows: Sequence[Row]) -> str | None:
     """The discriminator tells nearly all generated images from real ones, so that its scores hardly rank them."""
     for prefix in _prefixes(rows, "accuracy_real"):
         pairs = [
-            (float(row[f"{prefix}accuracy_real"]), float(row[f"{prefix}accuracy_fake"]))
+            (real, fake)
             for row in rows[-LOOK_BACK:]
-            if f"{prefix}accuracy_real" in row
+            if (real := figure(row, f"{prefix}accuracy_real")) is not None
+            and (fake := figure(row, f"{prefix}accuracy_fake")) is not None
         ][-WINDOW:]
         if len(pairs) == WINDOW and min(fmean(p[side] for p in pairs) for side in (0, 1)) > SATURATED:
             return (
@@ -119,9 +122,10 @@ def discriminator_saturated(rows: Sequence[Row]) -> str | None:
 
 def kl_explodes(rows: Sequence[Row]) -> str | None:
     """Updates move the policy far from the one that made the trajectories, or the numbers are no longer finite."""
-    values = [float(row["ppo/approx_kl"]) for row in rows[-10 * KL_WINDOW :] if "ppo/approx_kl" in row][-KL_WINDOW:]
-    if values and not math.isfinite(values[-1]):
-        what = f"ppo/approx_kl is {values[-1]}"
+    updated = [row for row in rows[-10 * KL_WINDOW :] if row.get("ppo/approx_kl") is not None][-KL_WINDOW:]
+    values = _figures(updated, "ppo/approx_kl")
+    if updated and figure(updated[-1], "ppo/approx_kl") is None:
+        what = f"ppo/approx_kl is {updated[-1]['ppo/approx_kl']}"
     elif len(values) == KL_WINDOW and fmean(values) > KL_LIMIT:
         what = f"ppo/approx_kl is {fmean(values):.3g} over {KL_WINDOW} iterations, above {KL_LIMIT:g}"
     else:
@@ -153,7 +157,10 @@ def reward_flat(rows: Sequence[Row]) -> str | None:
     if any(_improved(updated[:WINDOW], updated[-WINDOW:], name) for name in ("reward/mean", *terms)):
         return None
     name = terms[0] if terms else "reward/mean"
-    first, last = fmean(r[name] for r in updated[:WINDOW]), fmean(r[name] for r in updated[-WINDOW:])
+    ends = [_figures(part, name) for part in (updated[:WINDOW], updated[-WINDOW:])]
+    if not all(ends):
+        return None
+    first, last = map(fmean, ends)
     return (
         f"{name} was {first:.4g} at the start and is {last:.4g} after {len(updated)} updates: nothing is learned. Raise "
         "ppo.learning_rate or the batch, or compare trajectories on common noise (ppo.group=4)."
@@ -203,6 +210,18 @@ def _stretch(name: str, rows: Sequence[Row]) -> Alarm | None:
     return Alarm(name, int(rows[first - 1]["iteration"]), message)
 
 
+def figure(row: Row, name: str) -> float | None:
+    """A logged figure; None where the row does not have it, or not as a number to compute with (NaN, infinity)."""
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= LARGEST_FIGURE else None  # a comparison with NaN is false
+
+
+def _figures(rows: Sequence[Row], name: str) -> list[float]:
+    return [value for row in rows if (value := figure(row, name)) is not None]
+
+
 def _terms(row: Row) -> list[str]:
     """Names of the means of a reward's terms. A mixture is standardised within the batch, and influences sum to nothing: then
     the terms tell what is learned."""
@@ -219,7 +238,7 @@ def _improved(before: Sequence[Row], after: Sequence[Row], name: str) -> tuple[f
 
 def _risen(before: Sequence[Row], after: Sequence[Row], name: str = "reward/mean") -> tuple[float, float] | None:
     """Means of a figure before and after, where it has risen beyond its noise; None where it has not."""
-    first, last = ([float(row[name]) for row in rows if name in row] for rows in (before, after))
+    first, last = (_figures(rows, name) for rows in (before, after))
     if not first or not last:
         return None
     variance = sum(stdev(v) ** 2 / len(v) for v in (first, last) if len(v) > 1)

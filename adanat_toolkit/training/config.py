@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError, nearest
 from ..limits import MOST_IMAGES, MOST_SEED, MOST_STEPS, MOST_TRAJECTORIES
 from ..registry import GeneratorConfig, Settings, explain, parse_override
+from ..storage import read_yaml_document
 
 
 class PPOConfig(BaseModel):
@@ -105,6 +105,8 @@ class PolicyConfig(Settings):
     residual: bool = True
     knobs: tuple[str, ...] | None = None
     """Knobs the policy sets (None: all); the others follow the schedule."""
+    smoothing: float = Field(0.0, ge=0, lt=1)
+    """Action smoothing (AdaGen): the share of a sample's raw values that is carried from step to step; 0 is off."""
     average: float = Field(0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights, exported instead of the last weights; 0 is off."""
 
@@ -236,12 +238,12 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    """The settings of a file.
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML, or holds no mapping.
+    """
+    loaded = read_yaml_document(path, error=ConfigError, remedy="Give a file of settings, as printed by --dry-run.")
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, as printed by --dry-run.")
     return loaded

@@ -25,7 +25,6 @@ from ..core import (
     LearnedReward,
     Noise,
     derive,
-    parse_schedule,
     sample_seeds,
 )
 from ..errors import CheckpointError, ConfigError
@@ -108,10 +107,13 @@ class Trainer:
             raise ConfigError(
                 f"policy {config.policy.name!r} has nothing to learn; use adaptive or shared, or adanat sample."
             )
-        schedule = parse_schedule(
-            config.policy.schedule or generator.default_schedule, generator.action_space, config.steps
+        self.space = generator.bind(
+            config.policy.schedule,
+            config.steps,
+            acted=config.policy.knobs,
+            residual=config.policy.residual,
+            smoothing=config.policy.smoothing,
         )
-        self.space = generator.action_space.bind(schedule, acted=config.policy.knobs, residual=config.policy.residual)
         if self.space.size == 0:
             raise ConfigError("policy.knobs is empty: a learned policy must set at least one knob.")
         options = parse_options(f"policy {config.policy.name!r}", policy_class.Options, config.policy.options)
@@ -168,7 +170,7 @@ class Trainer:
         return {
             "iterations": config.iterations,
             "trajectories": config.iterations * config.batch,
-            "generator_forwards": config.iterations * config.batch * guided * (config.steps - 1),
+            "generator_forwards": config.iterations * config.batch * guided * (self.space.decisions - 1),
             "generator_forwards_note": "samples times (conditional + unconditional) after the first step; first states are "
             "computed once per distinct context",
             "parameters": {
@@ -199,7 +201,7 @@ class Trainer:
         generator = self.generator
         width = 2 if getattr(self.policy, "feature_dtype", torch.float32) == torch.bfloat16 else 4
         cells = generator.grid[0] * generator.grid[1]
-        return self._local_batch() * self.config.steps * cells * generator.feature_dim * width
+        return self._local_batch() * self.space.decisions * cells * generator.feature_dim * width
 
     def _measure(self) -> None:
         """Choose the micro-batch by the memory that a few samples need, unless it was given; once."""
@@ -416,7 +418,7 @@ class Trainer:
             row |= {f"reward/{name}/mean": float(mean), f"reward/{name}/std": float(std)}
         means, stds = (figures.tolist() for figures in distributed.mean_and_std(rollout.physical, over_samples=True))
         for k, name in enumerate(self.space.names):
-            for t in range(self.space.steps):
+            for t in range(self.space.decisions):
                 row |= {f"knob/{name}/{t}": means[t][k], f"knob_spread/{name}/{t}": stds[t][k]}
         return row
 

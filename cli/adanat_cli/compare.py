@@ -126,14 +126,14 @@ def compare(
         print_json({"plan": comparison.plan(), "cells": [cell.name for cell in comparison.cells]})
         return
     table = comparison.table(results)
-    folder = report or out
-    command = shlex.join(["adanat", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("adanat", "__main__.py") else None
-    write_report(results, table, folder, sheets=out / "cells", command=command)
-    note(f"written: {folder / 'compare.md'}", quiet=quiet)
     if json:
         print_json(table.to_json())
     else:
         _print_table(table)
+    folder = report or out
+    command = shlex.join(["adanat", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("adanat", "__main__.py") else None
+    write_report(results, table, folder, sheets=out / "cells", command=command)
+    note(f"written: {folder / 'compare.md'}", quiet=quiet)
     if failures(table):
         raise typer.Exit(1)
 

@@ -100,13 +100,13 @@ def evaluate(
             )
         if not here.main:
             return
-        if out is not None:
-            write_comparison(comparison, out)
-            note(f"written: {out}", quiet=quiet)
         if json:
             print_json(comparison.to_json())
         else:
             _print_table(comparison)
+        if out is not None:  # after the figures are told: a full disk must not lose them
+            write_comparison(comparison, out)
+            note(f"written: {out}", quiet=quiet)
 
 
 FIGURES = {"frechet": "Frechet distance", "kid": "KID"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -60,6 +60,7 @@ def report(
     Settings, curves, alarms, the yardstick table, the same seeds under hand-made and learned policies, the knobs over the
     steps, simple and hard samples, and an image after each step.
     """
+    from adanat_toolkit.errors import AdaNATError
     from adanat_toolkit.report import Settings, make_report
 
     from .progress import image_progress
@@ -78,8 +79,23 @@ def report(
         batch=batch,
     )
     command = shlex.join(["adanat", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("adanat", "__main__.py") else None
-    with image_progress(quiet=quiet) as show:
-        result = make_report(runs, out, settings, command=command, progress=show)
+    judged: list[dict[str, Any]] = []
+
+    def tell(run: dict[str, Any]) -> None:
+        judged.append(run)
+        if not json and "figures" in run:
+            print(
+                f"{run['name']}: Frechet distance {run['figures']['frechet']:.4f}, {run['ratio']:.3f} of the hand-made "
+                f"schedule's ({run['images']:,} images, {run['protocol']})"
+            )
+
+    try:
+        with image_progress(quiet=quiet) as show:
+            result = make_report(runs, out, settings, command=command, progress=show, on_figures=tell)
+    except AdaNATError:
+        if json and any("figures" in run for run in judged):
+            print_json({"report": None, "runs": judged})
+        raise
     for line in result["left_out"]:
         note(f"left out: {line}", quiet=quiet)
     note(f"written: {result['report']} ({result['bytes'] / 2**20:.1f} MiB)", quiet=quiet)

@@ -18,5 +18,5 @@ def pretrained_policy(generator: Generator, steps: int | None = None) -> Path | 
     if variant != "emoji64" or not card.is_file():
         return None
     facts = json.loads(card.read_text(encoding="utf-8"))
-    fits = steps is None or steps == len(facts["action_space"]["schedule"])
+    fits = steps is None or steps == facts["action_space"].get("steps", len(facts["action_space"]["schedule"]))
     return folder if fits and facts["generator"]["fingerprint"] == generator.fingerprint else None

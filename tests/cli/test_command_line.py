@@ -95,7 +95,7 @@ def loud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "site" / "loud-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "entry_points.txt").write_text(
-        "[adanat.generators]\ntiny = tests.tiny:TinyGenerator\n[adanat.rewards]\nloud = loud_rewards:Loud\n"
+        "[adanat.generators]\ntiny = tests.helpers.tiny:TinyGenerator\n[adanat.rewards]\nloud = loud_rewards:Loud\n"
     )
     (info.parent / "loud_rewards.py").write_text(LOUD)
     monkeypatch.syspath_prepend(str(info.parent))

@@ -75,6 +75,42 @@ def test_space_round_trip(schedule: torch.Tensor, values: list[float], residual:
         assert torch.allclose(space.to_physical(back.float(), step), physical, rtol=1e-3, atol=1e-5)
 
 
+smoothings = st.sampled_from([0.0, 0.4, 0.8])
+
+
+def run(space: ActionSpace, raws: torch.Tensor) -> torch.Tensor:
+    """(T, A) raw actions of one sample -> (T, K) physical values, step by step."""
+    carried, rows = None, []
+    for step, raw in enumerate(raws):
+        carried = space.smoothed(raw[None], step, carried)
+        rows.append(space.transformed(carried, step)[0])
+    return torch.stack(rows)
+
+
+@given(schedules, smoothings)
+@settings(max_examples=50)
+def test_residual_zero_is_the_schedule_under_smoothing(schedule: torch.Tensor, smoothing: float) -> None:
+    inside = schedule.clone()
+    inside[:, 0] = inside[:, 0] * 0.8 + 0.1
+    inside[:, 1:] += 0.1
+    space = SPACE.bind(inside, residual=True, smoothing=smoothing)
+    own = run(space, torch.zeros(space.decisions, space.size))
+    assert torch.allclose(own.double(), inside, rtol=1e-4, atol=1e-5)
+
+
+def test_smoothing_by_hand() -> None:
+    schedule = torch.tensor([[0.5, 1.0, 1.0, 2.0]]).repeat(3, 1)
+    raw = torch.tensor([[1.0], [-2.0], [3.0]])
+    space = SPACE.bind(schedule, acted=("guidance",), residual=False, smoothing=0.75)
+    averages = [1.0, 0.75 * 1 + 0.25 * -2, 0.75 * 0.25 + 0.25 * 3]
+    assert run(space, raw)[:, 3].tolist() == pytest.approx([math.log1p(math.exp(v)) for v in averages], rel=1e-6)
+    carried = space.smoothed(raw[1:2], 1, space.smoothed(raw[:1], 0))
+    back = space.to_raw(space.transformed(carried, 1), 1, space.smoothed(raw[:1], 0))
+    assert float(back) == pytest.approx(-2, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"smoothing is 1; it must lie in \[0, 1\)"):
+        SPACE.bind(schedule, smoothing=1.0)
+
+
 def test_published_formulas() -> None:
     schedule = torch.tensor([[0.25, 0.5, 1.0, 2.0]], dtype=torch.float64)
     raw = torch.tensor([[0.3, -0.4, 0.5, 25.0]])
@@ -117,6 +153,11 @@ def test_spec_round_trip() -> None:
     assert again.acted == space.acted and again.residual and torch.equal(again.schedule, schedule)
     raw = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
     assert torch.equal(again.to_physical(raw, 1), space.to_physical(raw, 1))
+    assert again.smoothing == 0 and again.steps == again.decisions == 2
+    old = {key: value for key, value in space.spec().items() if key not in ("smoothing", "steps")}
+    assert SPACE.rebind(old).spec() == space.spec()  # as version 0.1 wrote it
+    more = SPACE.rebind(SPACE.bind(schedule, smoothing=0.4, steps=1).spec())
+    assert (more.smoothing, more.steps, more.decisions) == (0.4, 1, 2)
 
 
 @pytest.mark.parametrize(

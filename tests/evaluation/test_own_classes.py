@@ -49,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-classes\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         f"[adanat.generators]\ntiny = {__name__}:Recording\n[adanat.rewards]\ndark = {__name__}:Dark\n"
-        "[adanat.features]\npixels = tests.tiny_plugins:Pixels\n"
+        "[adanat.features]\npixels = tests.helpers.tiny_plugins:Pixels\n"
     )
     monkeypatch.syspath_prepend(str(info.parent))
     Recording.asked.clear()

@@ -326,6 +326,7 @@ def check_ppo(fixture: Fixture, report: Report) -> None:
 
 CHECKS = {
     "adanat_policy": check_policy,
+    "adagen_policy": check_policy,
     "adanat_actions": check_actions,
     "adanat_env_step": check_env_step,
     "adanat_env_step_logits": check_step_logits,

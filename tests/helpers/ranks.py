@@ -103,8 +103,8 @@ def failing_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "site" / "failing-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "entry_points.txt").write_text(
-        "[adanat.generators]\ntiny = tests.tiny:TinyGenerator\n"
-        "[adanat.rewards]\nfails-on-rank-one = tests.ranks:FailsOnRankOne\n"
+        "[adanat.generators]\ntiny = tests.helpers.tiny:TinyGenerator\n"
+        "[adanat.rewards]\nfails-on-rank-one = tests.helpers.ranks:FailsOnRankOne\n"
     )
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: failing\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(str(info.parent))

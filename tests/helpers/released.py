@@ -8,14 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adanat_plugins.generators.dit_net import DiT
 from adanat_plugins.generators.mage_net import MAGEConfig, MAGENet, unused_shapes
 from adanat_plugins.generators.uvit import UViT
+from adanat_plugins.generators.var_net import VAR, VARConfig
+from adanat_plugins.tokenizers.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from adanat_plugins.tokenizers.multi_scale import MultiScaleVQ, MultiScaleVQConfig
 from adanat_plugins.tokenizers.vqgan import VQGAN, VQGANConfig
 
 TINY_VQGAN = VQGANConfig(codebook_size=64, code_width=32, width=32, multipliers=(1, 1, 2, 2, 4), blocks=1)
 TINY_MAGE = MAGEConfig(
     width=48, depth=2, heads=12, decoder_width=32, decoder_depth=1, decoder_heads=16, tokens=16,
     codebook_size=1024, vocab_size=2025,
+)
+TINY_VAR = VARConfig(
+    scales=(1, 2, 3, 4, 5), code_width=8, width=32, depth=2, heads=4, mlp_width=64, num_classes=11, vocabulary=1024
 )
 TINY_UVIT: dict[str, Any] = {"tokens": 16, "codebook_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 4}
 
@@ -56,3 +63,24 @@ def save_uvit(file: Path, **context: int) -> dict[str, Tensor]:
 
 def save_vqgan(file: Path, codes: int = 64) -> None:
     torch.save({"state_dict": tiny_vqgan(codes)}, file)
+
+
+def save_latent(folder: Path) -> None:
+    """DiT, SiT and their autoencoder as they are published: the two networks have the same tensors."""
+    network = DiT(side=8, patch=2, channels=4, outputs=8, width=32, depth=2, heads=4, hidden=64, classes=10)
+    state = randomise(network, 6)
+    torch.save(state, folder / "DiT-XL-2-256x256.pt")
+    torch.save(state, folder / "SiT-XL-2-256.pt")
+    autoencoder = AutoencoderKL(AutoencoderKLConfig(width=32, multipliers=(1, 1), blocks=1))
+    torch.save(randomise(autoencoder, 7), folder / "autoencoder_kl.pth")
+
+
+def save_var(folder: Path, name: str) -> dict[str, Tensor]:
+    """Transformer and tokenizer as VAR publishes them; the transformer's state."""
+    network = VAR(TINY_VAR)
+    state = randomise(network, 4) | {"lvl_1L": network.lvl_1L}
+    state["pos_1LC"] *= 5  # spread by their width, positions would hardly tell the cells of a scale apart
+    torch.save(state, folder / name)
+    config = MultiScaleVQConfig(TINY_VAR.vocabulary, TINY_VAR.code_width, TINY_VAR.scales, 32, (1, 1, 2), 1)
+    torch.save(randomise(MultiScaleVQ(config), 5), folder / "vae_ch160v4096z32.pth")
+    return state

@@ -16,14 +16,14 @@ from .tiny import TinyGenerator
 
 ENTRY_POINTS = """
 [adanat.generators]
-tiny = tests.tiny_plugins:TinyWithData
+tiny = tests.helpers.tiny_plugins:TinyWithData
 [adanat.rewards]
-brightness = tests.tiny_plugins:Brightness
-contrast = tests.tiny_plugins:Contrast
-constant = tests.tiny_plugins:Constant
-prompts-only = tests.tiny_plugins:PromptsOnly
+brightness = tests.helpers.tiny_plugins:Brightness
+contrast = tests.helpers.tiny_plugins:Contrast
+constant = tests.helpers.tiny_plugins:Constant
+prompts-only = tests.helpers.tiny_plugins:PromptsOnly
 [adanat.features]
-pixels = tests.tiny_plugins:Pixels
+pixels = tests.helpers.tiny_plugins:Pixels
 """
 
 

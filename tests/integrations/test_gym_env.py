@@ -142,9 +142,12 @@ def test_wrappers_of_gymnasium_see_whole_episodes(generator):
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("micro_batch", [5, 2])
-def test_images_equal_those_of_sampling(generator, micro_batch):
-    env = vector(generator, 5, micro_batch=micro_batch)
+@pytest.mark.parametrize(("micro_batch", "smoothing"), [(5, 0.0), (2, 0.6)])
+def test_images_equal_those_of_sampling(generator, micro_batch, smoothing):
+    env = vector(generator, 5, micro_batch=micro_batch, smoothing=smoothing)
+    env.reset(seed=39)
+    for t in range(STEPS):  # what smoothing carries ends with an episode
+        env.step(actions_of(env, t))
     network = SharedPolicy(
         SharedPolicy.Options(), space=env.space, grid=generator.grid, feature_dim=generator.feature_dim
     )

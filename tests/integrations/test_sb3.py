@@ -148,9 +148,9 @@ def test_policy_is_ours_and_learns_in_plain_stable_baselines(generator):
         {},
         {"ppo": {"minibatches": 1, "epochs": 2, "gamma": 0.9, "gae_lambda": 0.8, "group": 2}},
         {"ppo": {"minibatches": 1, "epochs": 2, "standardise": "returns", "max_gradient_norm": None}},
-        {"policy": {"name": "shared"}},
+        {"policy": {"name": "shared", "smoothing": 0.6}},
     ],
-    ids=["default", "gae-groups", "paper-returns", "shared"],
+    ids=["default", "gae-groups", "paper-returns", "shared-smoothed"],
 )
 def test_engines_agree(settings):
     """With full-batch epochs nothing of the two engines differs but the order of sums."""

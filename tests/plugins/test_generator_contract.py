@@ -7,6 +7,7 @@ container they are published in, and loaded by the registered plug-in.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from adanat_toolkit.runtime import devices as compute
 from adanat_toolkit.sampling import collect, sample, seed_range
 
 from ..golden.published_files import save_flax, save_halton, save_llamagen
-from ..helpers.released import randomise, save_mage, save_uvit, save_vqgan
+from ..helpers.released import randomise, save_latent, save_mage, save_uvit, save_var, save_vqgan
 from ..helpers.released_pipelines import save_amused
 from ..helpers.tiny import TinyGenerator
 from .test_released_maskgit import GOOGLE, HALTON, VQ, filled, flax_tokenizer
@@ -100,6 +101,19 @@ def google(side: int) -> Callable[[Path], Options]:
     return make
 
 
+def var(name: str) -> Callable[[Path], Options]:
+    def make(folder: Path) -> Options:
+        save_var(folder, f"var_{name}.pth")
+        return {}
+
+    return make
+
+
+def latent(folder: Path) -> Options:
+    save_latent(folder)
+    return {"heads": 4}
+
+
 def amused(side: int) -> Callable[[Path], Options]:
     def make(folder: Path) -> Options:
         save_amused(folder / f"amused-{side}", halved=side == 512)
@@ -123,6 +137,11 @@ FILES: dict[str, Callable[[Path], Options]] = {
     "muse:adanat-cc3m": cc3m,
     "amused:256": amused(256),
     "amused:512": amused(512),
+    "dit:xl-2-256": latent,
+    "sit:xl-2-256": latent,
+    "var:emoji64": embedded,
+    "var:d16": var("d16"),
+    "var:d30": var("d30"),
 }
 """What writes each variant's files, under their published names, into a folder; the options beside ``weights``."""
 
@@ -137,7 +156,12 @@ def test_every_registered_variant_is_covered() -> None:
     assert sorted(registered()) == sorted(FILES)
 
 
-def make(spec: str, folder: Path, **more: Any) -> TokenGenerator:
+OTHERS = ("dit", "sit", "var")
+"""Generators that are no token generators; their own tests are elsewhere."""
+TOKENS = sorted(spec for spec in FILES if spec.split(":")[0] not in OTHERS)
+
+
+def make(spec: str, folder: Path, **more: Any) -> Generator:
     """The variant from files that are written into a folder, with further options."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("adanat_plugins.generators.muse.BIGG", TEXT)  # the published tower has 695 million parameters
@@ -145,14 +169,26 @@ def make(spec: str, folder: Path, **more: Any) -> TokenGenerator:
         if FILES[spec] is not embedded:
             options["weights"] = str(folder)
         made = create_generator(spec, {**options, **more}, device=CPU, dtype=torch.float32, offline=True)
-    assert isinstance(made, TokenGenerator)
     assert made.name == spec
     return made
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Generator]:
+    """Each variant, built once."""
+    return cache(lambda spec: make(spec, tmp_path_factory.mktemp("weights")))
+
+
 @pytest.fixture(scope="module", params=sorted(FILES))
-def generator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TokenGenerator:
-    return make(request.param, tmp_path_factory.mktemp("weights"))
+def any_generator(request: pytest.FixtureRequest, made: Callable[[str], Generator]) -> Generator:
+    return made(request.param)
+
+
+@pytest.fixture(scope="module", params=TOKENS)
+def generator(request: pytest.FixtureRequest, made: Callable[[str], Generator]) -> TokenGenerator:
+    built = made(request.param)
+    assert isinstance(built, TokenGenerator)
+    return built
 
 
 def contexts(generator: Generator) -> Context:
@@ -220,8 +256,8 @@ def test_shapes_dtypes_and_ranges(generator: TokenGenerator) -> None:
 
 
 @pytest.mark.parametrize("check", testing.GENERATOR_CHECKS, ids=lambda check: check.__name__)
-def test_contract(generator: TokenGenerator, check: Callable[[testing.GeneratorCase], None]) -> None:
-    check(testing.GeneratorCase(generator))
+def test_contract(any_generator: Generator, check: Callable[[testing.GeneratorCase], None]) -> None:
+    check(testing.GeneratorCase(any_generator))
 
 
 @pytest.mark.parametrize("knob", TOKEN_KNOBS, ids=lambda knob: knob.name)
@@ -256,7 +292,8 @@ def test_no_forward_is_run_for_nothing(
     assert 0 <= first <= len(SEEDS) + guided
 
 
-def test_contexts_of_another_kind_are_refused(generator: TokenGenerator) -> None:
+def test_contexts_of_another_kind_are_refused(any_generator: Generator) -> None:
+    generator = any_generator
     if generator.context_kind != "class":
         with pytest.raises(ConfigError, match="not class-conditional"):
             generator.encode_classes([0])
@@ -331,6 +368,7 @@ def test_every_variant_compiles(generator: TokenGenerator, tmp_path: Path, monke
 
     monkeypatch.setitem(compute.COMPILED, "backend", backend)
     compiled = make(generator.name, tmp_path, compile=True)
+    assert isinstance(compiled, TokenGenerator)
     states = [g.reset(contexts(g), Noise(SEEDS), 2) for g in (generator, compiled)]
     plain, own = (g.observe(state) for g, state in zip((generator, compiled), states, strict=True))
     after_network = len(traced)

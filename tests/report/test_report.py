@@ -21,6 +21,7 @@ from adanat_toolkit.policies import load_policy
 from adanat_toolkit.registry import create_features
 from adanat_toolkit.report import Settings, default_file, make_report
 from adanat_toolkit.sampling import sample, seed_range
+from adanat_toolkit.storage import card_digest
 
 from ..helpers.cli import adanat, contents, file_size_limit, refused
 from ..helpers.report_runs import Page, both, pixels, plugins, trained
@@ -206,7 +207,8 @@ def test_stored_evaluations(runs: Runs, tmp_path: Path) -> None:
         "not to be compared with the one before:</b> figures of unlike numbers of generated images (32 and 48)" in text
     )
     card = json.loads((shared / "policy" / "policy.json").read_text())
-    (shared / "policy" / "policy.json").write_text(json.dumps({**card, "sha256": "0" * 64}))
+    card["sha256"] = "0" * 64
+    (shared / "policy" / "policy.json").write_text(json.dumps({**card, "digest": card_digest(card)}))
     result = make_report([shared], out, NO_PICTURES)
     assert "stored in its folder is of another policy" in result["left_out"][0] and "figures" not in result["runs"][0]
     assert "Left out" in out.read_text()
@@ -264,11 +266,11 @@ def test_what_is_damaged(runs: Runs, tmp_path: Path) -> None:
     run = runs("shared")
     whole = contents(run)
     for name, data, error in (
-        ("metrics.jsonl", b'{"iteration": 1\n' + whole["metrics.jsonl"], "line 1 is no JSON"),
+        ("metrics.jsonl", b'{"iteration": 1\n' + whole["metrics.jsonl"], "line 1 of .*metrics.jsonl is damaged"),
         ("config.json", b"{", "config.json is damaged"),
         ("config.json", b'{"unknown": 1}', "does not fit this version"),
-        ("policy/policy.json", b"[]", "policy.json is damaged"),
-        ("evaluation/evaluation.json", b'{"policies": 3}', "is no result of adanat evaluate"),
+        ("policy/policy.json", b"[]", "policy.json is not usable: the value must be an object"),
+        ("evaluation/evaluation.json", b'{"policies": 3}', "evaluation.json lacks the field toolkit .* or run adanat evaluate"),
     ):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_bytes(data)
@@ -281,7 +283,7 @@ def test_what_is_damaged(runs: Runs, tmp_path: Path) -> None:
     facts = json.loads((run / "evaluation" / "evaluation.json").read_text())
     del facts["protocol"]
     (run / "evaluation" / "evaluation.json").write_text(json.dumps(facts))
-    with pytest.raises(CheckpointError, match="lacks what this version writes"):
+    with pytest.raises(CheckpointError, match="lacks the field protocol"):
         make_report([run], tmp_path / "out.html", NO_PICTURES)
     assert not (tmp_path / "out.html").exists()
 

@@ -18,9 +18,10 @@ from adanat_toolkit.images import to_bytes
 from adanat_toolkit.interfaces import Context, Generator
 from adanat_toolkit.policies import AdaptivePolicy, SamplingPolicy, build_policy, load_policy
 from adanat_toolkit.report.probing import OPACITY, Probe, cover, probe, rank, trace
-from adanat_toolkit.report.reading import read_rows, short_names
+from adanat_toolkit.report.reading import short_names
 from adanat_toolkit.report.yardstick import blocks
 from adanat_toolkit.sampling import sample, seed_range
+from adanat_toolkit.storage import read_rows
 from adanat_toolkit.training import validate
 
 from ..helpers.report_runs import evaluation, made_run, rows_of
@@ -41,18 +42,16 @@ def test_a_cut_off_last_line_is_ignored_and_other_damage_is_not(tmp_path: Path) 
     file.write_text("\n".join(good) + '\n{"iteration": 4, "traj')
     assert [row["iteration"] for row in read_rows(file)] == [1, 2, 3]
     for line, message in (
-        ('{"iteration": 2', "line 2 is no JSON"),
-        ("[1, 2]", "line 2 has no number 'iteration'"),
-        (
-            '{"iteration": 2, "trajectories": 16, "reward/mean": "high", "reward/std": 0}',
-            "line 2 has no number 'reward/mean'",
-        ),
+        ('{"iteration": 2', f"line 2 of {file} is damaged"),
+        ("[1, 2]", f"line 2 of {file} is not usable: the value must be an object"),
+        ('{"iteration": 2, "reward/mean": "high"}', "'reward/mean' is no number"),
+        ('{"iteration": 0}', "it has no whole number 'iteration' from 1 on"),
     ):
         file.write_text("\n".join([good[0], line, good[2]]) + "\n")
         with pytest.raises(CheckpointError, match=re.escape(message)):
             read_rows(file)
     file.write_bytes(b"\xff\xfe\x00\n" + good[0].encode() + b"\n")
-    with pytest.raises(CheckpointError, match="line 1 is no JSON"):
+    with pytest.raises(CheckpointError, match=r"line 1 of .* is damaged"):
         read_rows(file)
 
 

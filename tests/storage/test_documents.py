@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
 from adanat_toolkit.errors import CheckpointError, ConfigError, DataError
-from adanat_toolkit.storage import read_document
-from adanat_toolkit.storage.documents import parse_document, read_bytes, read_lines
+from adanat_toolkit.storage import parse_document, read_bytes, read_document
+from adanat_toolkit.storage.documents import read_lines
 
 
 class Card(BaseModel):

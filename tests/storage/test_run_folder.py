@@ -283,7 +283,7 @@ def test_metrics(tmp_path: Path) -> None:
 def test_damage_inside_the_metrics_loses_no_row(tmp_path: Path) -> None:
     folder, file = RunFolder(tmp_path), tmp_path / "metrics.jsonl"
     file.write_text('{"iteration": 1}\n{"iterat\n{"iteration": 3}\n')
-    with pytest.raises(CheckpointError, match=r"line 2 of 3 in .*metrics\.jsonl is damaged"):
+    with pytest.raises(CheckpointError, match=r"line 2 of .*metrics\.jsonl is damaged"):
         folder.truncate_metrics(3)
     assert len(file.read_text().splitlines()) == 3
 

@@ -79,7 +79,7 @@ def test_overrides(text: str, expected: dict) -> None:
         ("trajectories=-3", "trajectories = -3"),
         ("batch=1", "batch = 1"),
         ("ppo.clip=nan", "ppo.clip"),
-        ("ppo.clip=.inf", r"ppo\.clip = inf: .*finite"),
+        ("ppo.clip=.inf", r"ppo\.clip=\.inf' is not usable: the value must be a finite number"),
         ("ppo.gamma=1.5", r"ppo\.gamma = 1\.5"),
         ("ppo=3", "ppo = 3"),
         ("policy.average=1", r"policy\.average = 1"),
@@ -100,10 +100,10 @@ def test_bad_settings_are_named(override: str, message: str) -> None:
     ("content", "message"),
     [
         (b"a: [1", "is not valid YAML"),
-        (b"\xff\xfe\x00x", "is not valid YAML"),
+        (b"\xff\xfe\x00x", "is not valid YAML: byte 0 is not UTF-8"),
         (b"- 1\n- 2\n", "must hold a mapping"),
         (b"", "must hold a mapping"),
-        (b"1: 2\n", "should be strings"),
+        (b"1: 2\n", "unknown key '1'"),
         (b"batchs: 3\n", "did you mean 'batch'"),
     ],
 )
@@ -117,7 +117,7 @@ def test_bad_files(content: bytes, message: str, tmp_path: Path) -> None:
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         resolve(file=tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match=r"cannot read the configuration .*irectory"):
+    with pytest.raises(ConfigError, match=r"is a folder, not a file"):
         resolve(file=tmp_path)
     with pytest.raises(ConfigError, match="did you mean 'paper'"):
         resolve(preset="papr")

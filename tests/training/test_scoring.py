@@ -11,7 +11,8 @@ import torch
 
 from adanat_toolkit.errors import AdaNATError, ConfigError, NotFiniteError, PluginError
 from adanat_toolkit.runtime import environment
-from adanat_toolkit.storage import RunFolder, load_tensors
+from adanat_toolkit.storage import RunFolder
+from adanat_toolkit.storage.files import load_tensors
 from adanat_toolkit.training import Trainer, create_trainer, merge, validate
 
 from ..helpers import tiny as plugins

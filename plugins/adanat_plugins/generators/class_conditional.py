@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+
 from adanat_toolkit.core import CONTEXT, Noise
 from adanat_toolkit.interfaces import Context, ContextKind, PluginOptions, Source
 
@@ -29,8 +31,13 @@ class ClassConditional(TokenizedGenerator):
     num_classes: int
 
     def sample_contexts(self, noise: Noise) -> Context:
-        drawn = (noise.uniform(CONTEXT, 0, (1,))[:, 0] * self.num_classes).long()
-        return Context(len(noise), classes=drawn.to(self.device))
+        return uniform_classes(noise, self.num_classes, self.device)
+
+
+def uniform_classes(noise: Noise, count: int, device: torch.device) -> Context:
+    """Contexts of classes 0..count - 1, each as likely as any other."""
+    drawn = (noise.uniform(CONTEXT, 0, (1,))[:, 0] * count).long()
+    return Context(len(noise), classes=drawn.to(device))
 
 
 def published_files(

@@ -92,11 +92,11 @@ class UViTClassGenerator(ClassConditional):
         logits, features = in_chunks(run, tokens, context.classes[:, None], minimum=minimum)
         return logits, features
 
-    def read_policy(self, path: Path, steps: int | None) -> SamplingPolicy:
-        """A policy published with AdaNAT (see ``released_policy.read_policy``)."""
+    def read_policy(self, path: Path, steps: int | None, changes: str = "") -> SamplingPolicy:
+        """A policy published with AdaNAT or AdaGen (see ``released_policy.read_policy``)."""
         from ..released_policy import read_policy
 
-        return read_policy(path, self, steps)
+        return read_policy(path, self, steps, changes)
 
 
 class Emoji64MaskGIT(UViTClassGenerator):

@@ -110,11 +110,11 @@ class Muse(TextConditional):
         logits, features = in_chunks(run, tokens, context.states, minimum=minimum)
         return logits, features
 
-    def read_policy(self, path: Path, steps: int | None) -> SamplingPolicy:
+    def read_policy(self, path: Path, steps: int | None, changes: str = "") -> SamplingPolicy:
         """A policy published with AdaNAT (see ``released_policy.read_policy``)."""
         from ..released_policy import read_policy
 
-        return read_policy(path, self, steps)
+        return read_policy(path, self, steps, changes)
 
 
 class Emoji64Muse(Muse):

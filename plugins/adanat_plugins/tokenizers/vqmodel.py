@@ -70,8 +70,21 @@ class VQModelTokenizer(nn.Module):
         """(B, 3, H, W) float32 in [0, 1] -> (B, N) int64, the nearest codes."""
 
         def run(batch: Tensor) -> Tensor:
-            x = (batch * 2 - 1 if self.signed else batch).to(self.dtype).contiguous(memory_format=torch.channels_last)
-            latent = self.model.quant_conv(self.model.encoder(x)).float().permute(0, 2, 3, 1).flatten(1, 2)
-            return torch.cdist(latent, self.model.quantize.embedding.weight.float()[None]).argmin(-1)
+            return self.nearest(self._latents(batch))
 
         return in_chunks(run, images, minimum=minimum_batch(self.dtype, self.device))[0]
+
+    @torch.no_grad()
+    def latents(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) float32 in [0, 1] -> (B, C, h, w) float32, before they are rounded to codes."""
+        return in_chunks(self._latents, images, minimum=minimum_batch(self.dtype, self.device))[0].contiguous()
+
+    def _latents(self, batch: Tensor) -> Tensor:
+        x = (batch * 2 - 1 if self.signed else batch).to(self.dtype).contiguous(memory_format=torch.channels_last)
+        return self.model.quant_conv(self.model.encoder(x)).float()
+
+    @torch.no_grad()
+    def nearest(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) float32 -> (B, h * w) int64, the nearest codes."""
+        cells = latents.permute(0, 2, 3, 1).flatten(1, 2)
+        return torch.cdist(cells, self.model.quantize.embedding.weight.float()[None]).argmin(-1)

@@ -124,10 +124,24 @@ def _adanat(variant: str, role: str, file: str, parameters: int) -> Asset:
     return Asset((variant,), role, file, _ADANAT, _ADANAT_LICENCE, _ADANAT_OBTAIN, parameters)
 
 
+_VAR = ("var:d16", "var:d30")
+_VAR_HUB = "FoundationVision/var"
+_VAR_LICENCE = "MIT (repository and model card)"
+
+
+def _var(variants: tuple[str, ...], role: str, name: str, parameters: int) -> Asset:
+    return Asset(
+        variants, role, f"var/{name}", f"https://huggingface.co/{_VAR_HUB}", _VAR_LICENCE, f"download {name}", parameters,
+        hub=_VAR_HUB,
+    )
+
+
 _HALTON = ("maskgit:halton-256", "maskgit:halton-384")
 _HALTON_HUB = "llvictorll/Halton-MaskGIT"
 _BIGG = "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"
 _VQGAN_VARIANTS = ("maskgit:adanat-imagenet-l", "maskgit:adanat-imagenet-s", "muse:adanat-cc3m")
+
+_LATENT = ("dit:xl-2-256", "sit:xl-2-256")
 
 ASSETS: tuple[Asset, ...] = (
     _embedded(("maskgit:emoji64",), "generator", "maskgit.safetensors", 4_562_177,
@@ -165,10 +179,21 @@ ASSETS: tuple[Asset, ...] = (
     _google(256, "tokenizer", "tokenizer_imagenet256_checkpoint", 54_515_587),
     _google(512, "generator", "maskgit_imagenet512_checkpoint", 173_047_017),
     _google(512, "tokenizer", "tokenizer_imagenet512_checkpoint", 54_515_587),
+    _var(_VAR[:1], "generator", "var_d16.pth", 310_283_520),
+    _var(_VAR[1:], "generator", "var_d30.pth", 2_010_020_356),
+    _var(_VAR, "tokenizer", "vae_ch160v4096z32.pth", 108_948_355),
     Asset(("amused:256",), "pipeline", "amused/amused-256", "https://huggingface.co/amused/amused-256",
           "not checked: see the model card", "download the whole folder", hub="amused/amused-256"),
     Asset(("amused:512",), "pipeline", "amused/amused-512", "https://huggingface.co/amused/amused-512",
           "not checked: see the model card", "download the whole folder", hub="amused/amused-512"),
+    Asset(_LATENT[:1], "generator", "dit/DiT-XL-2-256x256.pt", "the README of https://github.com/facebookresearch/DiT",
+          "CC-BY-NC-4.0 (repository): not for commercial use", "follow the README's link to DiT-XL/2 at 256x256",
+          675_129_632),
+    Asset(_LATENT[1:], "generator", "sit/SiT-XL-2-256.pt", "the README of https://github.com/willisma/SiT",
+          "MIT (repository)", "follow the README's link to SiT-XL/2 at 256x256", 675_129_632),
+    Asset(_LATENT, "tokenizer", "stable-diffusion/autoencoder_kl.pth",
+          "the README of https://github.com/LeapLabTHU/AdaGen (Stable Diffusion's autoencoder in its original layout)",
+          "not checked: see where it is published", "follow the README's link; diffusers' layout does not fit", 83_653_863),
 )
 
 

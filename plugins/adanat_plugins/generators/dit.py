@@ -1,0 +1,272 @@
+"""``dit`` and ``sit``: class-conditional latent diffusion and flow with a transformer, under a second-order solver.
+
+One class for both: they share network, solver and knobs, and differ in the path from noise to image (``dpm_solver.Path``).
+An action chooses the time that the latent goes to and the guidance of the prediction it goes by. The first one, before any
+forward, chooses the starting time, with features that are zero (AdaGen, arXiv:2603.06993).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from adanat_toolkit.core import GUIDANCE, INITIAL, TIME, ActionSpace, Noise
+from adanat_toolkit.errors import ConfigError, WeightsError, nearest
+from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions, SamplingPolicy
+from adanat_toolkit.registry import parse_options
+from adanat_toolkit.runtime import COMPILED, in_chunks, minimum_batch
+
+from ..fingerprints import fingerprint_state
+from ..tokenizers.autoencoder_kl import KLTokenizer
+from ..weights import asset, build, place, read_state
+from .class_conditional import PublishedOptions, published_files, uniform_classes
+from .dit_net import DiT, dit_sizes
+from .dpm_solver import Diffusion, Flow, Path, first_order, second_order
+
+
+class LatentTokenizer(Protocol):
+    """Latents at the generator's scale <-> images in [0, 1]."""
+
+    channels: int
+    downsampling: int
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+    def encode(self, images: Tensor) -> Tensor: ...
+
+
+@dataclass
+class Start:
+    """Where an update began: latents and data prediction (B, C, h, w) float32, time (B,) float32."""
+
+    latents: Tensor
+    data: Tensor
+    time: Tensor
+
+
+@dataclass
+class LatentState:
+    """State of a sample between two actions.
+
+    Attributes:
+        latents: (B, C, h, w) float32 at time (B,) float32, which is None before the first action.
+        start: where the update in progress began; None between two updates.
+        data: the last prediction of the image's latents.
+        output, null_output, features: the network's for ``latents``, once they were needed.
+    """
+
+    context: Context
+    latents: Tensor
+    time: Tensor | None = None
+    start: Start | None = None
+    data: Tensor | None = None
+    output: Tensor | None = None
+    null_output: Tensor | None = None
+    features: Tensor | None = None
+
+
+class LatentGenerator(Generator):
+    """A frozen transformer that predicts noise or velocity, and the autoencoder that its latents belong to.
+
+    Every update of the solver takes two forwards, hence T steps make T // 2 updates, and one action more than forwards.
+
+    Args:
+        network: in float32; its class table's last row is the null class of guidance.
+        guided_channels: those that guidance changes, counted from the first one.
+    """
+
+    family: ClassVar[str]
+    path: ClassVar[Path]
+    context_kind: ContextKind = "class"
+    default_steps = 16
+    Options: ClassVar[type[PluginOptions]] = PublishedOptions
+
+    def __init__(
+        self,
+        name: str,
+        network: DiT,
+        tokenizer: LatentTokenizer,
+        *,
+        guided_channels: int,
+        default_schedule: str,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.name = name
+        self.action_space = ActionSpace((TIME, GUIDANCE))
+        self.default_schedule = default_schedule
+        self.fingerprint = fingerprint_state(network.state_dict())
+        self.network = place(network, device, dtype).eval().requires_grad_(False)
+        self.tokenizer, self.guided_channels = tokenizer, guided_channels
+        self.latent_shape = (network.channels, network.side, network.side)
+        self.grid = (network.side // network.patch,) * 2
+        self.image_size = (network.side * tokenizer.downsampling,) * 2
+        self.feature_dim = network.pos_embed.shape[2]
+        self.num_classes = self.null_class = network.classes
+        self.device, self.dtype = device, dtype
+
+    def parameters_count(self) -> dict[str, int]:
+        parts = {"generator": self.network, "tokenizer": self.tokenizer}
+        modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in modules.items()}
+
+    def compile(self) -> None:
+        self.network.compile(**COMPILED)
+
+    def sample_contexts(self, noise: Noise) -> Context:
+        """Classes as likely as each other: published weights do not tell label frequencies."""
+        assert self.num_classes is not None
+        return uniform_classes(noise, self.num_classes, self.device)
+
+    def decisions(self, steps: int) -> int:
+        if steps < 2:
+            raise ConfigError(f"{self.name} cannot make an image in {steps} step: an update takes two. Use 2 or more.")
+        return 2 * (steps // 2) + 1
+
+    # --- one image ----------------------------------------------------------------------------------------------------
+
+    def reset(self, context: Context, noise: Noise, steps: int) -> LatentState:
+        """Standard normal noise, which is taken as the latent at whatever time the first action starts from."""
+        return LatentState(context, noise.normal(INITIAL, 0, self.latent_shape))
+
+    @torch.no_grad()
+    def observe(self, state: LatentState, *, guided: bool = True) -> Tensor:
+        if state.time is None:
+            cells = self.grid[0] * self.grid[1]
+            return state.latents.new_zeros(1).expand(len(state.context), cells, self.feature_dim)
+        classes = state.context.classes
+        assert classes is not None
+        null = torch.full_like(classes, self.null_class)
+        if state.output is None:
+            if guided:  # conditional and unconditional are one batch
+                both = (torch.cat([a, b]) for a, b in ((state.latents,) * 2, (state.time,) * 2, (classes, null)))
+                output, features = self._predict(*both)
+                state.output, state.null_output = output.chunk(2)
+                state.features = features[: len(classes)]
+            else:
+                state.output, state.features = self._predict(state.latents, state.time, classes)
+        elif guided and state.null_output is None:
+            state.null_output = self._predict(state.latents, state.time, null)[0]
+        assert state.features is not None
+        return state.features
+
+    @torch.no_grad()
+    def step(self, state: LatentState, action: Tensor, noise: Noise) -> LatentState:
+        proposed, guidance = action.unbind(1)
+        time = self.path.move(proposed, state.time)
+        if state.time is None:
+            return LatentState(state.context, state.latents, time)
+        # Asking whether all guidance is zero costs a device synchronisation, so it is asked only when nobody observed.
+        self.observe(state, guided=state.null_output is not None or bool((guidance != 0).any()))
+        assert state.output is not None
+        output = state.output
+        if state.null_output is not None:
+            channels = torch.arange(output.shape[1], device=output.device) < self.guided_channels
+            weight = guidance[:, None, None, None] * channels[:, None, None]
+            output = output + weight * (output - state.null_output)
+        data = self.path.data(state.latents, output, state.time)
+        if state.start is None:
+            latents = first_order(self.path, state.latents, data, state.time, time)
+            return LatentState(state.context, latents, time, Start(state.latents, data, state.time), data)
+        begun = state.start
+        latents = second_order(self.path, begun.latents, begun.data, data, begun.time, state.time, time)
+        return LatentState(state.context, latents, time, data=data)
+
+    @torch.no_grad()
+    def decode(self, state: LatentState) -> Tensor:
+        return self.tokenizer.decode(state.latents)
+
+    def latents(self, state: LatentState) -> Tensor:
+        return state.latents
+
+    @torch.no_grad()
+    def encode_latents(self, images: Tensor) -> Tensor:
+        return self.tokenizer.encode(images)
+
+    def _predict(self, latents: Tensor, time: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise or velocity (B, C, h, w) and features (B, N, D), both float32."""
+
+        def run(x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            output, features = self.network(x.to(self.dtype), t, labels)
+            return output[:, : self.latent_shape[0]].float(), features.float()
+
+        minimum = max(minimum_batch(self.dtype, self.device, rows=rows) for rows in (False, True))
+        output, features = in_chunks(run, latents, self.path.network_time(time), classes, minimum=minimum)
+        return output, features
+
+    def read_policy(self, path: FilePath, steps: int | None, changes: str = "") -> SamplingPolicy:
+        """A policy published with AdaGen (see ``released_policy.read_policy``)."""
+        from ..released_policy import read_policy
+
+        return read_policy(path, self, steps, changes)
+
+    # --- loading ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def variants(cls) -> tuple[str, ...]:
+        return ("xl-2-256",)
+
+    @classmethod
+    def create(
+        cls, variant: str | None, options: dict[str, Any], *, device: torch.device, dtype: torch.dtype, offline: bool
+    ) -> LatentGenerator:
+        """See ``interfaces.Generator.create``."""
+        chosen_variant = variant or cls.variants()[0]
+        if chosen_variant not in cls.variants():
+            raise ConfigError(
+                f"{cls.family} has no variant {variant!r}{nearest(chosen_variant, cls.variants())} "
+                f"Variants: {', '.join(cls.variants())}."
+            )
+        name = f"{cls.family}:{chosen_variant}"
+        chosen = parse_options(f"generator {name!r}", DiTOptions, options)
+        assert isinstance(chosen, DiTOptions)
+        files = published_files(chosen, asset(name, "generator"), asset(name, "tokenizer"), offline=offline)
+        state = read_state(files[0])
+        sizes = dit_sizes(state, heads=chosen.heads, source=str(files[0]))
+        network = build(lambda: DiT(**sizes), state, source=str(files[0]))
+        tokenizer = KLTokenizer.from_state(read_state(files[1]), source=str(files[1]), device=device, dtype=dtype)
+        if tokenizer.channels != network.channels:
+            raise WeightsError(
+                f"the generator works on latents of {network.channels} channels and the tokenizer {files[1]} has "
+                f"{tokenizer.channels}: they do not belong together. Give the matching file with the option tokenizer."
+            )
+        made = cls(
+            name,
+            network,
+            tokenizer,
+            guided_channels=3,  # as published: the last of the four latent channels is not guided
+            default_schedule=cls.published_schedule,
+            device=device,
+            dtype=dtype,
+        )
+        return chosen.applied(made)
+
+    published_schedule: ClassVar[str]
+    """Even times, and the guidance that AdaGen's policies were added to."""
+
+
+class DiTOptions(PublishedOptions):
+    heads: int | None = None
+    """Attention heads of a checkpoint of an unpublished size (weights do not tell them)."""
+
+
+class DiTGenerator(LatentGenerator):
+    """``dit``: the network predicts noise on the variance-preserving path; time falls from 1 (noise) to 0."""
+
+    family = "dit"
+    path = Diffusion()
+    Options: ClassVar[type[PluginOptions]] = DiTOptions
+    published_schedule = "time=0.9:0.01,guidance=1"
+
+
+class SiTGenerator(LatentGenerator):
+    """``sit``: the network predicts velocity on the linear path; time rises from 0 (noise) to 1."""
+
+    family = "sit"
+    path = Flow()
+    Options: ClassVar[type[PluginOptions]] = DiTOptions
+    published_schedule = "time=0.01:0.99,guidance=1.5"

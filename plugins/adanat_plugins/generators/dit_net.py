@@ -1,0 +1,189 @@
+"""The diffusion transformer of DiT and SiT (Peebles and Xie 2023, section 3; Ma et al. 2024 use the same network).
+
+Parameter names follow the published files, so that they load by name. DiT reads its output as noise, SiT as velocity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adanat_toolkit.errors import ConfigError, WeightsError
+from adanat_toolkit.policies import StepEmbedding
+
+from .uvit import Attention
+
+HEADS = {192: 6, 384: 6, 768: 12, 1024: 16, 1152: 16}
+"""Attention heads by width: the embedded networks, then DiT's S, B, L and XL (table 1). Weights do not tell them."""
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without affine (eps 1e-6), then x (1 + scale) + shift: (B, N, D) by (B, D)."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+
+
+class MLP(nn.Module):
+    """Two layers with GELU by its tanh approximation."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear map that starts at zero, so that fresh blocks are the identity (adaLN-Zero, section 3.2)."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Block(nn.Module):
+    """Attention and MLP, each with shift, scale and gate from the condition (section 3.2, adaLN-Zero)."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.attn = Attention(width, heads, qkv_bias=True)
+        self.mlp = MLP(width, hidden)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), zero_linear(width, 6 * width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.adaLN_modulation(condition).chunk(6, dim=1)
+        x = x + gate[:, None] * self.attn(modulate(x, shift, scale))
+        return x + mlp_gate[:, None] * self.mlp(modulate(x, mlp_shift, mlp_scale))
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = zero_linear(width, outputs)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), zero_linear(width, 2 * width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
+        return self.linear(modulate(x, shift, scale))
+
+
+class PatchEmbedding(nn.Module):
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, width), row by row."""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class ClassEmbedding(nn.Module):
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(rows, width)
+
+    def forward(self, classes: Tensor) -> Tensor:
+        return self.embedding_table(classes)
+
+
+def position_table(width: int, side: int) -> Tensor:
+    """(1, side * side, width) float32: the column in the first half of the channels, the row in the second, each as sines,
+    then cosines, with frequencies 10000^(-k / (width / 4))."""
+    quarter = width // 4
+    frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
+    angles = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * frequency
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
+    column, row = axis[None].expand(side, -1, -1), axis[:, None].expand(-1, side, -1)
+    return torch.cat([column, row], dim=2).reshape(1, side * side, width).float()
+
+
+class DiT(nn.Module):
+    """What a noisy latent, its time and its class predict.
+
+    Args:
+        side: of the square latent in cells; ``patch`` divides it. channels: of the latent; ``outputs`` of the prediction
+            (the published networks have twice as many: DiT's variance, which sampling does not use; SiT drops them).
+        classes: rows of the class table less one; row ``classes`` is the null class of guidance.
+    """
+
+    def __init__(
+        self,
+        *,
+        side: int,
+        patch: int,
+        channels: int,
+        outputs: int,
+        width: int,
+        depth: int,
+        heads: int,
+        hidden: int,
+        classes: int,
+    ) -> None:
+        super().__init__()
+        self.side, self.patch, self.channels, self.outputs, self.classes = side, patch, channels, outputs, classes
+        self.x_embedder = PatchEmbedding(channels, width, patch)
+        self.t_embedder = StepEmbedding(width)
+        self.y_embedder = ClassEmbedding(classes + 1, width)
+        self.pos_embed = nn.Parameter(position_table(width, side // patch), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
+        self.final_layer = FinalLayer(width, patch * patch * outputs)
+
+    def forward(self, x: Tensor, time: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, channels, side, side), time (B,) as the network was trained on it, classes (B,) int64.
+
+        Returns:
+            prediction (B, outputs, side, side) and features (B, N, width): the last block's output, not normalised.
+        """
+        condition = self.t_embedder(time) + self.y_embedder(classes)
+        features = self.x_embedder(x) + self.pos_embed
+        for block in self.blocks:
+            features = block(features, condition)
+        patches = self.final_layer(features, condition)
+        cells = self.side // self.patch
+        grid = patches.view(len(x), cells, cells, self.patch, self.patch, self.outputs)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(x), self.outputs, self.side, self.side), features
+
+
+def dit_sizes(state: Mapping[str, Tensor], *, heads: int | None = None, source: str = "the file") -> dict[str, Any]:
+    """The arguments of :class:`DiT` that fit a checkpoint's tensors.
+
+    Raises:
+        WeightsError: the tensors are not those of a DiT or SiT.
+        ConfigError: ``heads`` is needed, or does not divide the width.
+    """
+    try:
+        width, channels, patch, _ = state["x_embedder.proj.weight"].shape
+        cells = state["pos_embed"].shape[1]
+        depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+        hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
+        rows = state["y_embedder.embedding_table.weight"].shape[0]
+        outputs = state["final_layer.linear.weight"].shape[0] // patch**2
+    except (KeyError, ValueError, IndexError) as error:
+        raise WeightsError(
+            f"{source} is no DiT or SiT: {error} is missing or malformed. Expected the published names "
+            "(x_embedder.proj..., blocks.N..., final_layer...)."
+        ) from None
+    number = heads or HEADS.get(width)
+    if number is None or width % number:
+        what = "unknown for" if number is None else f"{number}, which does not divide"
+        raise ConfigError(f"the number of attention heads is {what} width {width}; give the option heads.")
+    side = math.isqrt(cells)
+    if side * side != cells:
+        raise WeightsError(f"{source}: the checkpoint has {cells} positions, which form no square grid.")
+    return {
+        "side": side * patch,
+        "patch": patch,
+        "channels": channels,
+        "outputs": outputs,
+        "width": width,
+        "depth": depth,
+        "heads": number,
+        "hidden": hidden,
+        "classes": rows - 1,
+    }

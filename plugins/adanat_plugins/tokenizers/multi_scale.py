@@ -1,0 +1,298 @@
+"""The multi-scale residual tokenizer of VAR (Tian et al. 2024, arXiv:2404.02905, section 3.2).
+
+An image is a latent map, and the map is a sum: at each scale, from one token to the full map, what is still missing is
+resized to the scale, replaced by the nearest codes, resized back, passed through a convolution and added. Parameter names
+follow the released ``vae_ch160v4096z32.pth``, so that it loads by name. Written from what the published implementation
+computes; ``tests/golden`` compares the numbers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adanat_toolkit.errors import WeightsError
+from adanat_toolkit.runtime import in_chunks, minimum_batch
+
+from ..weights import place
+from .llamagen_vq import Downsample, ResidualBlock, Upsample, conv3, group_norm
+
+CONVOLUTIONS = 4
+"""How many convolutions the scales share."""
+SHARE = 0.5
+"""Share of the convolution's output in what a scale adds; the rest is its input."""
+
+
+def convolution_of(scale: int, scales: int) -> int:
+    """Which convolution a scale uses: the one whose tick is nearest to its position.
+
+    In float64 with these very ticks: for the ten published scales two of the positions are ties that rounding decides.
+    """
+    ticks = np.linspace(1 / 3 / CONVOLUTIONS, 1 - 1 / 3 / CONVOLUTIONS, CONVOLUTIONS)
+    return int(np.argmin(np.abs(ticks - scale / (scales - 1))))
+
+
+class SharedConvolutions(nn.Module):
+    """The convolutions ``qresi_ls.0`` ... that scales share."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qresi_ls = nn.ModuleList(conv3(width, width) for _ in range(CONVOLUTIONS))
+
+    def forward(self, x: Tensor, index: int) -> Tensor:
+        return (1 - SHARE) * x + SHARE * self.qresi_ls[index](x)
+
+
+class MultiScaleQuantizer(nn.Module):
+    """Codes of all scales <-> the latent map, in float32.
+
+    Args:
+        vocabulary, width: number of codes and their channels.
+        scales: sides of the token maps; the last is that of the latent.
+    """
+
+    ema_vocab_hit_SV: Tensor
+
+    def __init__(self, vocabulary: int, width: int, scales: Sequence[int]) -> None:
+        super().__init__()
+        self.scales = tuple(scales)
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.quant_resi = SharedConvolutions(width)
+        # How often each scale used each code in training; the published file carries it along and nothing reads it.
+        self.register_buffer("ema_vocab_hit_SV", torch.zeros(len(self.scales), vocabulary))
+
+    @property
+    def side(self) -> int:
+        return self.scales[-1]
+
+    @property
+    def width(self) -> int:
+        return self.embedding.embedding_dim
+
+    def resized(self, latent: Tensor, scale: int) -> Tensor:
+        """(B, C, H, H) -> (B, C, p, p), means of areas: what a scale's codes stand for, and what its tokens are made from."""
+        return F.interpolate(latent, size=(self.scales[scale],) * 2, mode="area")
+
+    def spread(self, vectors: Tensor, scale: int) -> Tensor:
+        """Code vectors of a scale (B, C, p, p) -> what they add to the latent, (B, C, H, H)."""
+        if self.scales[scale] != self.side:
+            vectors = F.interpolate(vectors, size=(self.side, self.side), mode="bicubic")
+        return self.quant_resi(vectors, convolution_of(scale, len(self.scales)))
+
+    def contribution(self, codes: Tensor, scale: int) -> Tensor:
+        """Codes of a scale (B, p * p) int64, row by row -> what they add to the latent, (B, C, H, H)."""
+        side = self.scales[scale]
+        return self.spread(self.embedding(codes).transpose(1, 2).reshape(len(codes), -1, side, side), scale)
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """(B, C, p, p) -> (B, p * p) int64: the nearest codes in Euclidean distance, row by row."""
+        flat = vectors.flatten(2).transpose(1, 2)
+        # |z|^2 is the same for every code, so it is left out.
+        return (self.embedding.weight.square().sum(1) - 2 * flat @ self.embedding.weight.T).argmin(-1)
+
+    def encode(self, latent: Tensor, chosen: Sequence[int] | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """Codes of a latent, coarse to fine.
+
+        Args:
+            latent: (B, C, H, H). chosen: the scales to use, rising; None for all.
+
+        Returns:
+            (codes, before): for each scale its codes (B, p * p) and the latent as it was before them (B, C, H, H); the
+            last entry of ``before`` is the latent that all codes add up to.
+        """
+        before, codes = [torch.zeros_like(latent)], []
+        for scale in range(len(self.scales)) if chosen is None else chosen:
+            codes.append(self.nearest(self.resized(latent - before[-1], scale)))
+            before.append(before[-1] + self.contribution(codes[-1], scale))
+        return codes, before
+
+
+@dataclass(frozen=True)
+class MultiScaleVQConfig:
+    """Sizes of the published tokenizer.
+
+    Attributes:
+        vocabulary, code_width: number of codes and their channels, which are the latent's.
+        scales: sides of the token maps.
+        width, multipliers: level i has ``width * multipliers[i]`` channels; each level but the last halves the image.
+        blocks: residual blocks a level in the encoder; the decoder has one more.
+    """
+
+    vocabulary: int
+    code_width: int
+    scales: tuple[int, ...]
+    width: int
+    multipliers: tuple[int, ...]
+    blocks: int
+
+    @property
+    def downsampling(self) -> int:
+        return 2 ** (len(self.multipliers) - 1)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], scales: Sequence[int], *, source: str) -> MultiScaleVQConfig:
+        """The sizes of a checkpoint, read from its tensors' shapes; ``scales`` are the transformer's.
+
+        Raises:
+            WeightsError: the tensors are not those of this tokenizer.
+        """
+        try:
+            vocabulary, code_width = state["quantize.embedding.weight"].shape
+            width = state["encoder.conv_in.weight"].shape[0]
+            levels = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.down."))
+            blocks = 1 + max(int(name.split(".")[4]) for name in state if name.startswith("encoder.down.0.block."))
+            channels = [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
+        except (KeyError, ValueError, IndexError) as error:
+            raise WeightsError(
+                f"{source} is no tokenizer of VAR: {error} is missing or malformed. Expected the layout of "
+                "vae_ch160v4096z32.pth (encoder.down.N.block..., quantize.quant_resi.qresi_ls...)."
+            ) from None
+        return cls(vocabulary, code_width, tuple(scales), width, tuple(c // width for c in channels), blocks)
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over the positions of a feature map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.qkv, self.proj_out = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return x + self.proj_out(mixed[:, 0].transpose(1, 2).reshape(x.shape))
+
+
+class Level(nn.Module):
+    """One resolution: residual blocks, each followed by attention at the lowest one, then a change of size."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResidualBlock(inputs if i == 0 else outputs, outputs) for i in range(blocks))
+        self.attn = nn.ModuleList(AttentionBlock(outputs) for _ in range(blocks if attention else 0))
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[i](x)
+        for resize in (self.downsample, self.upsample):
+            if resize is not None:
+                x = resize(x)
+        return x
+
+
+def middle(channels: int) -> nn.Sequential:
+    parts = [
+        ("block_1", ResidualBlock(channels, channels)),
+        ("attn_1", AttentionBlock(channels)),
+        ("block_2", ResidualBlock(channels, channels)),
+    ]
+    return nn.Sequential(OrderedDict(parts))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: MultiScaleVQConfig) -> None:
+        super().__init__()
+        widths = [config.width * m for m in config.multipliers]
+        last = len(widths) - 1
+        self.conv_in = conv3(3, config.width)
+        self.down = nn.ModuleList()
+        for i, (inputs, outputs) in enumerate(zip([config.width, *widths], widths, strict=False)):
+            level = Level(inputs, outputs, config.blocks, attention=i == last)
+            level.downsample = Downsample(outputs) if i != last else None
+            self.down.append(level)
+        self.mid = middle(widths[-1])
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = conv3(widths[-1], config.code_width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, code_width, H / downsampling, W / downsampling)."""
+        x = self.conv_in(images)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: MultiScaleVQConfig) -> None:
+        super().__init__()
+        widths = [config.width * m for m in config.multipliers]
+        last = len(widths) - 1
+        self.conv_in = conv3(config.code_width, widths[-1])
+        self.mid = middle(widths[-1])
+        self.up = nn.ModuleList()  # finest level first, as the published names count
+        for i, (inputs, outputs) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)):
+            level = Level(inputs, outputs, config.blocks + 1, attention=i == last)
+            level.upsample = Upsample(outputs) if i != 0 else None
+            self.up.append(level)
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = conv3(widths[0], 3)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """(B, code_width, h, w) -> (B, 3, H, W), nominally in [-1, 1]."""
+        x = self.mid(self.conv_in(latent))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class MultiScaleVQ(nn.Module):
+    """The published tokenizer; what generators use is :class:`MultiScaleTokenizer`."""
+
+    def __init__(self, config: MultiScaleVQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.quantize = MultiScaleQuantizer(config.vocabulary, config.code_width, config.scales)
+        self.quant_conv = conv3(config.code_width, config.code_width)
+        self.post_quant_conv = conv3(config.code_width, config.code_width)
+
+
+class MultiScaleTokenizer(nn.Module):
+    """Latents <-> images in [0, 1], and codes <-> latents by ``quantizer``.
+
+    Args:
+        model: has ``encoder``, ``quant_conv``, ``post_quant_conv`` and ``decoder``; its own images are in [-1, 1].
+        quantizer: with its weights; it stays in float32, since a code is decided by small differences.
+        device, dtype: where and in what the convolutions run; images and latents are float32 outside.
+    """
+
+    def __init__(
+        self, model: Any, quantizer: MultiScaleQuantizer, downsampling: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.quantizer = place(quantizer, device, torch.float32).eval().requires_grad_(False)
+        for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
+            place(part, device, dtype)
+        self.device, self.dtype, self.downsampling = device, dtype, downsampling
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """(B, C, h, w) float32 -> (B, 3, H, W) float32 in [0, 1]."""
+
+        def run(batch: Tensor) -> Tensor:
+            image = self.model.decoder(self.model.post_quant_conv(batch.to(self.dtype)))
+            return image.float().clamp(-1, 1).add(1).div(2).contiguous()
+
+        return in_chunks(run, latent, minimum=minimum_batch(self.dtype, self.device))[0]
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) float32 in [0, 1] -> (B, C, h, w) float32, before any code is chosen."""
+
+        def run(batch: Tensor) -> Tensor:
+            return self.model.quant_conv(self.model.encoder((batch * 2 - 1).to(self.dtype))).float().contiguous()
+
+        return in_chunks(run, images, minimum=minimum_batch(self.dtype, self.device))[0]
