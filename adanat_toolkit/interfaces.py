@@ -19,7 +19,7 @@ from .core import (
     Source,
     Tracker,
 )
-from .decoding import DecodingRule, TokenGenerator, TokenState
+from .decoding import DecodingRule, SamplingPolicy, TokenGenerator, TokenState
 
 __all__ = [
     "Context",
@@ -33,6 +33,7 @@ __all__ = [
     "PluginOptions",
     "Policy",
     "RewardModel",
+    "SamplingPolicy",
     "Source",
     "TokenGenerator",
     "TokenState",

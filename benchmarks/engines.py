@@ -127,8 +127,8 @@ def judge(policy_spec: str, generator: Any, options: argparse.Namespace) -> dict
     from adanat_toolkit.registry import create_features
     from adanat_toolkit.sampling import sample, seed_range
 
-    policy, space, _ = load_policy(policy_spec, generator, options.steps)
-    images = torch.cat([part.images for part in sample(generator, policy, space, seed_range(10**6, options.images))])
+    policy = load_policy(policy_spec, generator, options.steps)
+    images = torch.cat([part.images for part in sample(generator, policy, seed_range(10**6, options.images))])
     extractor = create_features("emoji64", device=generator.device)
     real = generator.real_images()
     assert real is not None

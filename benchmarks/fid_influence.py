@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adanat_plugins.rewards.fid import FidReward, frechet_distance_of_few
 from adanat_plugins.rewards.frechet_influence import FrechetInfluence, Moments
+from adanat_toolkit.policies import SamplingPolicy
 from adanat_toolkit.sampling import sample, seed_range
 from adanat_toolkit.training import Trainer, validate
 
@@ -36,7 +37,8 @@ def generate(schedule: str | None, first: int, count: int) -> tuple[FidReward, T
     trainer = Trainer(validate(config))
     reward = trainer.reward
     assert isinstance(reward, FidReward)
-    made = sample(trainer.generator, trainer.policy, trainer.space, seed_range(first, count), sigma=SIGMA)
+    policy = SamplingPolicy(trainer.policy, trainer.space)
+    made = sample(trainer.generator, policy, seed_range(first, count), sigma=SIGMA)
     return reward, torch.cat([reward.embed(part.images, part.context) for part in made]).double()
 
 

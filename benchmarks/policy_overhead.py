@@ -30,7 +30,7 @@ from adanat_plugins.generators.maskgit import MaskGIT, UViTClassGenerator
 from adanat_plugins.generators.uvit import UViT
 from adanat_plugins.tokenizers.vqgan import VQGAN, VQGANConfig, VQGANTokenizer
 from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace, parse_schedule
-from adanat_toolkit.policies import AdaptivePolicy, build_policy
+from adanat_toolkit.policies import AdaptivePolicy, SamplingPolicy, build_policy
 from adanat_toolkit.sampling import sample, seed_range
 
 CLASSES = 1001
@@ -59,15 +59,14 @@ def adanat_l() -> tuple[UViT, VQGAN]:
     return network.eval(), VQGAN(VQGANConfig()).eval()
 
 
-def make_policy(shape: str, generator: UViTClassGenerator) -> tuple[AdaptivePolicy, ActionSpace]:
+def make_policy(shape: str, generator: UViTClassGenerator) -> SamplingPolicy:
     schedule = parse_schedule("adanat", generator.action_space, STEPS[shape])
     space = generator.action_space.bind(schedule)
     options = AdaptivePolicy.Options()
-    policy, _ = build_policy(
+    network, _ = build_policy(
         AdaptivePolicy, options, space=space, grid=generator.grid, feature_dim=generator.feature_dim, seed=0
     )
-    assert isinstance(policy, AdaptivePolicy)
-    return policy.to(generator.device).eval(), space
+    return SamplingPolicy(network.to(generator.device).eval(), space)
 
 
 COUNTED = 4
@@ -99,7 +98,7 @@ def count(shape: str) -> dict[str, Any]:
             decode = operations(lambda: tokenizer.raw_images(tokens, (16, 16)))
         else:
             generator = make_generator(shape, torch.device("cpu"))
-            network, (policy, _) = generator.network, make_policy(shape, generator)
+            network, policy = generator.network, make_policy(shape, generator).network
             tokens, width = torch.zeros(1, generator.cells, dtype=torch.int64), generator.feature_dim
             decode = operations(lambda: generator.decode_tokens(tokens.expand(COUNTED, -1))) // COUNTED
         one = torch.zeros(1, 1, dtype=torch.int64)
@@ -126,11 +125,11 @@ def count_while_sampling(shape: str, device: torch.device) -> dict[str, int]:
     """Operations of an image as it is really made (the null context's first state is shared by the batch): with nothing kept,
     and with the first states kept."""
     generator = make_generator(shape, device)
-    policy, space = make_policy(shape, generator)
+    policy = make_policy(shape, generator)
     context = generator.encode_classes(list(range(COUNTED)))
 
     def run() -> None:
-        list(sample(generator, policy, space, seed_range(0, COUNTED), context))
+        list(sample(generator, policy, seed_range(0, COUNTED), context))
 
     return {"nothing_kept": operations(run) // COUNTED, "first_states_kept": operations(run) // COUNTED}
 
@@ -138,13 +137,13 @@ def count_while_sampling(shape: str, device: torch.device) -> dict[str, int]:
 def measure(shape: str, device: torch.device, batch: int, repeats: int) -> dict[str, Any]:
     """Wall time of the policy's calls and of the whole, in seconds an image; the first batch warms up."""
     generator = make_generator(shape, device)
-    policy, space = make_policy(shape, generator)
-    clock = _Clock(policy, device)
+    policy = make_policy(shape, generator)
+    clock = _Clock(policy.network, device)
     rows: list[tuple[float, float]] = []
     for i in range(repeats + 1):
         clock.seconds = 0.0
         started = clock.now()
-        for _ in sample(generator, policy, space, seed_range(i * batch, batch), batch=batch):
+        for _ in sample(generator, policy, seed_range(i * batch, batch), batch=batch):
             pass
         rows.append((clock.seconds, clock.now() - started))
     shares = [policy_time / total for policy_time, total in rows[1:]]

@@ -107,6 +107,7 @@ def rate(count: int, times: list[float]) -> dict[str, float]:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     from adanat_toolkit.core import Noise
+    from adanat_toolkit.policies import SamplingPolicy
     from adanat_toolkit.sampling import collect
     from adanat_toolkit.training import Trainer, resolve
 
@@ -135,7 +136,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
 
     def sampling(images: int) -> Callable[[], object]:
         return lambda: collect(
-            generator, trainer.policy, trainer.space, context, seeds, keep_features=False, keep_images=images
+            generator,
+            SamplingPolicy(trainer.policy, trainer.space),
+            context,
+            seeds,
+            keep_features=False,
+            keep_images=images,
         )
 
     tokens = torch.randint(generator.codebook_size, (batch, generator.cells), device=device)

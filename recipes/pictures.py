@@ -38,9 +38,10 @@ def main() -> None:
     generator = open_generator("maskgit", device="cpu")
     folder = pretrained_policy(generator)
     assert folder is not None
-    policy, space, _ = load_policy(str(folder), generator, None)
+    policy = load_policy(folder, generator)
+    space = policy.space
     assert space.schedule is not None
-    knobs = torch.cat([part.knobs for part in sample(generator, policy, space, seed_range(FIRST, IMAGES))])
+    knobs = torch.cat([part.knobs for part in sample(generator, policy, seed_range(FIRST, IMAGES))])
     steps = range(1, space.steps + 1)
     figure, axes = plt.subplots(1, len(space.names), figsize=(11, 2.9), layout="constrained")
     for k, (axis, name) in enumerate(zip(axes, space.names, strict=True)):

@@ -57,11 +57,11 @@ REWARDS = [
 
 def tokens_of(generator: TokenGenerator, count: int, batch: int) -> torch.Tensor:
     """Final tokens of the hand-made schedule."""
-    policy, space, _ = load_policy("fixed:cosine,guidance=0:3,mask_temperature=4.5:0", generator, 4)
+    policy = load_policy("fixed:cosine,guidance=0:3,mask_temperature=4.5:0", generator, 4)
     contexts = generator.encode_classes([i % 98 for i in range(count)])
     with pytest.MonkeyPatch.context() as patch:
         recorder = Recorder(generator, patch)
-        for _ in sample(generator, policy, space, seed_range(0, count), contexts, batch=batch):
+        for _ in sample(generator, policy, seed_range(0, count), contexts, batch=batch):
             pass
         return recorder.take().cpu()
 
@@ -144,11 +144,11 @@ def test_cpu_and_device_train_alike() -> None:
 
 def test_memory_that_runs_out_halves_the_batch(caplog: pytest.LogCaptureFixture) -> None:
     generator = make("maskgit", "cuda")
-    policy, space, _ = load_policy("fixed:cosine,guidance=0:3", generator, 2)
+    policy = load_policy("fixed:cosine,guidance=0:3", generator, 2)
     noise = Noise(seed_range(0, 4096).cuda())
     context = generator.sample_contexts(noise)
     arguments: dict[str, Any] = {"keep_features": False, "keep_images": 4096}
-    whole = collect(generator, policy, space, context, noise, micro_batch=512, **arguments).images
+    whole = collect(generator, policy, context, noise, micro_batch=512, **arguments).images
     assert whole is not None
     whole = whole.cpu()
     torch.cuda.empty_cache()
@@ -156,7 +156,7 @@ def test_memory_that_runs_out_halves_the_batch(caplog: pytest.LogCaptureFixture)
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 2.5e9) / total)
     try:
         with caplog.at_level(logging.WARNING):
-            halved = collect(generator, policy, space, context, noise, **arguments).images
+            halved = collect(generator, policy, context, noise, **arguments).images
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert halved is not None and "going on with" in caplog.text

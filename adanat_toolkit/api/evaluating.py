@@ -142,7 +142,7 @@ def evaluate(
         baseline=baseline,
         batch=batch,
         offline=offline,
-        ready={name: (policy.network, policy.space, policy.card) for name, policy in ready.items()},
+        ready=ready,
     )
     return Scores(comparison)
 

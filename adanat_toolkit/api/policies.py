@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from adanat_plugins.pretrained import pretrained_policy
 
 from .. import policies
-from ..core import ActionSpace, Generator, Policy
+from ..core import Generator
+from ..decoding import SamplingPolicy
 from ..errors import ConfigError
 from ..storage import local_policy
 from .arguments import require_generator, wrong
 
 Spec: TypeAlias = str | os.PathLike[str]
 NEEDS_POLICY = 'a run or policy folder, a hub id, a released file, "fixed[:SCHEDULE]", or what load_policy returns'
-
-
-@dataclass(frozen=True, eq=False)
-class SamplingPolicy:
-    """A policy ready to sample with.
-
-    Attributes:
-        network: chooses the raw actions. space: turns them into the generator's knobs, bound to a schedule of T steps.
-        card: JSON-able facts: of a learned policy what its ``policy.json`` holds.
-    """
-
-    network: Policy
-    space: ActionSpace
-    card: dict[str, Any]
-
-    @property
-    def steps(self) -> int:
-        """T, the number of steps of an image."""
-        return self.space.steps
-
-    def __repr__(self) -> str:
-        made = self.card.get("schedule") or self.card.get("generator", {}).get("name", "")
-        return f"SamplingPolicy({self.card['kind']}, {self.steps} steps, {made})"
 
 
 def load_policy(
@@ -67,7 +44,7 @@ def load_policy(
         spec = pretrained_policy(generator, steps) or "fixed"
     if not isinstance(spec, str | os.PathLike):
         raise wrong("spec", spec, f"{NEEDS_POLICY}, or None for the policy that ships")
-    return SamplingPolicy(*policies.load_policy(local_policy(spec, offline=offline), generator, steps))
+    return policies.load_policy(local_policy(spec, offline=offline), generator, steps)
 
 
 def as_policy(policy: SamplingPolicy | Spec | None, generator: Generator, *, steps: int | None = None) -> SamplingPolicy:

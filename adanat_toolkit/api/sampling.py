@@ -117,7 +117,7 @@ def sample(
     context = _context(generator, classes, prompts, len(numbers))
     parts = [
         sampling.Samples(part.seeds, part.context.to("cpu"), part.images.cpu(), part.knobs.cpu())
-        for part in sampling.sample(generator, chosen.network, chosen.space, numbers, context, batch=batch)
+        for part in sampling.sample(generator, chosen, numbers, context, batch=batch)
     ]
     made = sampling.Samples(
         torch.cat([part.seeds for part in parts]),
@@ -125,7 +125,7 @@ def sample(
         torch.cat([part.images for part in parts]),
         torch.cat([part.knobs for part in parts]),
     )
-    return Samples(made, chosen.space.names, folder_settings(generator, chosen.space, chosen.card))
+    return Samples(made, chosen.space.names, folder_settings(generator, chosen))
 
 
 def _context(

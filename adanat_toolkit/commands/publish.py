@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import ActionSpace, Generator
+from ..core import Generator
+from ..decoding import SamplingPolicy
 from ..errors import ConfigError, OutputError
 from ..evaluation import RESULT, read_evaluation
 from ..images import grid, side_by_side, write_png
@@ -68,7 +69,8 @@ def publish(
     """
     check_seeds(seed, SHOWN)
     spec = str(run)
-    policy, space, card = load_policy(spec, generator)
+    policy = load_policy(spec, generator)
+    card = policy.card
     if card["kind"] == "fixed":
         raise ConfigError("a hand-made schedule has no weights to publish; give a run folder.")
     inside = RunFolder(run).policy
@@ -83,10 +85,10 @@ def publish(
         title = target.rpartition("/")[2] if on_hub else folder.resolve().name
         metrics = RunFolder(run).metrics()
         identifier = target if on_hub else f"./{folder.name}"
-        text = model_card(title, identifier, card, space, generator, judged, metrics, licence=licence, seed=seed)
+        text = model_card(title, identifier, policy, generator, judged, metrics, licence=licence, seed=seed)
         write_file(folder / CARD, text)
-        baseline = load_policy("fixed", generator, space.steps)
-        sheets = [_sheet(generator, *loaded, seed) for loaded in ((baseline[0], baseline[1]), (policy, space))]
+        baseline = load_policy("fixed", generator, policy.steps)
+        sheets = [_sheet(generator, shown, seed) for shown in (baseline, policy)]
         write_png(folder / PICTURE, side_by_side(sheets, ["hand-made schedule", f"this policy ({card['kind']})"]))
         url = upload_folder(folder, target, public=public) if on_hub else None
     return {"target": target, "url": url, "files": list(PUBLISHED), "evaluated": judged is not None}
@@ -95,8 +97,7 @@ def publish(
 def model_card(
     title: str,
     identifier: str,
-    card: Mapping[str, Any],
-    space: ActionSpace,
+    policy: SamplingPolicy,
     generator: Generator,
     judged: tuple[dict[str, Any], dict[str, Any]] | None,
     metrics: list[dict[str, Any]],
@@ -107,9 +108,10 @@ def model_card(
     """The model card in Markdown, with the hub's metadata on top.
 
     Args:
-        identifier: what users give to ``--policy``. card: the policy's. judged: the evaluation's facts with its hand-made
+        identifier: what users give to ``--policy``. judged: the evaluation's facts with its hand-made
             schedules, and this policy's row; None where it was not evaluated. metrics: the run's rows, may be empty.
     """
+    card, space = policy.card, policy.space
     training = card["training"]
     adapts = load("policy", card["kind"]).needs_features
     head = [
@@ -214,8 +216,8 @@ def _pictures(seed: int) -> list[str]:
     ]
 
 
-def _sheet(generator: Generator, policy: Any, space: ActionSpace, seed: int) -> Tensor:
-    parts = sample(generator, policy, space, seed_range(seed, SHOWN))
+def _sheet(generator: Generator, policy: SamplingPolicy, seed: int) -> Tensor:
+    parts = sample(generator, policy, seed_range(seed, SHOWN))
     return grid(torch.cat([part.images for part in parts]))
 
 

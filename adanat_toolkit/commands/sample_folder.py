@@ -15,7 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..core import ActionSpace, Context, Generator, Noise, Policy, as_seeds
+from ..core import Context, Generator, Noise, as_seeds
+from ..decoding import SamplingPolicy
 from ..errors import OutputError
 from ..images import GRID_LIMIT, grid, read_facts, read_png, write_png
 from ..registry import toolkit_version
@@ -48,9 +49,7 @@ def image_name(seed: int) -> str:
 @float32_by_default()
 def sample_to_folder(
     generator: Generator,
-    policy: Policy,
-    space: ActionSpace,
-    card: dict[str, Any],
+    policy: SamplingPolicy,
     folder: Path,
     *,
     seeds: Tensor | Sequence[int],
@@ -65,7 +64,7 @@ def sample_to_folder(
     all of them, also on several machines.
 
     Args:
-        card: the policy's, from ``load_policy``. seeds: (n,) int64 or a list. context: n contexts; None draws each by its seed.
+        seeds: (n,) int64 or a list. context: n contexts; None draws each by its seed.
         editing: an image of which each one is a variant (see ``editing.edit``).
         on_image: called with the number of images that are there, after every batch.
 
@@ -77,7 +76,7 @@ def sample_to_folder(
             is changed then.
     """
     seeds = as_seeds(seeds)
-    settings = folder_settings(generator, space, card)
+    settings = folder_settings(generator, policy)
     if editing is not None:
         settings["edit"] = editing.facts()
     chosen = generator.sample_contexts(Noise(seeds.to(generator.device))) if context is None else context
@@ -92,12 +91,12 @@ def sample_to_folder(
         wanted = chosen.select(index.to(generator.device))
         done = 0
         if editing is None:
-            parts = sample(generator, policy, space, seeds[index], wanted, batch=batch)
+            parts = sample(generator, policy, seeds[index], wanted, batch=batch)
         else:
-            parts = edit(generator, policy, space, editing, seeds[index], wanted, batch=batch)
+            parts = edit(generator, policy, editing, seeds[index], wanted, batch=batch)
         for part in parts:
             for position in range(len(part.seeds)):
-                _write_image(folder, part, position, space.names)
+                _write_image(folder, part, position, policy.space.names)
             done += len(part.seeds)
             if on_image is not None:
                 on_image(kept + done * len(missing) // len(index))  # the other processes are about as far
@@ -155,7 +154,7 @@ def _result(folder: Path, images: int, made: int) -> dict[str, Any]:
     }
 
 
-def folder_settings(generator: Generator, space: ActionSpace, card: dict[str, Any]) -> dict[str, Any]:
+def folder_settings(generator: Generator, policy: SamplingPolicy) -> dict[str, Any]:
     """What all images of a folder share: the head of ``samples.json``."""
     return {
         "toolkit": toolkit_version(),
@@ -164,8 +163,8 @@ def folder_settings(generator: Generator, space: ActionSpace, card: dict[str, An
             "fingerprint": generator.fingerprint,
             "dtype": dtype_name(generator.dtype),
         },
-        "steps": space.steps,
-        "policy": card,
+        "steps": policy.steps,
+        "policy": policy.card,
     }
 
 

@@ -210,11 +210,10 @@ class Comparison:
         return RunFolder(run).metrics(), len(found) > len(told), told
 
     def _images(self, cell: Cell, spec: str) -> Images:
-        policy, space, _ = load_policy(spec, self.generator, cell.steps)
+        policy = load_policy(spec, self.generator, cell.steps)
         first = self.config.first_seed + cell.seed * self.config.images
         return self.yardstick.make(
             policy,
-            space,
             seed_range(first, self.config.images),
             keep=SHOWN,
             progress=lambda done, total: self.progress(f"{cell.name}: images", done, total),

@@ -141,8 +141,8 @@ def search_schedule(
     for number in numbers:
         alive, each = alive[:number], share // number
         for i in alive:
-            policy, bound, _ = load_policy(f"fixed:{texts[i]}", generator, steps)
-            images = yardstick.make(policy, bound, seed_range(first, each), batch=batch)
+            policy = load_policy(f"fixed:{texts[i]}", generator, steps)
+            images = yardstick.make(policy, seed_range(first, each), batch=batch)
             features[i] = torch.cat([features[i], images.features.values])
             statistics = FeatureStatistics.of(features[i], yardstick.extractor.protocol)
             tried[i]["frechet"].append(frechet_distance(statistics, yardstick.reference.statistics))

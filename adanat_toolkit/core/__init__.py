@@ -32,7 +32,7 @@ from .noise import (
     sample_seeds,
 )
 from .options import PluginOptions, Source
-from .policy import Policy, ReadsPolicies
+from .policy import Policy
 from .reward import LearnedReward, RewardModel
 from .reward_spec import RewardSpec, RewardTerm
 from .schedules import RATIO_CURVES, adanat_heuristic, linear, parse_schedule
@@ -70,7 +70,6 @@ __all__ = [
     "Policy",
     "PrecomputedExtractor",
     "PromptScorer",
-    "ReadsPolicies",
     "RewardModel",
     "RewardSpec",
     "RewardTerm",

@@ -6,8 +6,7 @@ Shapes: B samples, N cells of the generator's grid, D feature channels, A acted 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +29,6 @@ class Policy(nn.Module, ABC):
     trainable: ClassVar[bool] = True
     feature_dtype: torch.dtype = torch.float32
     """Type in which a rollout keeps the features for the epochs of PPO."""
-    sampler: Any = None
-    """The released sampler whose steps the generator takes under this policy; None for the toolkit's own."""
 
     def __init__(self, options: PluginOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int) -> None:
         super().__init__()
@@ -51,14 +48,3 @@ class Policy(nn.Module, ABC):
     def make_critic(self) -> nn.Module:
         """A value network of the same kind: called with (features, step), gives (B, 1)."""
         raise ConfigError(f"policy {self.kind!r} cannot be trained.")
-
-
-@runtime_checkable
-class ReadsPolicies(Protocol):
-    """A generator for which policies were published in a file of their authors' own."""
-
-    def read_policy(
-        self, path: Path, steps: int | None, changes: str = ""
-    ) -> tuple[Policy, ActionSpace, dict[str, Any]]:
-        """What :func:`load_policy` returns, from such a file; ``changes`` of its recipe as ``NAME=VALUE,...``."""
-        ...

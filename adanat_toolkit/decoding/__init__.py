@@ -1,13 +1,16 @@
-"""How tokens are drawn, and how a masked sequence is decoded: the step, the loop, and the released samplers."""
+"""How tokens are drawn, how a masked sequence is decoded, the released samplers, and what a policy is bundled with."""
 
 from .draws import draw_tokens, guide, keep_likely
 from .masked_decoding import StepKnobs, StepNoise, StepResult, masked_decoding_step
 from .released_samplers import PUBLISHED_SAMPLERS, parse_sampler
+from .sampling_policy import ReadsPolicies, SamplingPolicy
 from .token_generator import DecodingRule, TokenGenerator, TokenState
 
 __all__ = [
     "PUBLISHED_SAMPLERS",
     "DecodingRule",
+    "ReadsPolicies",
+    "SamplingPolicy",
     "StepKnobs",
     "StepNoise",
     "StepResult",

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core import ActionSpace, FeatureExtractor, Generator, ImageSource, Policy
+from ..core import FeatureExtractor, Generator, ImageSource
+from ..decoding import SamplingPolicy
 from ..errors import ConfigError
 from ..images import GRID_LIMIT, OwnContexts, grid, side_by_side, write_png
 from ..limits import check_seeds
@@ -33,8 +34,6 @@ from .yardstick import Images, Yardstick
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many images of it are done, and how many there are."""
-Loaded = tuple[Policy, ActionSpace, dict[str, Any]]
-"""What ``load_policy`` returns."""
 MINIMUM = 16
 """Fewer images than this give no figure worth printing."""
 RESAMPLES, RESAMPLED_DIMENSIONS = 100, 512
@@ -125,7 +124,7 @@ def evaluate_policies(
     batch: int | None = None,
     contexts_from: OwnContexts | None = None,
     offline: bool = False,
-    ready: Mapping[str, Loaded] | None = None,
+    ready: Mapping[str, SamplingPolicy] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Figures of every policy and of the hand-made schedule.
@@ -160,13 +159,13 @@ def evaluate_policies(
     taken = any(map(_is_fixed, specs))
     known = dict(ready or {})
 
-    def loaded_once(spec: str, length: int | None) -> Loaded:
+    def loaded_once(spec: str, length: int | None) -> SamplingPolicy:
         return known[spec] if spec in known else load_policy(spec, generator, length)
 
     loaded = [(s, loaded_once(s, steps if _is_fixed(s) or not taken else None)) for s in specs]
-    lengths = dict.fromkeys(space.steps for _, (_, space, _) in loaded)
+    lengths = dict.fromkeys(policy.steps for _, policy in loaded)
     if not lengths:
-        lengths = dict.fromkeys([load_policy(hand_made, generator, steps)[1].steps])
+        lengths = dict.fromkeys([load_policy(hand_made, generator, steps).steps])
     report = progress or (lambda what, done, total: None)
     yardstick = Yardstick(
         generator,
@@ -180,7 +179,7 @@ def evaluate_policies(
     judged: dict[tuple[str, int], Judged] = {}
     wanted = [(hand_made, length) for length in lengths]
     wanted += [
-        (hand_made if _is_baseline(spec, baseline, hand_made) else spec, space.steps) for spec, (_, space, _) in loaded
+        (hand_made if _is_baseline(spec, baseline, hand_made) else spec, policy.steps) for spec, policy in loaded
     ]
     for key in dict.fromkeys(wanted):
         images, card = _make(
@@ -243,18 +242,16 @@ def _is_fixed(spec: str) -> bool:
 
 
 def _make(
-    spec: str, loaded: Loaded, yardstick: Yardstick, *, count: int, seed: int, batch: int | None, progress: Progress
+    spec: str, policy: SamplingPolicy, yardstick: Yardstick, *, count: int, seed: int, batch: int | None, progress: Progress
 ) -> tuple[Images, dict[str, Any]]:
-    policy, space, card = loaded
     images = yardstick.make(
         policy,
-        space,
         seed_range(seed, count),
         keep=GRID_LIMIT,
         batch=batch,
         progress=lambda done, total: progress(spec, done, total),
     )
-    return images, card
+    return images, policy.card
 
 
 def _compare(judged: Judged, baseline: Judged, reference: Reference, seed: int) -> Compared:

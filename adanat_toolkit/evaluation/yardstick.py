@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..core import ActionSpace, Context, FeatureExtractor, Generator, ImageSource, Noise, Policy, PromptScorer
+from ..core import Context, FeatureExtractor, Generator, ImageSource, Noise, PromptScorer
+from ..decoding import SamplingPolicy
 from ..errors import DataError
 from ..images import OwnContexts, draw_contexts, to_bytes
 from ..metrics import (
@@ -104,8 +105,7 @@ class Yardstick:
 
     def make(
         self,
-        policy: Policy,
-        space: ActionSpace,
+        policy: SamplingPolicy,
         seeds: Tensor,
         *,
         keep: int = 0,
@@ -134,7 +134,7 @@ class Yardstick:
         def contexts(noise: Noise) -> Context:
             return draw_contexts(generator, noise, self.contexts_from)
 
-        for samples in sample(generator, policy, space, seeds, contexts, batch=batch) if total else ():
+        for samples in sample(generator, policy, seeds, contexts, batch=batch) if total else ():
             pixels = to_bytes(samples.images)
             shown = torch.cat([shown, pixels[: keep - len(shown)]]) if len(shown) < keep else shown
             knobs.append(samples.knobs.cpu())

@@ -1,5 +1,6 @@
 """Policies: networks, folders, and which generator one belongs to."""
 
+from ..decoding import SamplingPolicy
 from .folder import export_policy, load_policy
 from .made_for import open_generator
 from .networks import (
@@ -20,6 +21,7 @@ __all__ = [
     "AdaptiveOptions",
     "AdaptivePolicy",
     "FixedPolicy",
+    "SamplingPolicy",
     "SharedOptions",
     "SharedPolicy",
     "StepEmbedding",

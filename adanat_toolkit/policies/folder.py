@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..core import RATIO_CURVES, ActionSpace, Generator, Policy, ReadsPolicies
-from ..decoding import PUBLISHED_SAMPLERS, TokenGenerator, parse_sampler
+from ..core import RATIO_CURVES, Generator, Policy
+from ..decoding import PUBLISHED_SAMPLERS, ReadsPolicies, SamplingPolicy, TokenGenerator, parse_sampler
 from ..errors import CheckpointError, ConfigError, nearest
 from ..limits import MOST_STEPS
 from ..registry import load, parse_options, toolkit_version
@@ -81,20 +82,19 @@ class PolicyCard(Card):
 
 def export_policy(
     folder: Path,
-    policy: Policy,
+    policy: SamplingPolicy,
     weights: dict[str, Tensor],
     *,
     options: dict[str, Any],
-    space: ActionSpace,
     generator: Generator,
     facts: dict[str, Any],
 ) -> None:
     """Write a policy folder (see the module's docstring). ``weights``: state dict to store, ``facts``: training facts."""
     card = {
         "toolkit": toolkit_version(),
-        "kind": policy.kind,
+        "kind": policy.network.kind,
         "options": options,
-        "action_space": space.spec(),
+        "action_space": policy.space.spec(),
         "generator": {
             "name": generator.name,
             "fingerprint": generator.fingerprint,
@@ -108,9 +108,7 @@ def export_policy(
 
 @again_if_replaced
 @float32_by_default()
-def load_policy(
-    spec: str | os.PathLike[str], generator: Generator, steps: int | None = None
-) -> tuple[Policy, ActionSpace, dict[str, Any]]:
+def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int | None = None) -> SamplingPolicy:
     """A policy ready to sample with.
 
     Args:
@@ -122,7 +120,7 @@ def load_policy(
             has its own T, which this must equal if given.
 
     Returns:
-        policy (on the generator's device, evaluation mode), its bound action space, and the policy's card.
+        The policy with its network on the generator's device and in evaluation mode.
 
     Raises:
         ConfigError: unknown schedule, sampler or path, a sampler for a generator without tokens, other steps than the
@@ -137,8 +135,7 @@ def load_policy(
     folder = Path(local_policy(file if os.path.isfile(file) else spec))
     if os.path.isfile(folder):  # os.path: a name that is too long for the system is no file
         if isinstance(generator, ReadsPolicies):
-            policy, space, card = generator.read_policy(folder, steps, changes)
-            return policy.to(generator.device).eval(), space, card
+            return _ready(generator.read_policy(folder, steps, changes), generator)
         raise ConfigError(
             f"{spec} is a file, and no published policies are known for {generator.name}; give a run or policy folder."
         )
@@ -184,7 +181,11 @@ def load_policy(
     with torch.random.fork_rng(devices=[]):  # its first weights are drawn at random and then replaced
         policy = build()
     policy.load_state_dict(weights)
-    return policy.to(generator.device).eval(), space, card
+    return _ready(SamplingPolicy(policy, space, card=card), generator)
+
+
+def _ready(policy: SamplingPolicy, generator: Generator) -> SamplingPolicy:
+    return replace(policy, network=policy.network.to(generator.device).eval())
 
 
 def _tensors_of(build: Callable[[], Policy]) -> dict[str, TensorFacts]:
@@ -197,22 +198,22 @@ def _tensors_of(build: Callable[[], Policy]) -> dict[str, TensorFacts]:
             return facts_of(build().state_dict())
 
 
-def _fixed(text: str, generator: Generator, steps: int | None) -> tuple[Policy, ActionSpace, dict[str, Any]]:
+def _fixed(text: str, generator: Generator, steps: int | None) -> SamplingPolicy:
     """A hand-made schedule under the toolkit's step, or a published sampler with its own."""
     head = text.split(",")[0].strip()
     if steps is not None and steps > MOST_STEPS:
         raise ConfigError(f"steps is {steps:,}; an image takes {MOST_STEPS:,} at most.")
     card: dict[str, Any] = {"kind": "fixed", "schedule": text}
-    sampler = None
+    rule = None
     if head in PUBLISHED_SAMPLERS:
         if not isinstance(generator, TokenGenerator):
             raise ConfigError(f"{generator.name} is no token generator, so the sampler {head!r} does not apply to it.")
-        sampler = parse_sampler(text)
-        table = sampler.schedule(
-            generator.action_space, sampler.default_steps if steps is None else steps, generator.cells
+        rule = parse_sampler(text)
+        table = rule.schedule(
+            generator.action_space, rule.default_steps if steps is None else steps, generator.cells
         )
         space = generator.action_space.bind(table, acted=(), residual=False)
-        card |= {"sampler": head, "source": sampler.source}
+        card |= {"sampler": head, "source": rule.source}
     else:
         known = [*RATIO_CURVES, "adanat", *PUBLISHED_SAMPLERS]
         if "=" not in head and head not in known:
@@ -221,7 +222,5 @@ def _fixed(text: str, generator: Generator, steps: int | None) -> tuple[Policy, 
                 f"published samplers: {', '.join(PUBLISHED_SAMPLERS)}."
             )
         space = generator.bind(text, generator.default_steps if steps is None else steps, acted=(), residual=False)
-    policy = FixedPolicy(
-        FixedPolicy.Options(), space=space, grid=generator.grid, feature_dim=generator.feature_dim, sampler=sampler
-    )
-    return policy, space, card
+    network = FixedPolicy(FixedPolicy.Options(), space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+    return SamplingPolicy(network, space, rule, card)

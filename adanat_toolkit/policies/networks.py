@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core import ActionSpace, PluginOptions, Policy
-from ..decoding import DecodingRule
 
 STEP_FREQUENCIES = 256
 
@@ -189,19 +188,6 @@ class FixedPolicy(Policy):
     kind = "fixed"
     needs_features = False
     trainable = False
-
-    def __init__(
-        self,
-        options: PluginOptions,
-        *,
-        space: ActionSpace,
-        grid: tuple[int, int],
-        feature_dim: int,
-        sampler: DecodingRule | None = None,
-    ) -> None:
-        """``sampler``: the published sampler that the schedule belongs to, whose steps are taken then."""
-        super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
-        self.sampler = sampler
 
     def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
         return torch.zeros(step.shape[0], 0, device=step.device)

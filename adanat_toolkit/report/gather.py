@@ -253,9 +253,9 @@ def _look(
     seeds = seed_range(settings.seed, PROBED)
     contexts_in = cache(partial(_contexts_in, generator))
     for run in runs:
-        policy, space, _ = load_policy(str(run.path), generator)
-        steps = space.steps
-        by_hand, hand_space, _ = load_policy("fixed", generator, steps)
+        policy = load_policy(str(run.path), generator)
+        steps = policy.steps
+        by_hand = load_policy("fixed", generator, steps)
         contexts_from = None
         if run.config.data.path is not None and generator.context_kind != "none":
             if settings.data is not None and not is_statistics(settings.data):
@@ -265,23 +265,23 @@ def _look(
             if missing is not None:
                 notes.append(f"{run.name}: its pictures show contexts of the generator's own distribution. {missing}")
         if steps not in groups:
-            images = probe(generator, by_hand, hand_space, seeds[:SHOWN], contexts_from=contexts_from, batch=settings.batch)
+            images = probe(generator, by_hand, seeds[:SHOWN], contexts_from=contexts_from, batch=settings.batch)
             groups[steps] = Group(generator.name, steps, generator.default_schedule, images)
 
         def done(count: int, name: str = run.name) -> None:
             progress(f"{name}: pictures", count, PROBED)
 
-        found = probe(generator, policy, space, seeds, contexts_from=contexts_from, batch=settings.batch, progress=done)
-        ranking = rank(found.knobs, space)
+        found = probe(generator, policy, seeds, contexts_from=contexts_from, batch=settings.batch, progress=done)
+        ranking = rank(found.knobs, policy.space)
         chosen = _chosen(ranking)
         picked = [found.seeds[i] for i in chosen.values()]
-        ours = trace(generator, policy, space, picked, contexts_from)
-        theirs = trace(generator, by_hand, hand_space, picked, contexts_from)
+        ours = trace(generator, policy, picked, contexts_from)
+        theirs = trace(generator, by_hand, picked, contexts_from)
         traced = [
             Traced(why, found.seeds[i], found.labels[i], ranking.values[i] if ranking.values else None, *both)
             for (why, i), both in zip(chosen.items(), zip(ours, theirs, strict=True), strict=True)
         ]
-        groups[steps].looks.append(Look(run, found, ranking, traced, space.acted))
+        groups[steps].looks.append(Look(run, found, ranking, traced, policy.space.acted))
     return list(groups.values())
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import ActionSpace, Context, Generator, Noise, Policy
-from ..decoding import TokenGenerator, TokenState
+from ..core import ActionSpace, Context, Generator, Noise
+from ..decoding import SamplingPolicy, TokenGenerator, TokenState
 from ..images import OwnContexts, draw_contexts, to_bytes
-from ..sampling import mean_action, sample
+from ..sampling import begin, mean_action, sample
 
 ALIKE = 1e-4
 """Spread over the samples, of the share kept early or of a knob, below which a policy treats all of them alike."""
@@ -83,8 +83,7 @@ class Step:
 
 def probe(
     generator: Generator,
-    policy: Policy,
-    space: ActionSpace,
+    policy: SamplingPolicy,
     seeds: Tensor,
     *,
     contexts_from: OwnContexts | None = None,
@@ -101,11 +100,11 @@ def probe(
     def contexts(noise: Noise) -> Context:
         return draw_contexts(generator, noise, contexts_from)
 
-    for part in sample(generator, policy, space, seeds, contexts, batch=batch, on_batch=progress):
+    for part in sample(generator, policy, seeds, contexts, batch=batch, on_batch=progress):
         images.append(to_bytes(part.images))
         knobs.append(part.knobs.float().cpu())
         labels += [describe(generator, part.context, i) for i in range(len(part.seeds))]
-    return Probe(seeds.tolist(), labels, torch.cat(images), torch.cat(knobs), space.names)
+    return Probe(seeds.tolist(), labels, torch.cat(images), torch.cat(knobs), policy.space.names)
 
 
 def describe(generator: Generator, context: Context, index: int) -> str:
@@ -148,21 +147,21 @@ def rank(knobs: Tensor, space: ActionSpace) -> Ranking:
 @torch.no_grad()
 def trace(
     generator: Generator,
-    policy: Policy,
-    space: ActionSpace,
+    policy: SamplingPolicy,
     seeds: Sequence[int],
     contexts_from: OwnContexts | None = None,
 ) -> list[list[Step]]:
     """Every step of a few samples, as ``sample`` takes them: for each seed a list of T steps."""
     noise = Noise(torch.tensor(list(seeds), dtype=torch.int64, device=generator.device))
     context = draw_contexts(generator, noise, contexts_from)
-    state = generator.reset(context, noise, space.steps)
+    state = begin(generator, policy, context, noise)
     out: list[list[Step]] = [[] for _ in seeds]
+    network, space = policy.network, policy.space
     smoothed: Tensor | None = None
     for t in range(space.decisions):
         step = torch.full((len(out),), t, dtype=torch.int64, device=generator.device)
-        seen = generator.observe(state) if policy.needs_features else None
-        smoothed = space.smoothed(mean_action(policy, seen, step), step, smoothed)
+        seen = generator.observe(state) if network.needs_features else None
+        smoothed = space.smoothed(mean_action(network, seen, step), step, smoothed)
         physical = space.transformed(smoothed, step)
         state = generator.step(state, physical, noise)
         images = to_bytes(generator.decode(state))

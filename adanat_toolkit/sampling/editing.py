@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..core import ActionSpace, Context, Generator, Policy
-from ..decoding import TokenGenerator
+from ..core import Context, Generator
+from ..decoding import SamplingPolicy, TokenGenerator
 from ..errors import ConfigError, DataError
 from ..images import centred_crop, fitted, flattened, open_upright
 from ..runtime import float32_by_default
@@ -116,8 +116,7 @@ def start_of_edit(generator: Generator, image: Tensor, mask: Tensor) -> Start:
 
 def edit(
     generator: Generator,
-    policy: Policy,
-    space: ActionSpace,
+    policy: SamplingPolicy,
     what: Edit,
     seeds: Tensor,
     context: Context | None = None,
@@ -132,7 +131,7 @@ def edit(
     """
     one = start_of_edit(generator, what.image, what.mask)
     start = Start(one.tokens.expand(len(seeds), -1), one.editable.expand(len(seeds), -1))
-    for part in sample(generator, policy, space, seeds, context, batch=batch, on_batch=on_batch, start_from=start):
+    for part in sample(generator, policy, seeds, context, batch=batch, on_batch=on_batch, start_from=start):
         if what.keep_pixels:
             own, inside = what.image.to(part.images.device), what.mask.to(part.images.device)
             part = replace(part, images=torch.where(inside, part.images, own))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import ACTION, ActionSpace, Context, Generator, Noise, Policy, RewardModel
-from ..decoding import TokenGenerator
+from ..decoding import SamplingPolicy, TokenGenerator
 from ..errors import ConfigError
 from ..runtime import MicroBatch, float32_by_default, minimum_rows, padded
 
@@ -59,17 +59,16 @@ class Rollout:
     images: Tensor | None
 
 
-def mean_action(policy: Policy, features: Tensor | None, step: Tensor) -> Tensor:
-    """(B, A): ``policy(features, step)``, so that a sample's action does not depend on how few it is taken with."""
-    return padded(policy, minimum_rows(step.device), features, step)
+def mean_action(network: Policy, features: Tensor | None, step: Tensor) -> Tensor:
+    """(B, A): ``network(features, step)``, so that a sample's action does not depend on how few it is taken with."""
+    return padded(network, minimum_rows(step.device), features, step)
 
 
 @torch.no_grad()
 @float32_by_default()
 def collect(
     generator: Generator,
-    policy: Policy,
-    space: ActionSpace,
+    policy: SamplingPolicy,
     context: Context,
     noise: Noise,
     *,
@@ -102,7 +101,6 @@ def collect(
         return _collect(
             generator,
             policy,
-            space,
             context.select(rows),
             noise.select(rows),
             explore.select(rows),
@@ -120,8 +118,7 @@ def collect(
 
 def _collect(
     generator: Generator,
-    policy: Policy,
-    space: ActionSpace,
+    policy: SamplingPolicy,
     context: Context,
     noise: Noise,
     explore: Noise,
@@ -133,18 +130,19 @@ def _collect(
     start_from: Start | None,
 ) -> Rollout:
     size, device = len(context), generator.device
-    state = _reset(generator, policy, context, noise, space.steps, start_from)
+    network, space = policy.network, policy.space
+    state = begin(generator, policy, context, noise, start_from)
     features, actions, log_probs, values, physicals = [], [], [], [], []
     smoothed: Tensor | None = None  # what action smoothing carries from one step of a sample to the next
-    guided = None if policy.trainable else _guided_steps(space)
+    guided = None if network.trainable else _guided_steps(space)
     for t in range(space.decisions):
         step = torch.full((size,), t, dtype=torch.int64, device=device)
         seen = None
-        if policy.needs_features:
+        if network.needs_features:
             seen = generator.observe(state)
         elif guided is not None:
             generator.observe(state, guided=guided[t])
-        mean = mean_action(policy, seen, step)
+        mean = mean_action(network, seen, step)
         action = mean if sigma == 0 else mean + sigma * explore.normal(ACTION, t, (space.size,))
         smoothed = space.smoothed(action, step, smoothed)
         physical = space.transformed(smoothed, step)
@@ -155,7 +153,7 @@ def _collect(
         if critic is not None:
             values.append(critic(seen, step).squeeze(-1))
         if keep_features and seen is not None:
-            features.append(seen.to(policy.feature_dtype))
+            features.append(seen.to(network.feature_dtype))
         state = generator.step(state, physical, noise)
     nothing = torch.zeros(size, space.decisions, device=device)
     images = generator.decode(state) if keep_images else None
@@ -178,18 +176,23 @@ def embed(reward: RewardModel, generator: Generator, state: Any, context: Contex
     return reward.embed(generator.decode(state) if images is None else images, context)
 
 
-def _reset(
-    generator: Generator, policy: Policy, context: Context, noise: Noise, steps: int, start_from: Start | None
+def begin(
+    generator: Generator, policy: SamplingPolicy, context: Context, noise: Noise, start_from: Start | None = None
 ) -> Any:
-    if policy.sampler is None and start_from is None:
-        return generator.reset(context, noise, steps)
+    """The generator's state before the first step, with the policy's decoding rule and, for editing, what is known.
+
+    Raises:
+        ConfigError: a rule or a start for a generator without tokens.
+    """
+    if policy.rule is None and start_from is None:
+        return generator.reset(context, noise, policy.steps)
     if not isinstance(generator, TokenGenerator):
         raise ConfigError(
             f"{generator.name} is no token generator, so masked editing and published samplers do not apply; use "
             "another generator, or another policy without an image to edit."
         )
     tokens, editable = (None, None) if start_from is None else (start_from.tokens, start_from.editable)
-    return generator.reset(context, noise, steps, tokens=tokens, editable=editable, sampler=policy.sampler)
+    return generator.reset(context, noise, policy.steps, tokens=tokens, editable=editable, sampler=policy.rule)
 
 
 def _guided_steps(space: ActionSpace) -> list[bool]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import ActionSpace, Context, Generator, Noise, Policy, as_seeds
+from ..core import Context, Generator, Noise, as_seeds
+from ..decoding import SamplingPolicy
 from ..limits import check_seeds
 from ..runtime import CPU_CHUNK, MicroBatch, measured_size
 from .rollout import Start, collect
@@ -20,7 +21,7 @@ class Samples:
 
     Attributes:
         seeds: (B,) int64. context: their contexts. images: (B, 3, H, W) float32 in [0, 1].
-        knobs: (B, T, K) float32 physical values, in the order of ``space.names``.
+        knobs: (B, T, K) float32 physical values, in the order of ``policy.space.names``.
     """
 
     seeds: Tensor
@@ -36,8 +37,7 @@ def default_batch(device: torch.device) -> int:
 
 def sample(
     generator: Generator,
-    policy: Policy,
-    space: ActionSpace,
+    policy: SamplingPolicy,
     seeds: Tensor | Sequence[int],
     context: Context | Callable[[Noise], Context] | None = None,
     *,
@@ -63,14 +63,13 @@ def sample(
     def contexts(rows: slice) -> Context:
         return draw.select(rows) if isinstance(draw, Context) else draw(noise.select(rows))
 
-    size = batch or _fitting_batch(generator, policy, space, contexts, noise, start_from)
+    size = batch or _fitting_batch(generator, policy, contexts, noise, start_from)
     at_once = MicroBatch(size, what="images", remedy="use --dtype bfloat16, or a device with more memory")
     for start in range(0, len(seeds), size):
         rows = slice(start, start + size)
         part = collect(
             generator,
             policy,
-            space,
             contexts(rows),
             noise.select(rows),
             sigma=sigma,
@@ -87,8 +86,7 @@ def sample(
 
 def _fitting_batch(
     generator: Generator,
-    policy: Policy,
-    space: ActionSpace,
+    policy: SamplingPolicy,
     contexts: Callable[[slice], Context],
     noise: Noise,
     start_from: Start | None,
@@ -101,7 +99,6 @@ def _fitting_batch(
         collect(
             generator,
             policy,
-            space,
             contexts(rows),
             noise.select(rows),
             keep_features=False,

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import testing
 from ..core import INITIAL, Context, FeatureExtractor, Generator, Noise, RewardModel
 from ..errors import AdaNATError, ConfigError, PluginError, nearest
-from ..policies import AdaptiveOptions, AdaptivePolicy, load_policy
+from ..policies import AdaptiveOptions, AdaptivePolicy, SamplingPolicy, load_policy
 from ..registry import GROUPS, create_features, create_generator, create_reward, discover, load, parse_options
 from ..sampling import collect
 
@@ -128,11 +128,11 @@ def _refuses_unknown_options(spec: str) -> None:
 
 def _rolls_out(case: testing.GeneratorCase) -> None:
     generator = case.generator
-    policy, space, _ = load_policy("fixed", generator, case.steps)
-    collect(generator, policy, space, case.context, case.noise, micro_batch=2, keep_images=2)
+    policy = load_policy("fixed", generator, case.steps)
+    collect(generator, policy, case.context, case.noise, micro_batch=2, keep_images=2)
     bound = generator.bind(None, case.steps)
     network = AdaptivePolicy(AdaptiveOptions(), space=bound, grid=generator.grid, feature_dim=generator.feature_dim)
-    rollout = collect(generator, network, bound, case.context, case.noise, sigma=0.5, keep_images=3)
+    rollout = collect(generator, SamplingPolicy(network, bound), case.context, case.noise, sigma=0.5, keep_images=3)
     assert rollout.images is not None
     if not bool(rollout.images.isfinite().all()):
         raise AssertionError(f"{generator.name}: images of an exploring policy are not finite.")
@@ -142,8 +142,8 @@ def _images(judge: str) -> tuple[Generator, Tensor, Context]:
     """A few images of a generator under its own schedule, with noise: what every network can tell apart."""
     generator = _generator(judge, {})
     noise = Noise(torch.arange(IMAGES))
-    policy, space, _ = load_policy("fixed", generator, 2)
-    rollout = collect(generator, policy, space, generator.sample_contexts(noise), noise, keep_images=IMAGES)
+    policy = load_policy("fixed", generator, 2)
+    rollout = collect(generator, policy, generator.sample_contexts(noise), noise, keep_images=IMAGES)
     assert rollout.images is not None
     grain = 0.1 * noise.normal(INITIAL, 0, tuple(rollout.images.shape[1:]))
     return generator, (rollout.images + grain).clamp(0, 1), rollout.context

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from ..core import ActionSpace, FeatureExtractor, Generator, ImageSource, Policy
+from ..core import FeatureExtractor, Generator, ImageSource
+from ..decoding import SamplingPolicy
 from ..errors import DataError
 from ..evaluation import Yardstick, choose_features, require_enough
 from ..images import OwnContexts
@@ -34,15 +35,13 @@ class Readings(Callback):
 
     everywhere = True
 
-    def __init__(
-        self, held_out: HeldOut, policy: Callable[[], Policy], space: ActionSpace, *, every: int, last: int
-    ) -> None:
-        self.held_out, self.policy, self.space, self.every, self.last = held_out, policy, space, every, last
+    def __init__(self, held_out: HeldOut, policy: Callable[[], SamplingPolicy], *, every: int, last: int) -> None:
+        self.held_out, self.policy, self.every, self.last = held_out, policy, every, last
 
     def on_iteration(self, row: dict[str, Any]) -> None:
         iteration = row["iteration"]
         if iteration in (1, self.last) or iteration % self.every == 0:
-            row |= self.held_out.read(self.policy(), self.space)
+            row |= self.held_out.read(self.policy())
 
 
 class AlarmWatch(Callback):
@@ -107,10 +106,10 @@ class HeldOut:
     def yardstick(self) -> Yardstick:
         return Yardstick(self.generator, self.extractor, self.real, contexts_from=self.contexts_from)
 
-    def read(self, policy: Policy, space: ActionSpace) -> dict[str, float]:
+    def read(self, policy: SamplingPolicy) -> dict[str, float]:
         """``yardstick/FIGURE`` of the policy's means, and ``seconds_yardstick``; empty but in the main process."""
         started = time.perf_counter()
-        images = self.yardstick.make(policy, space, seed_range(HELD_OUT_SEED, self.count))
+        images = self.yardstick.make(policy, seed_range(HELD_OUT_SEED, self.count))
         if not distributed.is_main():
             return {}
         found = self.yardstick.judge(images, bootstrap=0).figures

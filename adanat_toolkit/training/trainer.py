@@ -27,7 +27,6 @@ from ..core import (
     Generator,
     ImageSource,
     Noise,
-    Policy,
     RewardModel,
     derive,
     sample_seeds,
@@ -35,7 +34,7 @@ from ..core import (
 from ..errors import CheckpointError, ConfigError
 from ..evaluation import own_contexts
 from ..images import draw_contexts, images_for
-from ..policies import build_policy, export_policy
+from ..policies import SamplingPolicy, build_policy, export_policy
 from ..registry import create_generator, create_reward, load, parse_options
 from ..runtime import (
     CPU_CHUNK,
@@ -256,8 +255,7 @@ class Trainer(Engine):
     ) -> Rollout:
         return collect(
             self.generator,
-            self.policy,
-            self.space,
+            SamplingPolicy(self.policy, self.space),
             context,
             noise,
             critic=self.critic,
@@ -360,7 +358,7 @@ class Trainer(Engine):
         config, last = self.config, self.config.iterations
         out: list[Callback] = []
         if self.held_out is not None:
-            out.append(Readings(self.held_out, self.exported, self.space, every=config.evaluate_every, last=last))
+            out.append(Readings(self.held_out, self.exported, every=config.evaluate_every, last=last))
         if not distributed.is_main():
             return [*out, Checkpoints(lambda: None, every=config.checkpoint_every, last=last)]
         log, sources = MetricsLog(folder), source_hashes(config)
@@ -373,13 +371,13 @@ class Trainer(Engine):
             out.append(Trackers(config.tracker, folder.path, config.model_dump(mode="json")))
         return [*out, Checkpoints(save, every=config.checkpoint_every, last=last)]
 
-    def exported(self) -> Policy:
+    def exported(self) -> SamplingPolicy:
         """The policy as it is exported: with the average of its weights, where that is asked for."""
-        if not self.config.policy.average:
-            return self.policy
-        policy = copy.deepcopy(self.policy)
-        policy.load_state_dict(self.average)
-        return policy
+        policy = self.policy
+        if self.config.policy.average:
+            policy = copy.deepcopy(policy)
+            policy.load_state_dict(self.average)
+        return SamplingPolicy(policy, self.space)
 
     def _save(self, folder: RunFolder, facts: dict[str, Any]) -> None:
         """Export the policy and write a checkpoint; called in the main process.
@@ -389,10 +387,9 @@ class Trainer(Engine):
         config = self.config
         export_policy(
             folder.path / "policy",
-            self.policy,
+            SamplingPolicy(self.policy, self.space),
             self.average if config.policy.average else self.policy.state_dict(),
             options=config.policy.options,
-            space=self.space,
             generator=self.generator,
             facts={
                 "trajectories": self.iteration * config.batch,

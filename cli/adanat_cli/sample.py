@@ -91,20 +91,18 @@ def sample(
             offline=offline,
         )
         spec = policy or str(pretrained_policy(model, steps) or "fixed")
-        loaded, space, card = load_policy(spec, model, steps)
+        loaded = load_policy(spec, model, steps)
         editing = None
         if image is not None and mask is not None:
             editing = Edit(*read_edit(image, mask, model.image_size), keep_pixels)
         contexts = choose_contexts(model, classes, texts, num)
         count = num or max(16, len(contexts))
-        note(f"{model.name}, policy {spec}, {space.steps} steps, on {model.device}", quiet=quiet)
+        note(f"{model.name}, policy {spec}, {loaded.steps} steps, on {model.device}", quiet=quiet)
         assert out is not None
         with image_progress(quiet=quiet) as show:
             result = sample_to_folder(
                 model,
                 loaded,
-                space,
-                card,
                 out,
                 seeds=seed_range(seed, count),
                 context=context_of(model, contexts, count),

@@ -31,8 +31,8 @@ def main() -> None:
     axes = (text.split(",") for text in (options.guidance, options.eta, options.step_size))
     for guidance, eta, size in itertools.product(*axes):
         schedule = f"guidance={guidance},eta={eta},step_size={size}"
-        policy, space, _ = load_policy(f"fixed:{schedule}", generator, options.steps)
-        images = yardstick.make(policy, space, seed_range(options.seed, options.num))
+        policy = load_policy(f"fixed:{schedule}", generator, options.steps)
+        images = yardstick.make(policy, seed_range(options.seed, options.num))
         figures = evaluate_features(images.features, yardstick.reference).figures
         found.append((figures["frechet"], schedule))
         print(f"{figures['frechet']:.3f} {schedule}", flush=True)

@@ -18,7 +18,7 @@ from adanat_toolkit.core import ActionSpace, parse_schedule
 from adanat_toolkit.errors import ConfigError, WeightsError
 from adanat_toolkit.interfaces import Generator
 from adanat_toolkit.limits import MOST_STEPS
-from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy
+from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, SamplingPolicy
 
 from .weights import load_into, plain, read_tree, select, strip_prefixes, unwrap
 
@@ -178,10 +178,8 @@ def published_policy(
     return policy, facts
 
 
-def read_policy(
-    path: Path, generator: Generator, steps: int | None, changes: str = ""
-) -> tuple[AdaptivePolicy, ActionSpace, dict[str, Any]]:
-    """A published checkpoint, ready to sample with: the policy, its bound action space, and its card.
+def read_policy(path: Path, generator: Generator, steps: int | None, changes: str = "") -> SamplingPolicy:
+    """A published checkpoint, ready to sample with.
 
     AdaNAT's actions are added to the ``adanat`` schedule where the file says so (``heu``); where it says nothing, for
     text-conditional generators alone, which is how the published ones were trained. AdaGen's follow :data:`ADAGEN`.
@@ -208,6 +206,7 @@ def read_policy(
         recipe = Recipe("adanat", DEFAULT_STEPS, residual=residual)
     recipe = recipe.changed(changes)
     space = recipe.bind(generator, facts.steps or (recipe.steps if steps is None else steps), facts.outputs)
-    policy, _ = published_policy(path, space=space, grid=generator.grid, feature_dim=generator.feature_dim)
-    card = {"kind": "published", "file": path.name, "training": facts.counters}
-    return policy, space, card | {key: getattr(recipe, key) for key in ("residual", "schedule", "smoothing")}
+    network, _ = published_policy(path, space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+    card: dict[str, Any] = {"kind": "published", "file": path.name, "training": facts.counters}
+    card |= {key: getattr(recipe, key) for key in ("residual", "schedule", "smoothing")}
+    return SamplingPolicy(network, space, card=card)

@@ -35,8 +35,8 @@ STATISTICS = FeatureStatistics.of(torch.randn(20, 45, generator=torch.Generator(
 
 def sample_into(folder: Path, count: int = 3) -> dict[str, Any]:
     generator = TinyGenerator()
-    policy, space, card = load_policy("fixed:cosine", generator, 2)
-    sample_to_folder(generator, policy, space, card, folder, seeds=torch.arange(count))
+    policy = load_policy("fixed:cosine", generator, 2)
+    sample_to_folder(generator, policy, folder, seeds=torch.arange(count))
     listing: dict[str, Any] = json.loads((folder / "samples.json").read_text())
     return listing
 

@@ -61,8 +61,8 @@ def evaluation(run: Path, sha256: str | None = None) -> dict[str, Any]:
 
 def images(spec: str) -> torch.Tensor:
     generator = TinyGenerator()
-    policy, space, _ = load_policy(spec, generator)
-    return torch.cat([part.images for part in sample(generator, policy, space, seed_range(5, 4))])
+    policy = load_policy(spec, generator)
+    return torch.cat([part.images for part in sample(generator, policy, seed_range(5, 4))])
 
 
 def test_a_folder(run: Path, tmp_path: Path) -> None:

@@ -415,9 +415,9 @@ def test_the_search_uses_images_of_its_own(yardstick, monkeypatch):
     used: set[int] = set()
     make = Yardstick.make
 
-    def record(self: Yardstick, policy: Any, space: Any, seeds: Any, **rest: Any) -> Any:
+    def record(self: Yardstick, policy: Any, seeds: Any, **rest: Any) -> Any:
         used.update(seeds.tolist())
-        return make(self, policy, space, seeds, **rest)
+        return make(self, policy, seeds, **rest)
 
     monkeypatch.setattr(Yardstick, "make", record)
     search_schedule(yardstick, 2, budget=200, candidates=2, seed=1)

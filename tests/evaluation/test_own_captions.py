@@ -153,9 +153,9 @@ def test_contexts_are_drawn_a_batch_at_a_time(folder: Path, monkeypatch: pytest.
         return draw_contexts(generator, noise, source)
 
     monkeypatch.setattr(sampling, "measured_size", lambda *_, **__: None)
-    policy, space, _ = load_policy("fixed:cosine", generator, 2)
-    parts = list(sample(generator, policy, space, seed_range(0, 20), contexts, batch=8))
+    policy = load_policy("fixed:cosine", generator, 2)
+    parts = list(sample(generator, policy, seed_range(0, 20), contexts, batch=8))
     assert sizes == [8, 8, 4]
     whole = contexts(Noise(seed_range(0, 20)))
-    (at_once,) = sample(generator, policy, space, seed_range(0, 20), whole, batch=20)
+    (at_once,) = sample(generator, policy, seed_range(0, 20), whole, batch=20)
     torch.testing.assert_close(torch.cat([part.images for part in parts]), at_once.images, rtol=0, atol=0)

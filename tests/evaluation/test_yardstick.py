@@ -39,12 +39,12 @@ def test_images_are_scored_with_their_own_prompts() -> None:
     assert real is not None
     few = torch.arange(48)
     yardstick = Yardstick(muse, Coarse(), MemoryImages((real.images(few) * 255).round().to(torch.uint8)), scorer=scorer)
-    policy, space, _ = load_policy("fixed", muse, 2)
+    policy = load_policy("fixed", muse, 2)
     seeds = seed_range(5, 24)
-    images = yardstick.make(policy, space, seeds, batch=7)
+    images = yardstick.make(policy, seeds, batch=7)
     assert images.clip is not None
 
-    made = [part for part in sample(muse, policy, space, seeds)]
+    made = [part for part in sample(muse, policy, seeds)]
     pictures = torch.cat([part.images for part in made])
     prompts = [prompt for part in made for prompt in part.context.prompts or ()]
     clip = load_clip("test", ClipOptions(model="emoji64"), "", CPU)
@@ -66,8 +66,8 @@ def test_without_prompts_there_is_no_clip_score() -> None:
     generator = TinyWithData()
     assert choose_scorer(generator, Pixels()) is None
     yardstick = Yardstick(generator, Pixels(), generator.real_images())
-    policy, space, _ = load_policy("fixed", generator, 2)
-    images = yardstick.make(policy, space, seed_range(0, 16))
+    policy = load_policy("fixed", generator, 2)
+    images = yardstick.make(policy, seed_range(0, 16))
     assert images.clip is None and "clip_score" not in yardstick.judge(images).figures
 
 

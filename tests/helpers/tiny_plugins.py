@@ -46,8 +46,8 @@ class TinyImages:
         from adanat_toolkit.policies import load_policy
 
         generator = TinyGenerator()
-        policy, space, _ = load_policy("fixed:cosine", generator, 12)
-        made = list(sample(generator, policy, space, seed_range(10**6, 300)))
+        policy = load_policy("fixed:cosine", generator, 12)
+        made = list(sample(generator, policy, seed_range(10**6, 300)))
         self.pixels = torch.cat([s.images for s in made])
         classes = [s.context.classes for s in made]
         self.labels = torch.cat([c for c in classes if c is not None])

@@ -16,7 +16,7 @@ from adanat_toolkit.core import ACTION, Noise
 from adanat_toolkit.errors import ConfigError
 from adanat_toolkit.integrations.gym_env import GenerationEnv, GenerationVectorEnv
 from adanat_toolkit.interfaces import Context, Generator, RewardModel
-from adanat_toolkit.policies.networks import SharedPolicy
+from adanat_toolkit.policies import SamplingPolicy, SharedPolicy
 from adanat_toolkit.sampling import sample, seed_range
 
 ID = "adanat/MaskGIT-emoji64-v0"
@@ -148,11 +148,11 @@ def test_images_equal_those_of_sampling(generator, micro_batch, smoothing):
     env.reset(seed=39)
     for t in range(STEPS):  # what smoothing carries ends with an episode
         env.step(actions_of(env, t))
-    policy = SharedPolicy(
+    network = SharedPolicy(
         SharedPolicy.Options(), space=env.space, grid=generator.grid, feature_dim=generator.feature_dim
     )
     sigma, seeds = 0.7, seed_range(40, 5)
-    parts = list(sample(generator, policy, env.space, seeds, batch=micro_batch, sigma=sigma))
+    parts = list(sample(generator, SamplingPolicy(network, env.space), seeds, batch=micro_batch, sigma=sigma))
     images, knobs = torch.cat([part.images for part in parts]), torch.cat([part.knobs for part in parts])
     env.reset(seed=40)
     for t in range(STEPS):  # a fresh policy has mean zero, so what remains is the exploration

@@ -201,9 +201,9 @@ def test_run_folder_resume_and_sampling(tmp_path: Path, generator):
         assert {k: v for k, v in a.items() if k not in timed} == {k: v for k, v in b.items() if k not in timed}
     assert not [f for f in (tmp_path / "whole").rglob("*") if f.suffix in (".zip", ".pkl", ".pth", ".pt")]
 
-    policy, space, card = load_policy(str(tmp_path / "whole"), generator)
-    assert card["kind"] == "adaptive" and card["training"]["engine"] == "sb3"
-    (made,) = sample(generator, policy, space, seed_range(0, 4))
+    policy = load_policy(str(tmp_path / "whole"), generator)
+    assert policy.card["kind"] == "adaptive" and policy.card["training"]["engine"] == "sb3"
+    (made,) = sample(generator, policy, seed_range(0, 4))
     env = GenerationVecEnv(vector(generator))  # the same images as with their deterministic predictions
     env.seed(0)
     observations = env.reset()

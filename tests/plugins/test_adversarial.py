@@ -255,16 +255,16 @@ def test_latents_are_judged_without_decoding(world: World, monkeypatch: pytest.M
     from adanat_toolkit.sampling import collect
 
     reward = world.reward(backbone="latents", batch=24, width=32, learning_rate=3e-3)
-    policy, space, _ = load_policy("fixed", world.generator, 2)
+    policy = load_policy("fixed", world.generator, 2)
     noise = Noise(torch.arange(6))
     context = world.generator.sample_contexts(noise)
     seen: list[Tensor] = []
     decode = type(world.generator).decode_tokens
     with monkeypatch.context() as patch:
         patch.setattr(type(world.generator), "decode_tokens", lambda self, ids: seen.append(ids) or decode(self, ids))
-        collect(world.generator, policy, space, context, noise, keep_images=6)
+        collect(world.generator, policy, context, noise, keep_images=6)
     monkeypatch.setattr(type(world.generator), "decode_tokens", lambda *_: pytest.fail("decoded"))
-    embedded = collect(world.generator, policy, space, context, noise, reward=reward).embedded
+    embedded = collect(world.generator, policy, context, noise, reward=reward).embedded
     assert embedded is not None and embedded.shape[2:] == world.generator.grid
     table = world.generator.tokenizer.model.quantize.embedding.weight  # type: ignore[attr-defined]
     assert torch.equal(embedded.flatten(2).transpose(1, 2), table[torch.cat(seen)])

@@ -70,11 +70,11 @@ def test_the_stock_schedule_gives_the_stock_pipelines_tokens(
 ) -> None:
     generator, stock = pair
     noise, context = Noise(torch.arange(7, 10)), generator.encode_prompts(PROMPTS)
-    policy, space, _ = load_policy(f"fixed:amused,guidance_scale={scale}", generator, steps)
-    assert space.schedule is not None
-    assert space.schedule[:, space.names.index("guidance")].tolist() == [scale - 1] * steps  # s = 1 + g
-    state = generator.reset(context, noise, steps, sampler=policy.sampler)
-    for row in space.schedule.float():
+    policy = load_policy(f"fixed:amused,guidance_scale={scale}", generator, steps)
+    assert policy.space.schedule is not None
+    assert policy.space.schedule[:, policy.space.names.index("guidance")].tolist() == [scale - 1] * steps  # s = 1 + g
+    state = generator.reset(context, noise, steps, sampler=policy.rule)
+    for row in policy.space.schedule.float():
         state = generator.step(state, row.expand(len(noise), -1), noise)
     expected = stock_tokens(stock, noise, steps, scale, monkeypatch)
     assert torch.equal(state.tokens, expected)
@@ -85,7 +85,7 @@ def test_the_stock_schedule_gives_the_stock_pipelines_tokens(
         shape=(3, SIDE, SIDE, stock.vqvae.config.latent_channels),
     ).sample.clip(0, 1)
     torch.testing.assert_close(generator.decode(state), images, atol=1e-5, rtol=0)
-    rollout = collect(generator, policy, space, context, noise, keep_images=3)
+    rollout = collect(generator, policy, context, noise, keep_images=3)
     assert rollout.images is not None
     torch.testing.assert_close(rollout.images, images, atol=1e-5, rtol=0)
 
@@ -98,16 +98,16 @@ def test_the_law_is_the_stock_schedulers_with_its_own_randomness(pair: tuple[Amu
         ["a red cat"] * count, num_inference_steps=steps, guidance_scale=4.0, output_type="latent",
         generator=torch.Generator().manual_seed(1),
     ).images.flatten(1)  # fmt: skip
-    policy, space, _ = load_policy("fixed:amused,guidance_scale=4", generator, steps)
-    assert space.schedule is not None
+    policy = load_policy("fixed:amused,guidance_scale=4", generator, steps)
+    assert policy.space.schedule is not None
     context, noise = generator.encode_prompts(["a red cat"] * count), Noise(torch.arange(count))
 
     def occurrences(guidance: float) -> Tensor:
         """(count, CODES): how often our images hold each code."""
-        state = generator.reset(context, noise, steps, sampler=policy.sampler)
-        for row in space.schedule.float():
+        state = generator.reset(context, noise, steps, sampler=policy.rule)
+        for row in policy.space.schedule.float():
             action = row.clone()
-            action[space.names.index("guidance")] = guidance
+            action[policy.space.names.index("guidance")] = guidance
             state = generator.step(state, action.expand(count, -1), noise)
         return one_hot(state.proposal, CODES).sum(1).double()
 
@@ -174,8 +174,8 @@ def test_bfloat16_and_the_registered_name(tmp_path: Path) -> None:
     generator = create_generator("amused", {"weights": str(tmp_path)}, device=CPU, dtype=torch.bfloat16, offline=True)
     assert generator.name == "amused:256"
     assert all(p.dtype == torch.bfloat16 for p in generator.network.parameters())
-    policy, space, _ = load_policy("fixed", generator, 3)
-    images = next(sample(generator, policy, space, torch.arange(2), generator.encode_prompts(PROMPTS[:2]))).images
+    policy = load_policy("fixed", generator, 3)
+    images = next(sample(generator, policy, torch.arange(2), generator.encode_prompts(PROMPTS[:2]))).images
     assert images.shape == (2, 3, 8, 8) and images.dtype == torch.float32 and bool(images.isfinite().all())
     assert set(generator.parameters_count()) == {"generator", "text encoder", "tokenizer"}
 

@@ -89,10 +89,10 @@ def test_no_forward_is_run_for_nothing(generator: LatentGenerator, steps: int, g
     rows: list[int] = []
     hook = generator.network.register_forward_hook(lambda module, inputs, out: rows.append(len(inputs[0])))
     schedule = generator.default_schedule.split(",")[0]
-    policy, space, _ = load_policy(f"fixed:{schedule},guidance={guidance}", generator, steps)
-    assert (space.steps, space.decisions) == (steps, 5)
+    policy = load_policy(f"fixed:{schedule},guidance={guidance}", generator, steps)
+    assert (policy.steps, policy.space.decisions) == (steps, 5)
     rollout = collect(
-        generator, policy, space, generator.encode_classes([0] * 6), Noise(torch.arange(6)), keep_images=6
+        generator, policy, generator.encode_classes([0] * 6), Noise(torch.arange(6)), keep_images=6
     )
     hook.remove()
     assert rollout.images is not None and rollout.physical.shape == (6, 5, 2)
@@ -100,9 +100,9 @@ def test_no_forward_is_run_for_nothing(generator: LatentGenerator, steps: int, g
 
 
 def test_the_batch_does_not_change_an_image(generator: LatentGenerator) -> None:
-    policy, space, _ = load_policy("fixed", generator, 8)
-    whole = next(sample(generator, policy, space, seed_range(0, 17), batch=17)).images
-    parts = torch.cat([part.images for part in sample(generator, policy, space, seed_range(0, 17), batch=3)])
+    policy = load_policy("fixed", generator, 8)
+    whole = next(sample(generator, policy, seed_range(0, 17), batch=17)).images
+    parts = torch.cat([part.images for part in sample(generator, policy, seed_range(0, 17), batch=3)])
     torch.testing.assert_close(whole, parts, atol=1e-5, rtol=0)
 
 
@@ -142,17 +142,18 @@ def test_a_released_policy_is_given_by_its_file(generator: LatentGenerator, tmp_
     torch.save(randomise(network, 5), tmp_path / "policy.pth")
     network.load_state_dict(randomise(network, 5))
     recipe = ADAGEN[generator.name]
-    policy, space, card = load_policy(str(tmp_path / "policy.pth"), generator)
+    policy = load_policy(str(tmp_path / "policy.pth"), generator)
+    space = policy.space
     assert (space.steps, space.decisions, space.smoothing) == (16, 17, recipe.smoothing)
-    assert space.residual and card["schedule"] == recipe.schedule
+    assert space.residual and policy.card["schedule"] == recipe.schedule
     features = torch.randn(3, generator.grid[0] ** 2, generator.feature_dim)
     with torch.no_grad():
-        torch.testing.assert_close(policy(features, torch.arange(3)), network(features, torch.arange(3)))
+        torch.testing.assert_close(policy.network(features, torch.arange(3)), network(features, torch.arange(3)))
 
-    changed = load_policy(f"{tmp_path / 'policy.pth'},smoothing=0.5,guidance=3", generator, 5)[1]
+    changed = load_policy(f"{tmp_path / 'policy.pth'},smoothing=0.5,guidance=3", generator, 5).space
     assert (changed.steps, changed.decisions, changed.smoothing) == (5, 5, 0.5)
     assert changed.schedule is not None and bool((changed.schedule[:, 1] == 3).all())
-    whole = load_policy("fixed:" + recipe.schedule, generator, 6)[1].schedule  # 7 rows
+    whole = load_policy("fixed:" + recipe.schedule, generator, 6).space.schedule  # 7 rows
     assert whole is not None
     # The published times of an odd T are those of T + 1 rows without the last.
     assert changed.schedule[:, 0].tolist() == pytest.approx(torch.linspace(*whole[[0, -1], 0].tolist(), 6)[:5].tolist())
@@ -181,7 +182,7 @@ def test_a_policy_trains(engine: str, folder: Path, tmp_path: Path, monkeypatch:
     rows = trainer.run(tmp_path / "run")
     assert rows is not None
     assert any(not torch.equal(before[key], value) for key, value in trainer.policy.state_dict().items())
-    policy, space, card = load_policy(str(tmp_path / "run"), trainer.generator, 4)
-    assert (space.decisions, space.smoothing) == (5, 0.6) and card["action_space"]["smoothing"] == 0.6
-    images = next(sample(trainer.generator, policy, space, seed_range(0, 2))).images
+    policy = load_policy(str(tmp_path / "run"), trainer.generator, 4)
+    assert (policy.space.decisions, policy.space.smoothing) == (5, 0.6) and policy.card["action_space"]["smoothing"] == 0.6
+    images = next(sample(trainer.generator, policy, seed_range(0, 2))).images
     assert bool(images.isfinite().all())

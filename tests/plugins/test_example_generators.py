@@ -67,12 +67,12 @@ def trains_and_samples(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch,
     row = Trainer(config).run(folder / "run")
     assert row["iteration"] == 2
     generator = create(name, **options)
-    policy, space, card = load_policy(str(folder / "run"), generator)
-    assert card["generator"]["name"].startswith(name)
+    policy = load_policy(str(folder / "run"), generator)
+    assert policy.card["generator"]["name"].startswith(name)
     seeds = seed_range(50, 5)
-    first, again = (torch.cat([s.images for s in sample(generator, policy, space, seeds, batch=n)]) for n in (5, 5))
+    first, again = (torch.cat([s.images for s in sample(generator, policy, seeds, batch=n)]) for n in (5, 5))
     assert torch.equal(first, again)
-    split = torch.cat([s.images for s in sample(generator, policy, space, seeds, batch=2)])
+    split = torch.cat([s.images for s in sample(generator, policy, seeds, batch=2)])
     assert float((split - first).abs().max()) < 1e-3
     with open(folder / "run" / "policy" / "policy.json") as file:
         assert tuple(k["name"] for k in json.load(file)["action_space"]["knobs"]) == generator.action_space.names
@@ -153,8 +153,8 @@ def test_diffusion_runs_no_forward_that_is_not_used(site: Path) -> None:
     generator.network.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))  # type: ignore[attr-defined]
     for guidance, expected in (("2", [4, 4, 4]), ("0", [2, 2, 2]), ("0/2/0", [2, 4, 2])):
         rows.clear()
-        policy, space, _ = load_policy(f"fixed:cosine,guidance={guidance},eta=0.3", generator, 3)
-        list(sample(generator, policy, space, seed_range(0, 2)))
+        policy = load_policy(f"fixed:cosine,guidance={guidance},eta=0.3", generator, 3)
+        list(sample(generator, policy, seed_range(0, 2)))
         assert rows == expected
 
 
@@ -229,6 +229,6 @@ def test_shipped_policy_fits_both_networks(site: Path) -> None:
     knobs = []
     for name in ("maskgit", "jax-maskgit"):
         generator = create(name, **({"chunk": 4} if name == "jax-maskgit" else {}))
-        policy, space, _ = load_policy(spec, generator)
-        knobs.append(next(iter(sample(generator, policy, space, seed_range(7, 2)))).knobs[:, 0])
+        policy = load_policy(spec, generator)
+        knobs.append(next(iter(sample(generator, policy, seed_range(7, 2)))).knobs[:, 0])
     assert torch.allclose(knobs[0], knobs[1], atol=1e-2)

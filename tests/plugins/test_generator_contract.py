@@ -283,8 +283,8 @@ def test_no_forward_is_run_for_nothing(
     monkeypatch.setattr(
         generator, "predict", lambda tokens, context: rows.append(len(tokens)) or predict(tokens, context)
     )
-    policy, space, _ = load_policy("fixed:cosine,guidance=2" if guided else "fixed:cosine", generator, 3)
-    rollout = collect(generator, policy, space, contexts(generator), Noise(SEEDS), keep_images=3)
+    policy = load_policy("fixed:cosine,guidance=2" if guided else "fixed:cosine", generator, 3)
+    rollout = collect(generator, policy, contexts(generator), Noise(SEEDS), keep_images=3)
     assert rollout.images is not None and len(rollout.images) == 3
     first = sum(rows) - 2 * len(SEEDS) * (2 if guided else 1)
     # Two steps in full; the all-mask state once a distinct context (and once unconditionally), or from the cache.
@@ -348,8 +348,8 @@ def test_a_compiled_generator_makes_the_same_images(name: str, monkeypatch: pyte
     options: Options
     for options in ({}, {"compile": True}):
         generator = create_generator(name, options, device=CPU, dtype=torch.float32, offline=True)
-        policy, space, _ = load_policy("fixed", generator, 2)
-        images.append([samples.images for samples in sample(generator, policy, space, seed_range(0, 9), batch=5)])
+        policy = load_policy("fixed", generator, 2)
+        images.append([samples.images for samples in sample(generator, policy, seed_range(0, 9), batch=5)])
         if not options:
             assert not calls
     assert 2 <= len(calls) <= 4  # the network and the decoder, whatever the batch

@@ -122,9 +122,9 @@ def test_a_published_policy_is_given_by_its_file(heuristic: int | None, folder: 
     if heuristic is None:  # a file without the arguments of its training
         tree = torch.load(file, weights_only=False)
         torch.save({"model": tree["model"]}, file)
-    policy, space, card = load_policy(str(file), generator, 4)
-    assert card["residual"] is space.residual is bool(heuristic)
-    assert space.acted == generator.action_space.names and space.steps == 4
+    policy = load_policy(str(file), generator, 4)
+    assert policy.card["residual"] is policy.space.residual is bool(heuristic)
+    assert policy.space.acted == generator.action_space.names and policy.steps == 4
 
     network.load_state_dict(randomise(network, 5))
     seeds = torch.arange(3)
@@ -135,15 +135,15 @@ def test_a_published_policy_is_given_by_its_file(heuristic: int | None, folder: 
         for step in range(4):
             raw = network(generator.observe(state), torch.full((3,), step))
             state = generator.step(state, base.to_physical(raw, step), noise)
-    images = next(sample(generator, policy, space, seeds, context)).images
+    images = next(sample(generator, policy, seeds, context)).images
     torch.testing.assert_close(images, generator.decode(state), atol=1e-5, rtol=0)
 
     if heuristic is not None:
-        assert load_policy(str(file), generator)[1].steps == 4
+        assert load_policy(str(file), generator).steps == 4
         with pytest.raises(ConfigError, match="makes an image in 4 steps, not 6"):
             load_policy(str(file), generator, 6)
     else:
-        assert load_policy(str(file), generator)[1].steps == 8
+        assert load_policy(str(file), generator).steps == 8
     other = create_generator("mage", device=CPU, dtype=torch.float32, offline=True)
     with pytest.raises(ConfigError, match="is a file, and no published policies are known for mage:emoji64"):
         load_policy(str(file), other)

@@ -13,7 +13,7 @@ from torch import Tensor
 from adanat_plugins.generators.var import NextScale, spread_scales
 from adanat_toolkit.core import Noise, parse_schedule
 from adanat_toolkit.errors import ConfigError, WeightsError
-from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, load_policy
+from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, SamplingPolicy, load_policy
 from adanat_toolkit.runtime import COMPILED
 from adanat_toolkit.sampling import collect
 from adanat_toolkit.sampling.rollout import Start
@@ -63,10 +63,10 @@ def test_more_steps_than_scales_are_refused(generator: NextScale) -> None:
 
 
 def test_masked_editing_is_refused(generator: NextScale) -> None:
-    policy, space, _ = load_policy("fixed", generator, 3)
+    policy = load_policy("fixed", generator, 3)
     start = Start(torch.zeros(1, 25, dtype=torch.int64), torch.ones(1, 25, dtype=torch.bool))
     with pytest.raises(ConfigError, match="masked editing"):
-        collect(generator, policy, space, generator.encode_classes([0]), Noise(SEEDS[:1]), start_from=start)
+        collect(generator, policy, generator.encode_classes([0]), Noise(SEEDS[:1]), start_from=start)
 
 
 def test_what_it_declares(generator: NextScale) -> None:
@@ -114,17 +114,17 @@ def test_no_forward_is_run_for_nothing(generator: NextScale, monkeypatch: pytest
         "guidance=0/0/1/1/1": [own, own, null, null, both, both, both],
         "guidance=0/1/0/1/0": [own, null, both, own, null, both, own],
     }.items():
-        policy, space, _ = load_policy(f"fixed:{schedule}", generator, 5)
+        policy = load_policy(f"fixed:{schedule}", generator, 5)
         rows.calls.clear()
-        collect(generator, policy, space, context, Noise(SEEDS), keep_images=size)
+        collect(generator, policy, context, Noise(SEEDS), keep_images=size)
         assert rows.calls == expected, schedule
 
 
 def test_a_policy_with_features_costs_no_more(generator: NextScale, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, size = Rows(generator, monkeypatch), len(SEEDS)
     space = generator.action_space.bind(parse_schedule(generator.default_schedule, generator.action_space, 5))
-    policy = AdaptivePolicy(AdaptiveOptions(), space=space, grid=generator.grid, feature_dim=generator.feature_dim)
-    collect(generator, policy, space, generator.encode_classes([0, 1, 2, 3, 4]), Noise(SEEDS))
+    network = AdaptivePolicy(AdaptiveOptions(), space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+    collect(generator, SamplingPolicy(network, space), generator.encode_classes([0, 1, 2, 3, 4]), Noise(SEEDS))
     assert rows.calls == [(2 * size, size)] * 5
 
 

@@ -25,8 +25,8 @@ def generator(request: pytest.FixtureRequest) -> TokenGenerator:
 
 
 def images(generator: TokenGenerator, spec: str, steps: int | None = None) -> Tensor:
-    policy, space, _ = load_policy(spec, generator, steps)
-    return torch.cat([part.images for part in sample(generator, policy, space, SEEDS)])
+    policy = load_policy(spec, generator, steps)
+    return torch.cat([part.images for part in sample(generator, policy, SEEDS)])
 
 
 def by_hand(generator: TokenGenerator, name: str, steps: int) -> Tensor:
@@ -63,12 +63,12 @@ def test_a_published_sampler_is_followed_and_leaves_nothing_behind(generator: To
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED_SAMPLERS))
 def test_steps_default_to_the_authors_number(generator: TokenGenerator, name: str) -> None:
-    policy, space, card = load_policy(f"fixed:{name}", generator)
-    assert space.steps == PUBLISHED_SAMPLERS[name].default_steps
-    assert space.acted == () and not space.residual
-    assert (card["sampler"], card["source"]) == (name, PUBLISHED_SAMPLERS[name].source)
-    assert isinstance(policy.sampler, PUBLISHED_SAMPLERS[name])
-    assert load_policy(f"fixed:{name}", generator, 5)[1].steps == 5
+    policy = load_policy(f"fixed:{name}", generator)
+    assert policy.steps == PUBLISHED_SAMPLERS[name].default_steps
+    assert policy.space.acted == () and not policy.space.residual
+    assert (policy.card["sampler"], policy.card["source"]) == (name, PUBLISHED_SAMPLERS[name].source)
+    assert isinstance(policy.rule, PUBLISHED_SAMPLERS[name])
+    assert load_policy(f"fixed:{name}", generator, 5).steps == 5
 
 
 def test_options_are_read_with_their_types() -> None:

@@ -20,7 +20,7 @@ from adanat_plugins.generators.maskgit import MaskGITOptions
 from adanat_toolkit.core import parse_schedule
 from adanat_toolkit.errors import CheckpointError, ConfigError
 from adanat_toolkit.interfaces import PluginOptions, Source
-from adanat_toolkit.policies import export_policy, load_policy
+from adanat_toolkit.policies import SamplingPolicy, export_policy, load_policy
 from adanat_toolkit.policies.folder import PolicyCard
 from adanat_toolkit.policies.networks import SharedOptions, SharedPolicy
 from adanat_toolkit.storage import facts_of, load_checkpoint, read_card, read_header, save_tensors
@@ -142,9 +142,12 @@ def small_policy(folder: Path, kind: str = "shared", **more: Any) -> Path:
     generator = TinyGenerator()
     space = generator.action_space.bind(parse_schedule("cosine", generator.action_space, 3))
     options = {"hidden": 8, **more}
-    policy = SharedPolicy(SharedOptions(**options), space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+    network = SharedPolicy(
+        SharedOptions(**options), space=space, grid=generator.grid, feature_dim=generator.feature_dim
+    )
     facts = {"trajectories": 8, "reward": "dark", "seed": 0, "engine": "adanat"}
-    export_policy(folder, policy, policy.state_dict(), options=options, space=space, generator=generator, facts=facts)
+    policy = SamplingPolicy(network, space)
+    export_policy(folder, policy, network.state_dict(), options=options, generator=generator, facts=facts)
     return folder
 
 
@@ -181,8 +184,8 @@ CHANGES = [
 @pytest.mark.parametrize(("where", "value"), CHANGES)
 def test_no_value_of_a_policy_changes_unseen(where: str, value: Any, tmp_path: Path) -> None:
     folder = small_policy(tmp_path / "policy")
-    policy, space, card = load_policy(str(folder), TinyGenerator())
-    assert policy.kind == "shared" and space.steps == 3 and card["format"] == 2
+    policy = load_policy(str(folder), TinyGenerator())
+    assert policy.network.kind == "shared" and policy.steps == 3 and policy.card["format"] == 2
     edit(folder / "policy.json", where, value)
     with pytest.raises(CheckpointError, match=r"policy.json was changed or damaged since it was written"):
         load_policy(str(folder), TinyGenerator())
@@ -212,7 +215,7 @@ def test_no_value_of_a_policy_changes_unseen(where: str, value: Any, tmp_path: P
 def test_values_of_the_format_before_are_checked(where: str, value: Any, message: str, tmp_path: Path) -> None:
     folder = small_policy(tmp_path / "policy")
     edit(folder / "policy.json", "training.seed", 0, old=True)
-    assert load_policy(str(folder), TinyGenerator())[1].steps == 3
+    assert load_policy(str(folder), TinyGenerator()).steps == 3
     edit(folder / "policy.json", where, value, old=True)
     if value == "fixed":
         edit(folder / "policy.json", "options", {})

@@ -16,7 +16,7 @@ from adanat_toolkit.errors import CheckpointError
 from adanat_toolkit.images import to_bytes
 from adanat_toolkit.interfaces import Context, Generator
 from adanat_toolkit.metrics import FIGURES
-from adanat_toolkit.policies import AdaptivePolicy, build_policy, load_policy
+from adanat_toolkit.policies import AdaptivePolicy, SamplingPolicy, build_policy, load_policy
 from adanat_toolkit.report.probing import OPACITY, Probe, cover, probe, rank, trace
 from adanat_toolkit.report.reading import short_names
 from adanat_toolkit.report.yardstick import blocks
@@ -112,7 +112,7 @@ def test_spread_over_the_samples() -> None:
 # --- single steps -----------------------------------------------------------------------------------------------------
 
 
-def lively_policy(generator: Generator, steps: int) -> tuple[AdaptivePolicy, ActionSpace]:
+def lively_policy(generator: Generator, steps: int) -> SamplingPolicy:
     """A policy whose actions differ from sample to sample."""
     space = space_of(generator, steps)
     policy, _ = build_policy(
@@ -126,15 +126,15 @@ def lively_policy(generator: Generator, steps: int) -> tuple[AdaptivePolicy, Act
     assert isinstance(policy, AdaptivePolicy)
     with torch.no_grad():
         policy.actor.network.linear3.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
-    return policy.eval(), space
+    return SamplingPolicy(policy.eval(), space)
 
 
 def test_steps_are_those_that_sampling_takes() -> None:
     generator = TinyGenerator()
-    policy, space = lively_policy(generator, 4)
+    policy = lively_policy(generator, 4)
     seeds = [7, 3, 12]
-    (made,) = sample(generator, policy, space, torch.tensor(seeds))
-    traced = trace(generator, policy, space, seeds)
+    (made,) = sample(generator, policy, torch.tensor(seeds))
+    traced = trace(generator, policy, seeds)
     assert [len(steps) for steps in traced] == [4, 4, 4]
     shares = set()
     for i, steps in enumerate(traced):
@@ -144,7 +144,7 @@ def test_steps_are_those_that_sampling_takes() -> None:
             assert step.mask is not None and step.kept is not None and step.mask.shape == generator.grid
             # One pixel a cell: what is kept is drawn, and what is masked is not.
             assert torch.equal(step.kept[:, ~step.mask], step.image[:, ~step.mask])
-            asked = int(step.knobs[space.names.index("mask_ratio")] * generator.cells)
+            asked = int(step.knobs[policy.space.names.index("mask_ratio")] * generator.cells)
             assert int(step.mask.sum()) <= (asked if t < 3 else 0)
             shares.add(int(step.mask.sum()))
             if t:  # what was kept stays
@@ -154,11 +154,13 @@ def test_steps_are_those_that_sampling_takes() -> None:
     assert len(shares) > 3
 
 
-def test_hand_made_steps_too() -> None:
+@pytest.mark.parametrize("spec", ["fixed", "fixed:halton"])
+def test_hand_made_steps_too(spec: str) -> None:
+    """The steps shown are those of the policy's own rule, a published sampler's too."""
     generator = TinyGenerator()
-    policy, space, _ = load_policy("fixed", generator, 3)
-    (made,) = sample(generator, policy, space, seed_range(5, 2))
-    traced = trace(generator, policy, space, [5, 6])
+    policy = load_policy(spec, generator, 3)
+    (made,) = sample(generator, policy, seed_range(5, 2))
+    traced = trace(generator, policy, [5, 6])
     assert torch.equal(torch.stack([steps[-1].image for steps in traced]), to_bytes(made.images))
 
 
@@ -173,10 +175,10 @@ def test_covering() -> None:
 def test_probing_does_not_depend_on_the_batch_and_names_the_contexts() -> None:
     for kind, expected in (("class", "class "), ("text", "a "), ("none", "")):
         generator = TinyGenerator(kind)  # type: ignore[arg-type]
-        policy, space = lively_policy(generator, 2)
+        policy = lively_policy(generator, 2)
         counted: list[int] = []
-        one = probe(generator, policy, space, seed_range(0, 6), batch=4, progress=counted.append)
-        two = probe(generator, policy, space, seed_range(0, 6))
+        one = probe(generator, policy, seed_range(0, 6), batch=4, progress=counted.append)
+        two = probe(generator, policy, seed_range(0, 6))
         assert counted == [4, 6] and one.labels == two.labels
         assert torch.equal(one.images, two.images) and torch.allclose(one.knobs, two.knobs)
         assert any(label.startswith(expected) for label in one.labels) and (expected != "" or set(one.labels) == {""})
@@ -215,13 +217,13 @@ class Drift(Generator):
 
 def test_a_generator_without_tokens_has_images_and_no_masks() -> None:
     generator = Drift()
-    policy, space, _ = load_policy("fixed", generator, 3)
-    (steps,) = trace(generator, policy, space, [4])
+    policy = load_policy("fixed", generator, 3)
+    (steps,) = trace(generator, policy, [4])
     assert [step.mask for step in steps] == [None] * 3 == [step.kept for step in steps]
     levels = [float(step.image.float().mean()) for step in steps]
     assert levels[1] - levels[0] == pytest.approx(25.5, abs=1)
-    learned, space = lively_policy(generator, 3)
-    assert rank(probe(generator, learned, space, seed_range(0, 8)).knobs, space).measure == "distance"
+    learned = lively_policy(generator, 3)
+    assert rank(probe(generator, learned, seed_range(0, 8)).knobs, learned.space).measure == "distance"
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -60,14 +60,14 @@ def test_rollout_halves_and_goes_on(
     most: int, size: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     generator = TinyGenerator()
-    policy, space, _ = load_policy("fixed:cosine", generator, 3)
+    policy = load_policy("fixed:cosine", generator, 3)
     noise = Noise(seed_range(7, 10))
     context = generator.sample_contexts(noise)
-    expected = collect(generator, policy, space, context, noise, micro_batch=size, keep_images=10)
+    expected = collect(generator, policy, context, noise, micro_batch=size, keep_images=10)
     sizes = needs_memory(monkeypatch, TinyGenerator, "predict", most)
     at_once = MicroBatch(8)
     with caplog.at_level(logging.WARNING):
-        found = collect(generator, policy, space, context, noise, micro_batch=at_once, keep_images=10)
+        found = collect(generator, policy, context, noise, micro_batch=at_once, keep_images=10)
     assert at_once.size == size and max(sizes) <= most
     assert torch.equal(found.images, expected.images) and torch.equal(found.physical, expected.physical)
     assert (
@@ -93,10 +93,10 @@ def test_only_what_failed_is_done_again() -> None:
 
 def test_one_sample_is_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = TinyGenerator()
-    policy, space, _ = load_policy("fixed:cosine", generator, 3)
+    policy = load_policy("fixed:cosine", generator, 3)
     needs_memory(monkeypatch, TinyGenerator, "predict", 0)
     with pytest.raises(MemoryShortage, match=r"one of the images at a time \(CUDA out of memory.*--dtype bfloat16"):
-        list(sample(generator, policy, space, seed_range(0, 8)))
+        list(sample(generator, policy, seed_range(0, 8)))
 
 
 def test_other_errors_pass_through() -> None:
@@ -111,12 +111,12 @@ def test_other_errors_pass_through() -> None:
 
 def test_sampling_keeps_the_smaller_size(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = TinyGenerator()
-    policy, space, _ = load_policy("fixed:cosine", generator, 3)
-    expected = torch.cat([part.images for part in sample(generator, policy, space, seed_range(0, 12), batch=2)])
+    policy = load_policy("fixed:cosine", generator, 3)
+    expected = torch.cat([part.images for part in sample(generator, policy, seed_range(0, 12), batch=2)])
     refused = [0]
     sizes = needs_memory(monkeypatch, TinyGenerator, "decode_tokens", 2)
     monkeypatch.setattr(memory.log, "warning", lambda *a: refused.append(1))
-    found = torch.cat([part.images for part in sample(generator, policy, space, seed_range(0, 12), batch=6)])
+    found = torch.cat([part.images for part in sample(generator, policy, seed_range(0, 12), batch=6)])
     assert torch.equal(found, expected)
     assert sum(refused) == 2 and sizes == [1] * 12  # 6, 3, 1: halved twice in the first batch, not again in the second
 

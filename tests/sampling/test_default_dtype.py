@@ -42,8 +42,8 @@ def default_dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
 
 def images_of(name: str) -> torch.Tensor:
     generator = create_generator(name, device=CPU, dtype=torch.float32, offline=True)
-    policy, space, _ = load_policy(pretrained_policy(generator) or "fixed", generator)
-    (made,) = sample(generator, policy, space, [3, 5])
+    policy = load_policy(pretrained_policy(generator) or "fixed", generator)
+    (made,) = sample(generator, policy, [3, 5])
     return made.images
 
 
@@ -119,7 +119,7 @@ def test_a_policy_by_its_path() -> None:
     generator = maskgit()
     folder = pretrained_policy(generator)
     assert folder is not None
-    assert load_policy(folder, generator)[2] == load_policy(str(folder), generator)[2]
+    assert load_policy(folder, generator).card == load_policy(str(folder), generator).card
     with pytest.raises(ConfigError, match="no policy at 'nowhere'"):
         load_policy(Path("nowhere"), generator)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from adanat_toolkit.core import parse_schedule
 from adanat_toolkit.errors import ConfigError, DataError
 from adanat_toolkit.interfaces import TokenGenerator
-from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, load_policy
+from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, SamplingPolicy, load_policy
 from adanat_toolkit.registry import create_generator
 from adanat_toolkit.sampling import Edit, edit, read_edit
 from adanat_toolkit.sampling.editing import editable_cells, start_of_edit
@@ -57,7 +57,7 @@ def box_file(folder: Path, box: str = BOX, size: tuple[int, int] = (64, 64), mod
     return file
 
 
-def adaptive(generator: TokenGenerator, steps: int) -> tuple[AdaptivePolicy, object]:
+def adaptive(generator: TokenGenerator, steps: int) -> SamplingPolicy:
     """A learned policy that reacts to the features: random weights."""
     space = generator.action_space.bind(
         parse_schedule(generator.default_schedule, generator.action_space, steps), residual=True
@@ -66,7 +66,7 @@ def adaptive(generator: TokenGenerator, steps: int) -> tuple[AdaptivePolicy, obj
         torch.manual_seed(0)
         policy = AdaptivePolicy(AdaptiveOptions(), space=space, grid=generator.grid, feature_dim=generator.feature_dim)
         torch.nn.init.normal_(policy.actor.network.linear3.weight, std=0.3)
-    return policy.eval(), space
+    return SamplingPolicy(policy.eval(), space)
 
 
 @pytest.mark.parametrize("spec", ["fixed", "fixed:halton", "fixed:amused", "adaptive"])
@@ -74,11 +74,11 @@ def test_kept_tokens_are_kept_and_the_rest_is_filled(
     generator: TokenGenerator, picture: Path, spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, mask = read_edit(picture, BOX, generator.image_size)
-    policy, space = adaptive(generator, 3) if spec == "adaptive" else load_policy(spec, generator, 3)[:2]
+    policy = adaptive(generator, 3) if spec == "adaptive" else load_policy(spec, generator, 3)
     decoded: list[Tensor] = []
     decode = generator.decode_tokens
     monkeypatch.setattr(generator, "decode_tokens", lambda tokens: decoded.append(tokens) or decode(tokens))
-    parts = list(edit(generator, policy, space, Edit(image, mask), SEEDS, batch=3))  # type: ignore[arg-type]
+    parts = list(edit(generator, policy, Edit(image, mask), SEEDS, batch=3))
     tokens, codes = torch.cat(decoded), generator.encode_images(image[None])[0]
     cells = editable_cells(mask, generator.grid)
     assert cells.view(8, 8).nonzero().tolist() == [[r, c] for r in range(1, 5) for c in range(2, 6)]
@@ -88,7 +88,7 @@ def test_kept_tokens_are_kept_and_the_rest_is_filled(
     assert all((inside[i] != inside[j]).float().mean() > 0.3 for i in range(4) for j in range(i))
 
     # An image does not depend on the batch it is made in.
-    alone = next(edit(generator, policy, space, Edit(image, mask), SEEDS[3:]))  # type: ignore[arg-type]
+    alone = next(edit(generator, policy, Edit(image, mask), SEEDS[3:]))
     torch.testing.assert_close(alone.images[0], parts[1].images[0], atol=1e-5, rtol=0)
     assert torch.equal(decoded[-1][0], tokens[3])
 
@@ -108,9 +108,9 @@ def test_the_masking_ratio_is_a_share_of_the_cells_to_fill(generator: TokenGener
 
 def test_the_images_own_pixels_outside_the_mask(generator: TokenGenerator, picture: Path) -> None:
     image, mask = read_edit(picture, BOX, generator.image_size)
-    policy, space, _ = load_policy("fixed", generator, 2)
-    plain = next(edit(generator, policy, space, Edit(image, mask), SEEDS[:2])).images
-    pasted = next(edit(generator, policy, space, Edit(image, mask, keep_pixels=True), SEEDS[:2])).images
+    policy = load_policy("fixed", generator, 2)
+    plain = next(edit(generator, policy, Edit(image, mask), SEEDS[:2])).images
+    pasted = next(edit(generator, policy, Edit(image, mask, keep_pixels=True), SEEDS[:2])).images
     assert torch.equal(pasted[:, :, ~mask], image[:, ~mask].expand(2, -1, -1))
     assert torch.equal(pasted[:, :, mask], plain[:, :, mask])
     assert not torch.equal(plain[:, :, ~mask], pasted[:, :, ~mask])  # the tokenizer is not lossless

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adanat_toolkit.core import ActionSpace, Noise, parse_schedule
+from adanat_toolkit.core import Noise, parse_schedule
 from adanat_toolkit.interfaces import Context, ContextKind, Policy, TokenGenerator
-from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, load_policy
+from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, SamplingPolicy, load_policy
 from adanat_toolkit.policies.networks import SharedOptions, SharedPolicy
 from adanat_toolkit.registry import create_generator
 from adanat_toolkit.runtime import has_fast_bfloat16, in_chunks
@@ -41,7 +41,7 @@ class Recorder:
         return out
 
 
-def random_policy(generator: TokenGenerator, steps: int, kind: str = "adaptive") -> tuple[Policy, ActionSpace]:
+def random_policy(generator: TokenGenerator, steps: int, kind: str = "adaptive") -> SamplingPolicy:
     """A policy whose knobs differ between samples."""
     schedule = parse_schedule("cosine,guidance=0.5:3,mask_temperature=4.5:0.5", generator.action_space, steps)
     space = generator.action_space.bind(schedule)
@@ -55,7 +55,7 @@ def random_policy(generator: TokenGenerator, steps: int, kind: str = "adaptive")
     with torch.no_grad():
         for p in policy.parameters():
             p.copy_(torch.randn(p.shape, generator=draw) * (0.8 / max(1, p[0].numel()) ** 0.5 if p.ndim > 1 else 0.1))
-    return policy.eval(), space
+    return SamplingPolicy(policy.eval(), space)
 
 
 def gather(batches: Iterator[Samples]) -> Samples:
@@ -82,16 +82,16 @@ def embedded(request: pytest.FixtureRequest) -> TokenGenerator:
 
 def test_batch_size_does_not_change_an_image(embedded: TokenGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder(embedded, monkeypatch)
-    policy, space = random_policy(embedded, 3)
+    policy = random_policy(embedded, 3)
     seeds = seed_range(100, 64)
-    whole = gather(sample(embedded, policy, space, seeds, batch=64))
+    whole = gather(sample(embedded, policy, seeds, batch=64))
     tokens = recorder.take()
     assert tokens.shape == (64, 64) and len(tokens.unique(dim=0)) == 64
     assert whole.images.shape == (64, 3, 64, 64) and whole.images.min() >= 0 and whole.images.max() <= 1
     assert float(whole.knobs[:, 1].std(0).min()) > 1e-3  # the policy tells samples apart
     few = [3, 40, 41, 62, 0, 17, 25, 63, 8]
     for batch, rows in ((7, list(range(64))), (1, few)):
-        own = gather(sample(embedded, policy, space, seeds[rows], batch=batch))
+        own = gather(sample(embedded, policy, seeds[rows], batch=batch))
         assert torch.equal(recorder.take(), tokens[rows]), f"batch {batch}"
         assert torch.equal(own.seeds, seeds[rows])
         assert torch.equal(own.context.classes, whole.context.classes[rows])  # type: ignore[index, arg-type]
@@ -102,7 +102,7 @@ def test_batch_size_does_not_change_an_image(embedded: TokenGenerator, monkeypat
 
 def test_few_samples_are_computed_as_many_are(embedded: TokenGenerator) -> None:
     """Bit for bit: with few rows matrix libraries take other kernels, which would show in an image's bytes."""
-    policy, _ = random_policy(embedded, 3)
+    policy = random_policy(embedded, 3).network
     codes = torch.randint(embedded.codebook_size, (16, 64), generator=torch.Generator().manual_seed(0))
     context = embedded.encode_classes(list(range(16)))
     logits, features = embedded.predict(codes, context)
@@ -144,15 +144,15 @@ def test_order_subset_and_batch(kind: ContextKind, which: str, monkeypatch: pyte
     generator = TinyGenerator(kind)
     recorder = Recorder(generator, monkeypatch)
     if which == "fixed":
-        policy, space, _ = load_policy("fixed:cosine,guidance=0:3,mask_temperature=2:0", generator, 4)
+        policy = load_policy("fixed:cosine,guidance=0:3,mask_temperature=2:0", generator, 4)
     else:
-        policy, space = random_policy(generator, 4, which)
+        policy = random_policy(generator, 4, which)
     seeds = torch.randperm(40, generator=torch.Generator().manual_seed(0)) + 7
-    whole = gather(sample(generator, policy, space, seeds, batch=40))
+    whole = gather(sample(generator, policy, seeds, batch=40))
     tokens = recorder.take()
     for batch in (1, 7, 40):
         order = torch.randperm(40, generator=torch.Generator().manual_seed(batch))[:23]
-        own = gather(sample(generator, policy, space, seeds[order], batch=batch))
+        own = gather(sample(generator, policy, seeds[order], batch=batch))
         assert torch.equal(recorder.take(), tokens[order])
         assert torch.equal(own.images, whole.images[order])
         assert torch.allclose(own.knobs, whole.knobs[order], atol=1e-5)
@@ -160,7 +160,7 @@ def test_order_subset_and_batch(kind: ContextKind, which: str, monkeypatch: pyte
     # The same seeds with other contexts, given explicitly.
     if kind == "class":
         given = generator.encode_classes([i % CLASSES for i in range(40)])
-        other = gather(sample(generator, policy, space, seeds, given, batch=9))
+        other = gather(sample(generator, policy, seeds, given, batch=9))
         assert other.context.classes.tolist() == given.classes.tolist()  # type: ignore[union-attr]
         same = whole.context.classes == given.classes
         assert torch.equal(other.images[same], whole.images[same])  # type: ignore[index]
@@ -175,9 +175,9 @@ def test_first_states_are_computed_once_per_context(kind: ContextKind, monkeypat
     results = []
     for generator in (cached, plain):
         recorder = Recorder(generator, monkeypatch)
-        policy, space = random_policy(generator, 3)
+        policy = random_policy(generator, 3)
         for _ in range(2):
-            gather(sample(generator, policy, space, noise.seeds, batch=30))
+            gather(sample(generator, policy, noise.seeds, batch=30))
         results.append(recorder.take())
     assert torch.equal(*results)
     distinct = {"class": CLASSES, "text": len(PROMPTS), "none": 1}[kind]
@@ -215,24 +215,24 @@ def test_the_cache_serves_new_classes_beside_known_ones() -> None:
 @pytest.mark.parametrize("kind", ["class", "text"])
 def test_steps_without_guidance_run_no_unconditional_forward(kind: ContextKind) -> None:
     generator = TinyGenerator(kind)
-    policy, space, _ = load_policy("fixed:cosine,guidance=0/0/2/0", generator, 4)
-    gather(sample(generator, policy, space, seed_range(0, 12), batch=12))
+    policy = load_policy("fixed:cosine,guidance=0/0/2/0", generator, 4)
+    gather(sample(generator, policy, seed_range(0, 12), batch=12))
     distinct = CLASSES if kind == "class" else len(PROMPTS)
     assert generator.forwards == [(distinct, 0), (12, 0), (24, 12), (12, 0)]
 
 
 def test_first_step_with_guidance_reuses_one_null_forward() -> None:
     generator = TinyGenerator()
-    policy, space, _ = load_policy("fixed:cosine,guidance=1", generator, 2)
-    gather(sample(generator, policy, space, seed_range(0, 24), batch=12))
+    policy = load_policy("fixed:cosine,guidance=1", generator, 2)
+    gather(sample(generator, policy, seed_range(0, 24), batch=12))
     assert generator.forwards == [(CLASSES, 0), (1, 1), (24, 12), (24, 12)]
 
 
 def test_shared_policy_looks_at_nothing() -> None:
     """It does not need features, so its steps run one batch of both contexts and nothing else."""
     generator = TinyGenerator()
-    policy, space = random_policy(generator, 3, "shared")
-    gather(sample(generator, policy, space, seed_range(0, 8), batch=8))
+    policy = random_policy(generator, 3, "shared")
+    gather(sample(generator, policy, seed_range(0, 8), batch=8))
     rows = sum(rows for rows, _ in generator.forwards)
     first = len(generator.sample_contexts(Noise(seed_range(0, 8))).distinct()[0])
     assert rows == first + 1 + 2 * 16
@@ -241,15 +241,15 @@ def test_shared_policy_looks_at_nothing() -> None:
 
 def test_no_guidance_knob_no_null_context() -> None:
     generator = TinyGenerator(knobs=("mask_ratio", "mask_temperature"))
-    policy, space = random_policy_without_guidance(generator)
-    gather(sample(generator, policy, space, seed_range(0, 6), batch=6))
+    policy = random_policy_without_guidance(generator)
+    gather(sample(generator, policy, seed_range(0, 6), batch=6))
     assert not any(nulls for _, nulls in generator.forwards) and len(generator.forwards) == 3
 
 
-def random_policy_without_guidance(generator: TokenGenerator) -> tuple[Policy, ActionSpace]:
+def random_policy_without_guidance(generator: TokenGenerator) -> SamplingPolicy:
     space = generator.action_space.bind(parse_schedule("cosine,mask_temperature=2:0", generator.action_space, 3))
     policy = AdaptivePolicy(AdaptiveOptions(), space=space, grid=generator.grid, feature_dim=generator.feature_dim)
-    return policy, space
+    return SamplingPolicy(policy, space)
 
 
 def test_guidance_zero_of_some_samples() -> None:
@@ -268,19 +268,19 @@ def test_guidance_zero_of_some_samples() -> None:
 
 def test_exploration_belongs_to_the_sample() -> None:
     generator = TinyGenerator()
-    policy, space = random_policy(generator, 3)
+    policy = random_policy(generator, 3)
     seeds = seed_range(50, 20)
-    whole = gather(sample(generator, policy, space, seeds, batch=20, sigma=0.5))
-    part = gather(sample(generator, policy, space, seeds[5:8], batch=2, sigma=0.5))
+    whole = gather(sample(generator, policy, seeds, batch=20, sigma=0.5))
+    part = gather(sample(generator, policy, seeds[5:8], batch=2, sigma=0.5))
     assert torch.allclose(part.knobs, whole.knobs[5:8], atol=1e-5)
-    calm = gather(sample(generator, policy, space, seeds, batch=20))
+    calm = gather(sample(generator, policy, seeds, batch=20))
     assert not torch.allclose(calm.knobs, whole.knobs, atol=1e-2)
 
 
 def test_progress_is_reported() -> None:
     generator, done = TinyGenerator(), []
-    policy, space, _ = load_policy("fixed", generator, 2)
-    gather(sample(generator, policy, space, seed_range(0, 10), batch=4, on_batch=done.append))
+    policy = load_policy("fixed", generator, 2)
+    gather(sample(generator, policy, seed_range(0, 10), batch=4, on_batch=done.append))
     assert done == [4, 8, 10]
 
 

@@ -232,10 +232,10 @@ def test_settings_file(run: Path, tmp_path_factory: pytest.TempPathFactory) -> N
 
 def test_samples(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder, generator = tmp_path_factory.mktemp("samples") / "samples", TinyWithData()
-    policy, space, card = load_policy("fixed", generator)
+    policy = load_policy("fixed", generator)
 
     def make() -> dict[str, Any]:
-        return sample_to_folder(generator, policy, space, card, folder, seeds=seed_range(0, 2), batch=2)
+        return sample_to_folder(generator, policy, folder, seeds=seed_range(0, 2), batch=2)
 
     make()
     listing, image = folder / "samples.json", folder / "000000.png"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from adanat_toolkit.core import GUIDANCE, INITIAL, TIME, ActionSpace, Noise
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions
+from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions, SamplingPolicy
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import COMPILED, in_chunks, minimum_batch
 
@@ -202,7 +202,7 @@ class LatentGenerator(Generator):
         output, features = in_chunks(run, latents, self.path.network_time(time), classes, minimum=minimum)
         return output, features
 
-    def read_policy(self, path: FilePath, steps: int | None, changes: str = "") -> Any:
+    def read_policy(self, path: FilePath, steps: int | None, changes: str = "") -> SamplingPolicy:
         """A policy published with AdaGen (see ``released_policy.read_policy``)."""
         from ..released_policy import read_policy
 

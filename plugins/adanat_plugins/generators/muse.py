@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace, Noise
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions, Source
+from adanat_toolkit.interfaces import Context, ImageSource, PluginOptions, SamplingPolicy, Source
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
@@ -109,8 +109,8 @@ class Muse(TextConditional):
         logits, features = in_chunks(run, tokens, context.states, minimum=minimum)
         return logits, features
 
-    def read_policy(self, path: Path, steps: int | None, changes: str = "") -> Any:
-        """A policy published with AdaNAT (see ``published_policy.read_policy``)."""
+    def read_policy(self, path: Path, steps: int | None, changes: str = "") -> SamplingPolicy:
+        """A policy published with AdaNAT (see ``released_policy.read_policy``)."""
         from ..released_policy import read_policy
 
         return read_policy(path, self, steps, changes)

@@ -23,7 +23,7 @@ from torch import Tensor
 from adanat_toolkit.core import TOKEN, ActionSpace, Noise, next_scale_knobs
 from adanat_toolkit.decoding import draw_tokens, guide
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
-from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions
+from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions, SamplingPolicy
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import COMPILED, in_chunks, minimum_batch
 
@@ -226,7 +226,7 @@ class NextScale(Generator):
     def encode_latents(self, images: Tensor) -> Tensor:
         return self.tokenizer.quantizer.encode(self.tokenizer.encode(images))[1][-1]
 
-    def read_policy(self, path: Path, steps: int | None, changes: str = "") -> Any:
+    def read_policy(self, path: Path, steps: int | None, changes: str = "") -> SamplingPolicy:
         """A policy published with AdaGen (see ``released_policy.read_policy``)."""
         return read_policy(path, self, steps, changes)
 
