@@ -38,7 +38,7 @@ def test_it_goes_on_to_the_end(old: Path) -> None:
 def test_its_policy_samples(old: Path) -> None:
     generator = create_generator("maskgit", device=torch.device("cpu"), dtype=torch.float32)
     policy = load_policy(str(old), generator)
-    assert policy.card["kind"] == "shared" and space.steps == 2
+    assert policy.card["kind"] == "shared" and policy.steps == 2
     images = torch.cat([made.images for made in sample(generator, policy, seed_range(0, 2))])
     assert images.shape == (2, 3, 64, 64) and images.isfinite().all() and images.std() > 0.01
 
