@@ -109,7 +109,9 @@ def _read(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None])
         epsilon = float(complete["ppo"]["adam_epsilon"])
     config = with_epsilon(config, epsilon)
     saved = folder.checkpoints()
-    tensors, card, iteration = None, {}, 0
+    tensors: dict[str, Tensor] | None = None
+    card: dict[str, Any] = {}
+    iteration = 0
     if saved:
         tensors, card = load_checkpoint(folder.checkpoint(saved[-1]))
         iteration = int(card["iteration"])
