@@ -11,15 +11,19 @@ from adanat_toolkit.testing.check import check_plugin
 
 ELSEWHERE = {
     ("generator", "amused"),
+    ("generator", "dit"),
+    ("generator", "sit"),
+    ("generator", "var"),
     ("reward", "imagereward"),
     ("reward", "aesthetic"),
     ("features", "inception-fidelity"),
     ("features", "inception-adanat"),
     ("features", "dinov2"),
     ("features", "clip"),
+    ("tracker", "tensorboard"),
     ("tracker", "wandb"),
 }
-"""Those with third-party weights or another service; each has tests of its own with small stand-ins."""
+"""Those with third-party weights, packages or services; each has tests of its own with small stand-ins."""
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("reward", "adversarial"): {"updates": 1, "batch": 16},
     ("reward", "mix"): {"terms": "clip-score:1,fid:influence:-0.3"},
