@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..commands.inputs import run_name
-from ..core import Generator
+from ..core import Generator, ImageSource, RewardModel
 from ..report import Settings, make_report
 from ..storage import RunFolder
 from ..training import create_trainer, merge, resolve
-from .arguments import wrong
+from ..training.objects import RewardFunction, as_reward
+from .arguments import NEEDS_GENERATOR, wrong
 from .pages import curve
 from .policies import SamplingPolicy, load_policy
 
@@ -68,15 +69,15 @@ class Run:
 
 def train(
     *,
-    generator: str | None = None,
-    reward: str | None = None,
+    generator: Generator | str | None = None,
+    reward: RewardModel | RewardFunction | str | None = None,
     policy: str | None = None,
     steps: int | None = None,
     trajectories: int | None = None,
     batch: int | None = None,
     micro_batch: int | None = None,
     seed: int | None = None,
-    data: str | os.PathLike[str] | None = None,
+    data: ImageSource | str | os.PathLike[str] | None = None,
     device: str | None = None,
     dtype: str | None = None,
     preset: str = "default",
@@ -87,11 +88,13 @@ def train(
     """Train a policy. The same call continues an interrupted run.
 
     Args:
-        generator: ``NAME[:VARIANT]``. reward: a name, or a mixture such as ``adversarial:1,clip-score:0.3``. policy:
-            ``adaptive`` or ``shared``.
+        generator: ``NAME[:VARIANT]``, or what :func:`load_generator` returns.
+        reward: a name, a mixture such as ``adversarial:1,clip-score:0.3``, a RewardModel, or a function
+            ``(images, context) -> scores``: (B, 3, H, W) in [0, 1] to (B,), higher is better.
+        policy: ``adaptive`` or ``shared``.
         steps: T of an image. trajectories: images to generate for training. batch: trajectories of one iteration.
             micro_batch: images in flight at once.
-        data: real images, a folder or a zip file; None: those that ship with the generator.
+        data: real images, a folder, a zip file or an ImageSource; None: those that ship with the generator.
         preset: settings to start from, such as ``demo``, ``gpu`` or ``paper``.
         settings: any further setting (docs/settings.md), nested: ``{"ppo": {"epochs": 2}}``. They win over the others.
         out: the run folder; None: a folder under ``runs`` that is named by the settings.
@@ -109,14 +112,21 @@ def train(
         Run('runs/quick', 2 iterations)
         >>> run.policy.steps
         2
+        >>> bright = lambda images, context: images.mean((1, 2, 3))
+        >>> run = adanat.train(generator=run.generator, reward=bright, trajectories=16, batch=8, out="runs/bright")
+        >>> len(run.metrics)
+        2
     """
     if settings is not None and not isinstance(settings, Mapping):
         raise wrong("settings", settings, 'a dictionary of settings, such as {"ppo": {"epochs": 2}}')
-    for argument, value in (("generator", generator), ("reward", reward), ("policy", policy)):
-        if value is not None and not isinstance(value, str):
-            raise wrong(argument, value, "the name of a registered one")
-    if data is not None and not isinstance(data, str | os.PathLike):
-        raise wrong("data", data, "the path of a folder or a zip file")
+    if generator is not None and not isinstance(generator, str | Generator):
+        raise wrong("generator", generator, f"{NEEDS_GENERATOR}, or a registered name")
+    if policy is not None and not isinstance(policy, str):
+        raise wrong("policy", policy, "the name of a registered one")
+    reward = as_reward(reward)
+    named, path = reward if isinstance(reward, str) else None, None
+    if isinstance(data, str | os.PathLike):
+        path, data = os.fspath(data), None
     flags: dict[str, Any] = {
         "steps": steps,
         "trajectories": trajectories,
@@ -125,14 +135,19 @@ def train(
         "seed": seed,
         "device": device,
         "dtype": dtype,
-        "generator": None if generator is None else {"name": generator},
-        "reward": None if reward is None else {"name": reward},
+        "generator": {"name": generator} if isinstance(generator, str) else None,
+        "reward": None if named is None else {"name": named},
         "policy": None if policy is None else {"name": policy},
-        "data": None if data is None else {"path": os.fspath(data)},
+        "data": None if path is None else {"path": path},
     }
     given = {key: value for key, value in flags.items() if value is not None}
     config = resolve(preset=preset, flags=merge(given, settings or {}))
-    folder = Path(out) if out is not None else Path("runs") / run_name(config)
-    trainer = create_trainer(config)
+    trainer = create_trainer(
+        config,
+        generator if isinstance(generator, Generator) else None,
+        reward if isinstance(reward, RewardModel) else None,
+        data,
+    )
+    folder = Path(out) if out is not None else Path("runs") / run_name(trainer.config)
     trainer.run(folder, on_iteration=on_iteration)
     return Run(folder, trainer.generator)

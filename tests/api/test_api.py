@@ -171,6 +171,17 @@ def test_settings_win_and_keep_the_options_of_what_keywords_name(tmp_path: Path)
     assert stored["policy"]["name"] == "shared" and stored["policy"]["residual"] is False
 
 
+def test_objects_and_functions_in_place_of_names(generator: Generator, tmp_path: Path) -> None:
+    def redness(images: torch.Tensor, context: Any) -> torch.Tensor:
+        return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+
+    run = adanat.train(generator=generator, reward=redness, steps=2, trajectories=8, batch=8, out=tmp_path / "red")
+    stored = json.loads((run.path / "config.json").read_text())
+    assert (stored["generator"]["name"], stored["reward"]["name"]) == (generator.name, "redness")
+    assert run.generator is generator and len(run.metrics) == 1
+    assert adanat.sample(generator, run.policy, seeds=[1]).images.shape == (1, 3, 64, 64)
+
+
 def test_scores(generator: Generator, run: adanat.Run, real: Path) -> None:
     shipped = adanat.load_policy(None, generator)
     scores = adanat.evaluate(generator, [shipped, shipped, "fixed", run], num=16, data=real)
@@ -215,9 +226,11 @@ def test_an_argument_of_the_wrong_type_says_which_what_and_what_is_needed(genera
         (lambda: adanat.load_policy("fixed", None), "generator must be .* it is NoneType None"),
         (lambda: adanat.load_generator(3), "name must be the name of a generator.* it is int 3"),
         (lambda: adanat.load_generator("maskgit", options=["a"]), "options must be a dictionary"),
+        (lambda: adanat.train(generator=3), "generator must be a Generator, .* it is int 3"),
+        (lambda: adanat.train(reward=3), "reward must be a RewardModel, a function"),
         (lambda: adanat.train(policy=3), "policy must be .* it is int 3"),
         (lambda: adanat.train(settings="ppo"), "settings must be a dictionary .* it is str 'ppo'"),
-        (lambda: adanat.train(data=3), "data must be .* it is int 3"),
+        (lambda: adanat.train(data=3), "data must be real images"),
         (lambda: adanat.evaluate(generator, 3), "policies must be a list .* it is int 3"),
         (lambda: adanat.evaluate(generator, [3]), "policy must be .* it is int 3"),
         (lambda: adanat.evaluate(generator, []), "policies is empty"),
