@@ -7,7 +7,8 @@ images that are missing and writes the list anew from the files.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,10 +206,14 @@ def _missing(folder: Path, seeds: Tensor, context: Context) -> list[int]:
         made, wanted = {k: row[k] for k in ("class", "prompt") if k in row}, context.describe(position)
         if made != wanted:
             raise OutputError(
-                f"{path} was made for {made or 'no context'}, now {wanted or 'no context'} is asked for; choose another --out "
+                f"{path} was made for {_told(made)}, now {_told(wanted)} is asked for; choose another --out "
                 "or another --seed. Nothing was changed."
             )
     return out
+
+
+def _told(context: Mapping[Any, Any]) -> str:
+    return textwrap.shorten(ascii(context), 300, placeholder="...") if context else "no context"
 
 
 def _row(part: Samples, position: int, names: Sequence[str]) -> dict[str, Any]:

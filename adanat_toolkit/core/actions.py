@@ -6,6 +6,7 @@ value, temperatures and guidance are softplus of it; optionally the raw value is
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -247,7 +248,8 @@ class ActionSpace:
         """
         names = tuple(k["name"] for k in spec["knobs"])
         if names != self.names:
-            raise ConfigError(f"the policy was made for knobs {list(names)}, this generator has {list(self.names)}.")
+            shown = textwrap.shorten(ascii(list(names)), 300, placeholder="...]")
+            raise ConfigError(f"the policy was made for knobs {shown}, this generator has {list(self.names)}.")
         for own, knob in zip(self.knobs, spec["knobs"], strict=True):
             if own.transform != knob["transform"]:
                 raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -72,7 +73,7 @@ def require_comparable(*evaluations: Evaluation, allow: Collection[str] = ()) ->
     for name, words in meaning.items():
         values = [getattr(e, name) for e in evaluations]
         if name not in allow and any(v != values[0] for v in values):
-            shown = " and ".join(dict.fromkeys(map(repr, values)))
+            shown = " and ".join(dict.fromkeys(textwrap.shorten(ascii(v), 300, placeholder="...") for v in values))
             raise DataError(
                 f"figures of unlike {words} ({shown}) are not comparable; evaluate again with the same {words}."
             )

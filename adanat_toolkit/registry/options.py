@@ -46,11 +46,8 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
         else:
             message = fault["msg"].removeprefix("Value error, ")
             whole = isinstance(fault["input"], Mapping | BaseModel)  # settings that contradict each other
-            parts.append(
-                ": ".join(filter(None, [key, message]))
-                if whole
-                else f"{key} = {shortened(fault['input'], 200)}: {message}"
-            )
+            shown = key if whole else f"{key} = {shortened(fault['input'], 200)}"
+            parts.append(": ".join(filter(None, [shown, message])))
     if len(faults) > MOST_FAULTS:
         parts.append(f"and {len(faults) - MOST_FAULTS} more faults")
     return f"{where}: " + "; ".join(parts) + "."

@@ -53,7 +53,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
         (["--set", "ppo.epoch=3"], ["unknown key 'ppo.epoch'", "did you mean 'epochs'"]),
         (["--set", "bacth=3"], ["unknown key 'bacth'", "did you mean 'batch'"]),
         (["--set", "reward.options.bacth=3"], ["unknown key 'bacth'", "did you mean 'batch'"]),
-        (["--config", "nowhere.yaml"], ["cannot read the configuration nowhere.yaml", "No such file"]),
+        (["--config", "nowhere.yaml"], ["cannot read nowhere.yaml: No such file", "as printed by --dry-run"]),
         (["--data", "nowhere"], ["nowhere does not exist", "give a folder of images or a .zip"]),
         (["--weights", "nowhere.safetensors"], ["nowhere.safetensors does not exist", "--weights PATH"]),
     ],

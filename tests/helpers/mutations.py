@@ -167,9 +167,8 @@ def changed_safetensors(draw: st.DrawFn, data: bytes) -> bytes:
         entry["dtype"] = draw(st.sampled_from(("F4", "F6_E2M3", "F8_E8M0", "BOOL", "I8", "F16", "C64", "F32", "x", "")))
     elif what == "shape":
         big = 2**40
-        entry["shape"] = draw(
-            st.sampled_from(([0, big, big], [big], [-1], [], [1] * 100, [2**64], entry["shape"][::-1], [1.5]))
-        )
+        shapes = ([0, big, big], [big], [-1], [], [1] * 100, [2**64], entry["shape"][::-1], [1.5])
+        entry["shape"] = draw(st.sampled_from(shapes))
     elif what == "offsets":
         entry["data_offsets"] = draw(
             st.sampled_from(([0, 0], [8, 0], [0, 2**62], [-8, 8], [0], [1, 2, 3], [2**64, 2**64]))

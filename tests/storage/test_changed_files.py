@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -130,10 +131,8 @@ def _policy(run: Path, data: st.DataObject) -> None:
         if isinstance(text, str) and data.draw(st.booleans()):
             text = signed(text)
     else:
-        text, file = (
-            data.draw(st.one_of(changed_safetensors(tensors.read_bytes()), changed_bytes(tensors.read_bytes()))),
-            tensors,
-        )
+        whole, file = tensors.read_bytes(), tensors
+        text = data.draw(st.one_of(changed_safetensors(whole), changed_bytes(whole)))
     with Changed(file, text):
         survives(f"policy {file.name}", lambda: load_policy(str(run), generator))
 
@@ -161,12 +160,9 @@ def test_checkpoint(run: Path) -> None:
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
-LAUGHS = "\n".join(
-    [
-        "a: &a [x, x, x, x, x, x, x, x]",
-        *(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
-    ]
-)
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x]\n"
+for before, after in itertools.pairwise("abcdefghi"):
+    LAUGHS += f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n"
 YAML = (
     "2021-99-99", "2021-12-31", "!!int x", "!!float x", "!!bool x", "!!timestamp x", "!!binary x", "!!set {a}", "!!map x",
     "!!python/name:os.system", "!!python/object/apply:os.system [ls]", "&a [*a]", "*nothing", "{<<: 3}", "? [1]\n: 2",
