@@ -1,8 +1,9 @@
 """The public Python API, which ``adanat_toolkit`` re-exports: load, sample, train, evaluate, list."""
 
+from ..decoding import SamplingPolicy
 from .evaluating import Scores, evaluate
 from .generators import list_features, list_generators, list_policies, list_rewards, load_generator
-from .policies import SamplingPolicy, load_policy
+from .policies import load_policy
 from .sampling import Samples, sample
 from .training import Run, train
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core import Generator
+from ..decoding import SamplingPolicy
 from ..errors import ConfigError
 from ..evaluation import (
     Comparison,
@@ -20,7 +21,7 @@ from ..metrics import FIGURES, direction
 from ..registry import create_features
 from .arguments import require_count, require_generator, wrong
 from .pages import table
-from .policies import NEEDS_POLICY, SamplingPolicy, Spec, as_policy, load_policy
+from .policies import NEEDS_POLICY, Spec, as_policy, load_policy
 from .training import Run
 
 
@@ -116,7 +117,7 @@ def evaluate(
         require_count("batch", batch)
     if data is not None and not isinstance(data, str | os.PathLike):
         raise wrong("data", data, "the path of a folder, a zip file or statistics")
-    listed = [policies] if _is_one(policies) else policies
+    listed: Any = [policies] if _is_one(policies) else policies
     if not isinstance(listed, Sequence):
         raise wrong("policies", policies, f"a list of policies, each {NEEDS_POLICY}, or a Run")
     if not listed:

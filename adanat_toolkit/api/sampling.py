@@ -14,6 +14,7 @@ from .. import sampling
 from ..commands.inputs import context_of
 from ..commands.sample_folder import folder_settings, save_samples
 from ..core import Context, Generator, as_seeds
+from ..decoding import SamplingPolicy
 from ..errors import ConfigError
 from ..evaluation import class_id
 from ..images import GRID_LIMIT
@@ -21,7 +22,7 @@ from ..limits import MOST_IMAGES
 from ..runtime import float32_by_default
 from .arguments import require_count, require_generator, wrong
 from .pages import pictures
-from .policies import SamplingPolicy, Spec, as_policy
+from .policies import Spec, as_policy
 
 
 class Samples:

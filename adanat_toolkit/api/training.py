@@ -11,13 +11,14 @@ from typing import Any
 
 from ..commands.inputs import run_name
 from ..core import Generator, ImageSource, RewardModel
+from ..decoding import SamplingPolicy
 from ..report import Settings, make_report
 from ..storage import RunFolder
 from ..training import create_trainer, merge, resolve
 from ..training.objects import RewardFunction, as_reward
 from .arguments import NEEDS_GENERATOR, wrong
 from .pages import curve
-from .policies import SamplingPolicy, load_policy
+from .policies import load_policy
 
 CURVE = "reward/mean"
 

@@ -9,7 +9,7 @@ without the knob ``mask_ratio`` needs no curve.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def cosine(r: float) -> float:
     return math.cos(math.pi * r / 2)
 
 
-RATIO_CURVES = {
+RATIO_CURVES: dict[str, Callable[[float], float]] = {
     "cosine": cosine,
     "linear": lambda r: 1 - r,
     "square": lambda r: 1 - r**2,

@@ -17,8 +17,10 @@ from adanat_toolkit.images import to_bytes
 from adanat_toolkit.interfaces import Context, Generator
 from adanat_toolkit.metrics import FIGURES
 from adanat_toolkit.policies import AdaptivePolicy, SamplingPolicy, build_policy, load_policy
-from adanat_toolkit.report.probing import OPACITY, Probe, cover, probe, rank, trace
-from adanat_toolkit.report.reading import short_names
+from adanat_toolkit.report.gather import Gathered, Group, Look
+from adanat_toolkit.report.page import render
+from adanat_toolkit.report.probing import OPACITY, Probe, Ranking, cover, probe, rank, trace
+from adanat_toolkit.report.reading import read_rows, short_names
 from adanat_toolkit.report.yardstick import blocks
 from adanat_toolkit.sampling import sample, seed_range
 from adanat_toolkit.storage import read_rows
@@ -107,6 +109,17 @@ def test_spread_over_the_samples() -> None:
     knobs = torch.arange(11.0)[:, None, None].expand(11, 2, 1)
     (spread,) = Probe(list(range(11)), [""] * 11, torch.empty(0), knobs, ("guidance",)).spread()
     assert (spread.mean, spread.low, spread.high) == ([5.0, 5.0], [1.0, 1.0], [9.0, 9.0])
+
+
+def test_the_table_of_knobs_has_a_column_an_action() -> None:
+    """A generator may take another number of actions than steps."""
+    knobs = torch.tensor([0.125, 0.25, 0.375]).view(1, 3, 1).expand(4, -1, -1)
+    seen = Probe([0, 1, 2, 3], [""] * 4, torch.zeros(4, 3, 8, 8, dtype=torch.uint8), knobs, ("guidance",))
+    run = made_run(rows_of(3))
+    look = Look(run, seen, Ranking(None, [], []), [], ("guidance",))
+    page = render([run], Gathered(groups=[Group("tiny", 2, "guidance=1", seen, [look])]))
+    table = page[page.index("policy, knob") :].partition("</table>")[0]
+    assert table.count("step ") == 3 and table.count("0.375") == 4  # mean of both, low and high of the run's
 
 
 # --- single steps -----------------------------------------------------------------------------------------------------
