@@ -20,7 +20,7 @@ from adanat_toolkit.policies import AdaptivePolicy, SamplingPolicy, build_policy
 from adanat_toolkit.report.gather import Gathered, Group, Look
 from adanat_toolkit.report.page import render
 from adanat_toolkit.report.probing import OPACITY, Probe, Ranking, cover, probe, rank, trace
-from adanat_toolkit.report.reading import read_rows, short_names
+from adanat_toolkit.report.reading import short_names
 from adanat_toolkit.report.yardstick import blocks
 from adanat_toolkit.sampling import sample, seed_range
 from adanat_toolkit.storage import read_rows
