@@ -101,9 +101,9 @@ def evaluate(
 
     Raises:
         ConfigError: an argument is of the wrong type, too few images, or a policy that does not fit.
-        CheckpointError, DataError, PluginError, WeightsError.
+        CheckpointError, DataError, PluginError, WeightsError: what is named cannot be read, found or loaded.
 
-    Example:
+    Examples:
         >>> import adanat_toolkit as adanat
         >>> generator = adanat.load_generator("maskgit", device="cpu")
         >>> scores = adanat.evaluate(generator, ["fixed"], num=16)

@@ -34,7 +34,7 @@ def load_generator(
         PluginError: the name is unknown or does not load. ConfigError: an option is unknown or does not fit.
         WeightsError: weights are missing or damaged.
 
-    Example:
+    Examples:
         >>> import adanat_toolkit as adanat
         >>> generator = adanat.load_generator("maskgit", device="cpu")
         >>> generator.name, generator.image_size
@@ -54,7 +54,7 @@ def load_generator(
 def list_generators() -> list[str]:
     """Names that :func:`load_generator` takes, variants left out.
 
-    Example:
+    Examples:
         >>> import adanat_toolkit as adanat
         >>> {"mage", "maskgit", "muse"} <= set(adanat.list_generators())
         True
@@ -65,7 +65,7 @@ def list_generators() -> list[str]:
 def list_rewards() -> list[str]:
     """Names that ``train(reward=...)`` takes; a mixture is written ``adversarial:1,clip-score:0.3``.
 
-    Example:
+    Examples:
         >>> import adanat_toolkit as adanat
         >>> {"adversarial", "fid"} <= set(adanat.list_rewards())
         True
@@ -76,7 +76,7 @@ def list_rewards() -> list[str]:
 def list_policies() -> list[str]:
     """Kinds of policies; ``train(policy=...)`` takes those that learn.
 
-    Example:
+    Examples:
         >>> import adanat_toolkit as adanat
         >>> {"adaptive", "fixed", "shared"} <= set(adanat.list_policies())
         True
@@ -87,7 +87,7 @@ def list_policies() -> list[str]:
 def list_features() -> list[str]:
     """Feature protocols that ``evaluate(features=...)`` takes.
 
-    Example:
+    Examples:
         >>> import adanat_toolkit as adanat
         >>> "inception-fidelity" in adanat.list_features()
         True

@@ -33,7 +33,7 @@ def load_policy(
     Raises:
         ConfigError: unknown schedule, sampler or path, or a policy of another generator. CheckpointError: damaged files.
 
-    Example:
+    Examples:
         >>> import adanat_toolkit as adanat
         >>> generator = adanat.load_generator("maskgit", device="cpu")
         >>> adanat.load_policy("fixed:cosine", generator, steps=6)

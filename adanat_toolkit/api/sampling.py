@@ -97,7 +97,7 @@ def sample(
     Raises:
         ConfigError: an argument is of the wrong type or does not fit the generator. CheckpointError: a damaged policy.
 
-    Example:
+    Examples:
         >>> import adanat_toolkit as adanat
         >>> generator = adanat.load_generator("maskgit", device="cpu")
         >>> samples = adanat.sample(generator, "fixed", seeds=[0, 1], classes=[3])

@@ -105,7 +105,7 @@ def train(
         ConfigError, PluginError, WeightsError, DataError: before any work starts. OutputError: the folder cannot be written.
         CheckpointError: what is in it is damaged, or belongs to a run with other settings.
 
-    Example:
+    Examples:
         >>> import adanat_toolkit as adanat
         >>> quick = {"reward": {"options": {"batch": 8, "updates": 1}}, "ppo": {"epochs": 1}}
         >>> run = adanat.train(steps=2, trajectories=16, batch=8, device="cpu", settings=quick, out="runs/quick")

@@ -39,11 +39,10 @@ class Start:
 
 @dataclass
 class Rollout:
-    """What B trajectories left behind, all on the generator's device.
+    """What B trajectories left behind, all on the generator's device. T counts actions here (``Generator.decisions``).
 
     Attributes:
         context: contexts of the samples.
-        T here counts actions (``Generator.decisions``).
         features: (B, T, N, D) in the policy's storage type, or None for a policy that does not read them.
         actions: (B, T, A) raw. log_prob, values: (B, T). physical: (B, T, K).
         embedded: (B, ...) from ``RewardModel.embed`` (None without a reward). images: (B, 3, H, W), where kept.
