@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from adanat_toolkit.integrations.gym_env import GenerationVectorEnv
 from adanat_toolkit.interfaces import Context
 from adanat_toolkit.policies import load_policy
 from adanat_toolkit.sampling import sample, seed_range
-from adanat_toolkit.sampling import sample as sampling
 from adanat_toolkit.training import Trainer, create_trainer, validate
 
 from ..helpers.tiny import Dark, TinyGenerator
@@ -152,7 +152,7 @@ def test_contexts_are_drawn_a_batch_at_a_time(folder: Path, monkeypatch: pytest.
         sizes.append(len(noise))
         return draw_contexts(generator, noise, source)
 
-    monkeypatch.setattr(sampling, "measured_size", lambda *_, **__: None)
+    monkeypatch.setattr(sys.modules["adanat_toolkit.sampling.sample"], "measured_size", lambda *_, **__: None)
     policy = load_policy("fixed:cosine", generator, 2)
     parts = list(sample(generator, policy, seed_range(0, 20), contexts, batch=8))
     assert sizes == [8, 8, 4]

@@ -139,7 +139,7 @@ def test_reporting(folder: Path, tmp_path: Path) -> None:
     Trainer(validate({**SETTINGS, "data": {"path": str(folder)}})).run(tmp_path / "run")
     command = ["report", str(tmp_path / "run"), "--features", "pixels", "--device", "cpu", "--quiet"]
     Recording.asked.clear()
-    found = CliRunner().invoke(app, [*command, "--num", "16", "--out", str(tmp_path / "one.html")])
+    found = CliRunner().invoke(app, [*command, "--data", str(folder), "--num", "16", "--out", str(tmp_path / "one.html")])
     assert found.exit_code == 0, found.output
     assert Recording.asked == OWN
     folder.rename(tmp_path / "moved")  # the pictures can be made without

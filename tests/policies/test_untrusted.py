@@ -196,7 +196,7 @@ def test_no_value_of_a_policy_changes_unseen(where: str, value: Any, tmp_path: P
     [
         ("action_space.residual", None, "action_space.residual must be a valid boolean, found None"),
         ("action_space.residual", 1, "action_space.residual must be a valid boolean, found 1"),
-        ("action_space.schedule", [[0.5, 0.0, 1.0, 0.0]] * 2000, "action_space.schedule .* at most 1024 items"),
+        ("action_space.schedule", [[0.5, 0.0, 1.0, 0.0]] * 2000, "action_space.schedule .* at most 1025 items"),
         ("action_space.schedule", [], "at least 1 item"),
         ("action_space.schedule", [[0.5, 1.0], [0.5]], "rows of .1, 2. values; one a knob is needed"),
         ("action_space.schedule.1.1", 1e39, "mask_temperature' has the value 1e.39"),
@@ -207,7 +207,7 @@ def test_no_value_of_a_policy_changes_unseen(where: str, value: Any, tmp_path: P
         ("generator", ..., "lacks the field generator"),
         ("training.trajectories", -1, "training.trajectories must be greater than or equal to 0, found -1"),
         ("options", {"hidden": 10_000_000}, "hidden = 10000000: Input should be less than or equal to 4096"),
-        ("options", {"hidden": 4096}, r"actor.embedding.mlp.0.bias is float32 .8., expected float32 .4096."),
+        ("options", {"hidden": 4096}, r"actor.embedding.mlp.0.bias. is float32 .8., expected float32 .4096."),
         ("kind", "fixed", "a 'fixed' policy sets mask_ratio, .*; it sets nothing"),
         ("kind", {}, "kind must be a valid string, found an empty object"),
     ],
