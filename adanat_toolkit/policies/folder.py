@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core import RATIO_CURVES, Generator, Policy
 from ..decoding import PUBLISHED_SAMPLERS, ReadsPolicies, SamplingPolicy, TokenGenerator, parse_sampler
 from ..errors import CheckpointError, ConfigError, nearest
-from ..limits import MOST_STEPS
+from ..limits import MOST_STEPS, check_steps
 from ..registry import load, parse_options, toolkit_version
 from ..runtime import float32_by_default
 from ..storage import (
@@ -139,9 +139,9 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
         raise ConfigError(
             f"{spec} is a file, and no published policies are known for {generator.name}; give a run or policy folder."
         )
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise ConfigError(f"{spec} is no file and no folder; give a run or policy folder.")
-    if (RunFolder(folder).policy / "policy.json").exists():
+    if os.path.exists(RunFolder(folder).policy / "policy.json"):
         folder = RunFolder(folder).policy
     if not os.path.exists(folder / "policy.json"):
         raise ConfigError(
@@ -201,8 +201,8 @@ def _tensors_of(build: Callable[[], Policy]) -> dict[str, TensorFacts]:
 def _fixed(text: str, generator: Generator, steps: int | None) -> SamplingPolicy:
     """A hand-made schedule under the toolkit's step, or a published sampler with its own."""
     head = text.split(",")[0].strip()
-    if steps is not None and steps > MOST_STEPS:
-        raise ConfigError(f"steps is {steps:,}; an image takes {MOST_STEPS:,} at most.")
+    if steps is not None:
+        check_steps(steps)
     card: dict[str, Any] = {"kind": "fixed", "schedule": text}
     rule = None
     if head in PUBLISHED_SAMPLERS:

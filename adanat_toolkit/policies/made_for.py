@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class _Card(BaseModel):
 def _trained_for(folder: Path) -> GeneratorConfig | None:
     """The generator of a run folder or of a policy folder; None for ``fixed...`` and for what is neither."""
     for file, key in ((folder / "config.json", "config"), (folder / "policy.json", "card")):
-        if not file.exists():
+        if not os.path.exists(file):  # also where the name is too long for the system
             continue
         remedy = "So the policy's generator is unknown: restore the file, or give --generator."
         if key == "config":

@@ -51,7 +51,7 @@ def previous_of(folder: Path) -> Path:
 
 def standing(folder: Path) -> Path:
     """Where to read a folder that may be replaced at this moment: where it belongs, or where it was moved to."""
-    return previous_of(folder) if not folder.exists() and previous_of(folder).is_dir() else folder
+    return previous_of(folder) if not os.path.exists(folder) and os.path.isdir(previous_of(folder)) else folder
 
 
 def exchange(first: Path, second: Path) -> bool:

@@ -154,13 +154,13 @@ def _reward_case(
 ) -> testing.RewardCase:
     # A generator that gives the context what the reward reads.
     generator, images, context = _images(judge or ("muse" if "prompts" in loaded.needs else JUDGE))
-    real = generator.real_images() if "real_images" in loaded.needs else None
+    real = generator.real_images()
 
     def make(seed: int) -> RewardModel:
         return create_reward(spec, options, generator=generator, real=real, device=CPU, seed=seed, offline=True)
 
-    make(0)
-    return testing.RewardCase(make, images, context, real)
+    made = make(0)
+    return testing.RewardCase(make, images, context, real if "real_images" in made.needs else None)
 
 
 def _features(extractor: FeatureExtractor, judge: str | None) -> None:

@@ -93,12 +93,12 @@ class Trainer(Engine):
     ) -> None:
         reward = as_reward(reward)
         config = with_objects(config, generator, reward, data)
-        same_in_all_processes(config)
         if config.batch // config.ppo.group < distributed.world_size():
             raise ConfigError(
                 f"batch = {config.batch} gives {config.batch // config.ppo.group} groups of trajectories for "
                 f"{distributed.world_size()} processes; each needs at least one. Use a larger batch or fewer processes."
             )
+        same_in_all_processes(config)
         if isinstance(generator, Generator):
             self.device, dtype = generator.device, generator.dtype
         else:

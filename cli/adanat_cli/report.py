@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options
-from .console import note, print_json
+from .console import note, print_json, print_result
 
 
 def report(
@@ -84,7 +84,7 @@ def report(
     def tell(run: dict[str, Any]) -> None:
         judged.append(run)
         if not json and "figures" in run:
-            print(
+            print_result(
                 f"{run['name']}: Frechet distance {run['figures']['frechet']:.4f}, {run['ratio']:.3f} of the hand-made "
                 f"schedule's ({run['images']:,} images, {run['protocol']})"
             )

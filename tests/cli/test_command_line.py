@@ -19,7 +19,7 @@ from adanat_toolkit.errors import AdaNATError, DataError, explained
 
 from ..helpers.cli import adanat, refused
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 # --- errors that nobody expected ----------------------------------------------------------------------------------------
@@ -31,7 +31,7 @@ def test_an_input_that_ends_too_early_is_not_just_aborted(monkeypatch: pytest.Mo
     def read(*_: Any, **__: Any) -> None:
         raise EOFError("Ran out of input")
 
-    monkeypatch.setattr("adanat_toolkit.commands.inputs.require_real_images", read)
+    monkeypatch.setattr("adanat_toolkit.evaluation.require_real_images", read)
     result = adanat("stats", "--out", "x.safetensors", "--generator", "maskgit")
     refused(result, "Ran out of input", "ends too early", "test_command_line.py", "ADANAT_DEBUG=1")
     monkeypatch.setenv("ADANAT_DEBUG", "1")

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_checker import check_env
 
-from adanat_toolkit.errors import CheckpointError, ConfigError
+from adanat_toolkit.errors import CheckpointError, ConfigError, PluginError
 from adanat_toolkit.integrations.gym_env import GenerationEnv, GenerationVectorEnv
 from adanat_toolkit.integrations.sb3 import GenerationPolicy, GenerationVecEnv, SB3Trainer
 from adanat_toolkit.interfaces import Context, Generator, RewardModel
@@ -250,8 +250,8 @@ def test_plan_counts_their_buffer():
 def test_what_has_no_counterpart_is_refused():
     with pytest.raises(ConfigError, match=r"gamma = 0\.9"):
         create_trainer(configuration(ppo={"standardise": "returns", "gamma": 0.9}))
-    with pytest.raises(ConfigError, match="engine"):
-        configuration("stable-baselines3")
+    with pytest.raises(PluginError, match="unknown engine 'sb4'.*did you mean.*sb3"):
+        create_trainer(configuration("sb4"))
 
 
 def test_documentation_runs():

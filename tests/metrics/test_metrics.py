@@ -147,7 +147,7 @@ def test_published_npz(tmp_path: Path) -> None:
 
 
 def test_statistics_refuse(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no.safetensors: No such file or directory. Make it again with `adanat stats"):
+    with pytest.raises(DataError, match=r"no.safetensors does not exist; make statistics of your images with `adanat stats"):
         FeatureStatistics.load(tmp_path / "no.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"junk")
     with pytest.raises(DataError, match=r"bad.safetensors is damaged or truncated .* no safetensors file"):

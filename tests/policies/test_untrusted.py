@@ -110,7 +110,7 @@ def test_real_images_that_a_folder_names_are_not_opened(
     def opened(generator: Any, path: str | None, **more: Any) -> None:
         assert path is None, f"{path} was opened"
 
-    monkeypatch.setattr("adanat_toolkit.commands.inputs.images_for", opened)
+    monkeypatch.setattr("adanat_toolkit.evaluation.choices.images_for", opened)
     change(foreign, data={"path": "/home/me/pictures"})
     message = refused(
         adanat("report", foreign, "--num", "64", "--out", tmp_path / "r.html"),

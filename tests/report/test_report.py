@@ -292,7 +292,7 @@ def test_numbers_that_make_no_sense(trained: Path) -> None:
     run = trained / "shared"
     refused(adanat("report", run, "--num", "5"), "--num 5 is too few", "or 0 for no new ones")
     refused(adanat("report", run, "--num", "50", "--curves-only"), "--curves-only leaves it out")
-    with pytest.raises(ConfigError, match="seeds are 0 or larger"):
+    with pytest.raises(ConfigError, match="seeds are whole numbers from 0"):
         make_report([run], settings=Settings(seed=-1))
 
 

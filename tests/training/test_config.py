@@ -85,7 +85,6 @@ def test_overrides(text: str, expected: dict) -> None:
         ("policy.average=1", r"policy\.average = 1"),
         ("seed=-1", "seed = -1"),
         ("seed=9223372036854775808", "seed = 9223372036854775808"),
-        ("engine=sb4", "engine = 'sb4'"),
         ("ppo.clip", "must be written KEY=VALUE"),
         ("=3", "must be written KEY=VALUE"),
         ("ppo.clip=[1", "not valid YAML"),
