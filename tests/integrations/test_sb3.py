@@ -250,7 +250,7 @@ def test_plan_counts_their_buffer():
 def test_what_has_no_counterpart_is_refused():
     with pytest.raises(ConfigError, match=r"gamma = 0\.9"):
         create_trainer(configuration(ppo={"standardise": "returns", "gamma": 0.9}))
-    with pytest.raises(PluginError, match="unknown engine 'sb4'.*did you mean.*sb3"):
+    with pytest.raises(PluginError, match=r"unknown engine 'sb4'.*did you mean.*sb3"):
         create_trainer(configuration("sb4"))
 
 
