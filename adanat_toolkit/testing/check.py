@@ -160,7 +160,7 @@ def _reward_case(
         return create_reward(spec, options, generator=generator, real=real, device=CPU, seed=seed, offline=True)
 
     made = make(0)
-    return testing.RewardCase(make, images, context, real if "real_images" in made.needs else None)
+    return testing.RewardCase(make, images, context, real if made.learns or "real_images" in made.needs else None)
 
 
 def _features(extractor: FeatureExtractor, judge: str | None) -> None:

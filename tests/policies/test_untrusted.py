@@ -321,5 +321,5 @@ def test_a_policy_that_is_neither_file_nor_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["fixed", "fixed:maskgit", "fixed:cosine,guidance=0:3"])
 def test_steps_are_bounded(spec: str) -> None:
-    with pytest.raises(ConfigError, match=r"1,000,000,000,000.* 1,024"):
+    with pytest.raises(ConfigError, match=r"1000000000000.* 1024"):
         load_policy(spec, TinyGenerator(), 10**12)
