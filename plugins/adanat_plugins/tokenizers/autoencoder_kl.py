@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adanat_toolkit.errors import WeightsError
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from ..weights import build
-from .llamagen_vq import AttentionBlock, Downsample, ResidualBlock, Upsample, conv3, group_norm
+from .levels import Decoder, Encoder, sizes_of
+from .llamagen_vq import AttentionBlock
 
 SCALE = 0.18215
 """A latent of the generators is so many times the autoencoder's own (Rombach et al. 2022, appendix G)."""
@@ -50,87 +50,14 @@ class AutoencoderKLConfig:
             WeightsError: the tensors are not those of this autoencoder.
         """
         try:
-            width = state["encoder.conv_in.weight"].shape[0]
             latent = state["post_quant_conv.weight"].shape[1]
-            levels = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.down."))
-            blocks = 1 + max(int(name.split(".")[4]) for name in state if name.startswith("encoder.down.0.block."))
-            channels = [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
+            width, multipliers, blocks = sizes_of(state)
         except (KeyError, ValueError, IndexError) as error:
             raise WeightsError(
                 f"{source} is no KL autoencoder in the original layout: {error} is missing or malformed. Expected "
                 "encoder.down.N.block..., decoder.up.N.block..., quant_conv and post_quant_conv."
             ) from None
-        return cls(latent, width, tuple(c // width for c in channels), blocks)
-
-
-class Level(nn.Module):
-    """The residual blocks of one resolution and the change of size that follows them."""
-
-    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
-        super().__init__()
-        self.block = nn.ModuleList(ResidualBlock(inputs if i == 0 else outputs, outputs) for i in range(blocks))
-        self.downsample: nn.Module | None = None
-        self.upsample: nn.Module | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
-            x = block(x)
-        for resize in (self.downsample, self.upsample):
-            if resize is not None:
-                x = resize(x)
-        return x
-
-
-class Middle(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.block_1, self.block_2 = ResidualBlock(channels, channels), ResidualBlock(channels, channels)
-        self.attn_1 = AttentionBlock(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
-
-
-class Encoder(nn.Module):
-    def __init__(self, config: AutoencoderKLConfig) -> None:
-        super().__init__()
-        widths = [config.width * m for m in config.multipliers]
-        self.conv_in = conv3(3, config.width)
-        self.down = nn.ModuleList()
-        for i, (inputs, outputs) in enumerate(zip([config.width, *widths], widths, strict=False)):
-            level = Level(inputs, outputs, config.blocks)
-            level.downsample = Downsample(outputs) if i + 1 < len(widths) else None
-            self.down.append(level)
-        self.mid = Middle(widths[-1])
-        self.norm_out = group_norm(widths[-1])
-        self.conv_out = conv3(widths[-1], 2 * config.latent_channels)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.conv_in(images)
-        for level in self.down:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
-
-
-class Decoder(nn.Module):
-    def __init__(self, config: AutoencoderKLConfig) -> None:
-        super().__init__()
-        widths = [config.width * m for m in config.multipliers]
-        self.conv_in = conv3(config.latent_channels, widths[-1])
-        self.mid = Middle(widths[-1])
-        self.up = nn.ModuleList()
-        for i, (inputs, outputs) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)):
-            level = Level(inputs, outputs, config.blocks + 1)
-            level.upsample = Upsample(outputs) if i > 0 else None
-            self.up.append(level)
-        self.norm_out = group_norm(widths[0])
-        self.conv_out = conv3(widths[0], 3)
-
-    def forward(self, latent: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(latent))
-        for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return cls(latent, width, multipliers, blocks)
 
 
 class AutoencoderKL(nn.Module):
@@ -139,7 +66,9 @@ class AutoencoderKL(nn.Module):
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        sizes = config.width, config.multipliers, config.blocks, AttentionBlock
+        self.encoder = Encoder(2 * config.latent_channels, *sizes)
+        self.decoder = Decoder(config.latent_channels, *sizes)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 

@@ -8,7 +8,6 @@ computes; ``tests/golden`` compares the numbers.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,8 @@ from adanat_toolkit.errors import WeightsError
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from ..weights import place
-from .llamagen_vq import Downsample, ResidualBlock, Upsample, conv3, group_norm
+from .levels import Decoder, Encoder, sizes_of
+from .llamagen_vq import conv3, group_norm
 
 CONVOLUTIONS = 4
 """How many convolutions the scales share."""
@@ -145,16 +145,13 @@ class MultiScaleVQConfig:
         """
         try:
             vocabulary, code_width = state["quantize.embedding.weight"].shape
-            width = state["encoder.conv_in.weight"].shape[0]
-            levels = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.down."))
-            blocks = 1 + max(int(name.split(".")[4]) for name in state if name.startswith("encoder.down.0.block."))
-            channels = [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
+            width, multipliers, blocks = sizes_of(state)
         except (KeyError, ValueError, IndexError) as error:
             raise WeightsError(
                 f"{source} is no tokenizer of VAR: {error} is missing or malformed. Expected the layout of "
                 "vae_ch160v4096z32.pth (encoder.down.N.block..., quantize.quant_resi.qresi_ls...)."
             ) from None
-        return cls(vocabulary, code_width, tuple(scales), width, tuple(c // width for c in channels), blocks)
+        return cls(vocabulary, code_width, tuple(scales), width, multipliers, blocks)
 
 
 class AttentionBlock(nn.Module):
@@ -171,89 +168,14 @@ class AttentionBlock(nn.Module):
         return x + self.proj_out(mixed[:, 0].transpose(1, 2).reshape(x.shape))
 
 
-class Level(nn.Module):
-    """One resolution: residual blocks, each followed by attention at the lowest one, then a change of size."""
-
-    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool) -> None:
-        super().__init__()
-        self.block = nn.ModuleList(ResidualBlock(inputs if i == 0 else outputs, outputs) for i in range(blocks))
-        self.attn = nn.ModuleList(AttentionBlock(outputs) for _ in range(blocks if attention else 0))
-        self.downsample: nn.Module | None = None
-        self.upsample: nn.Module | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.block):
-            x = block(x)
-            if len(self.attn):
-                x = self.attn[i](x)
-        for resize in (self.downsample, self.upsample):
-            if resize is not None:
-                x = resize(x)
-        return x
-
-
-def middle(channels: int) -> nn.Sequential:
-    parts = [
-        ("block_1", ResidualBlock(channels, channels)),
-        ("attn_1", AttentionBlock(channels)),
-        ("block_2", ResidualBlock(channels, channels)),
-    ]
-    return nn.Sequential(OrderedDict(parts))
-
-
-class Encoder(nn.Module):
-    def __init__(self, config: MultiScaleVQConfig) -> None:
-        super().__init__()
-        widths = [config.width * m for m in config.multipliers]
-        last = len(widths) - 1
-        self.conv_in = conv3(3, config.width)
-        self.down = nn.ModuleList()
-        for i, (inputs, outputs) in enumerate(zip([config.width, *widths], widths, strict=False)):
-            level = Level(inputs, outputs, config.blocks, attention=i == last)
-            level.downsample = Downsample(outputs) if i != last else None
-            self.down.append(level)
-        self.mid = middle(widths[-1])
-        self.norm_out = group_norm(widths[-1])
-        self.conv_out = conv3(widths[-1], config.code_width)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, code_width, H / downsampling, W / downsampling)."""
-        x = self.conv_in(images)
-        for level in self.down:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
-
-
-class Decoder(nn.Module):
-    def __init__(self, config: MultiScaleVQConfig) -> None:
-        super().__init__()
-        widths = [config.width * m for m in config.multipliers]
-        last = len(widths) - 1
-        self.conv_in = conv3(config.code_width, widths[-1])
-        self.mid = middle(widths[-1])
-        self.up = nn.ModuleList()  # finest level first, as the published names count
-        for i, (inputs, outputs) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)):
-            level = Level(inputs, outputs, config.blocks + 1, attention=i == last)
-            level.upsample = Upsample(outputs) if i != 0 else None
-            self.up.append(level)
-        self.norm_out = group_norm(widths[0])
-        self.conv_out = conv3(widths[0], 3)
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """(B, code_width, h, w) -> (B, 3, H, W), nominally in [-1, 1]."""
-        x = self.mid(self.conv_in(latent))
-        for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
-
-
 class MultiScaleVQ(nn.Module):
     """The published tokenizer; what generators use is :class:`MultiScaleTokenizer`."""
 
     def __init__(self, config: MultiScaleVQConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        sizes = config.code_width, config.width, config.multipliers, config.blocks, AttentionBlock, AttentionBlock
+        self.encoder, self.decoder = Encoder(*sizes), Decoder(*sizes)
         self.quantize = MultiScaleQuantizer(config.vocabulary, config.code_width, config.scales)
         self.quant_conv = conv3(config.code_width, config.code_width)
         self.post_quant_conv = conv3(config.code_width, config.code_width)
