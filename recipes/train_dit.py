@@ -1,6 +1,6 @@
 """Train the embedded network of ``dit`` or ``sit``: a small transformer on latents of the embedded images.
 
-    python recipes/train_dit.py dit --updates 4000        # --minutes M stops earlier
+    python recipes/train_dit.py dit --updates 14000        # --minutes M stops earlier
 
 Latents are those of the embedded tokenizer before rounding, in their leading principal components. ``dit`` learns the
 noise on the solver's variance-preserving path, ``sit`` the velocity on the straight one. Times are spread evenly over a
@@ -51,23 +51,25 @@ def raw_latents(kept: Path | None, device: torch.device, dtype: torch.dtype) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", choices=sorted(PATHS))
-    parser.add_argument("--updates", type=int, default=4000)
+    parser.add_argument("--updates", type=int, default=14000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many minutes")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--patch", type=int, default=2, help="side of a token in latents")
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--channels", type=int, default=6, help="principal components")
     parser.add_argument("--average", type=float, default=0.998, help="decay of the averaged weights")
     parser.add_argument("--every", type=float, default=4, help="minutes between files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="of the matrix products; weights and sums stay in float32")
     parser.add_argument("--latents", type=Path, help="keep the tokenizer's latents in this file between runs")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     out = options.out or FOLDER / f"{options.family}.safetensors"
     path, device = PATHS[options.family], resolve_device(options.device)
-    dtype = resolve_dtype("auto", device)
+    dtype = resolve_dtype(options.dtype, device)
 
     raw, labels = raw_latents(options.latents, device, torch.float32), data.labels()
     space = PrincipalLatents.fit(embedded_tokenizer(torch.device("cpu"), torch.float32), raw, options.channels)
@@ -76,7 +78,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     draw = torch.Generator().manual_seed(options.seed)
     network = DiT(
-        side=latents.shape[2], patch=1, channels=options.channels, outputs=options.channels, width=options.width,
+        side=latents.shape[2], patch=options.patch, channels=options.channels, outputs=options.channels, width=options.width,
         depth=options.depth, heads=HEADS[options.width], hidden=4 * options.width, classes=classes,
     ).to(device)  # fmt: skip
     average = copy.deepcopy(network)

@@ -86,6 +86,11 @@ def regular_file(
             os.close(descriptor)
 
 
+def was_missing(error: AdaNATError) -> bool:
+    """Whether an error of these readers says that there is no such file."""
+    return isinstance(error.__context__, FileNotFoundError)
+
+
 def read_bytes(
     path: str | os.PathLike[str], *, error: type[AdaNATError], limit: int = MAX_DOCUMENT, remedy: str = REMEDY
 ) -> bytes:

@@ -24,8 +24,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import CheckpointError, InUseError, OutputError, ReplacedError
-from .documents import MIB, check_value, read_bytes, read_document, read_lines, shortened
-from .replace import again_if_replaced, replace_folder
+from .documents import MIB, check_value, read_bytes, read_document, read_lines, shortened, was_missing
+from .replace import again_if_replaced, gave_way, replace_folder
 from .tensors import TensorFacts, read_header
 
 FORMAT = 2
@@ -197,10 +197,16 @@ def read_card(folder: Path, name: str, schema: type[Card] = Card) -> dict[str, A
     """``folder/name.json``, its digest and what ``schema`` says about its values checked.
 
     Raises:
-        CheckpointError: it is missing, damaged, changed since it was written, or of another format.
+        CheckpointError: it is missing, damaged, changed since it was written, or of another format. ReplacedError: it is
+            missing because a newer folder takes its place.
     """
     path = folder / f"{name}.json"
-    card: dict[str, Any] = read_document(path, dict[str, Any], error=CheckpointError, remedy=_REMEDY)
+    try:
+        card: dict[str, Any] = read_document(path, dict[str, Any], error=CheckpointError, remedy=_REMEDY)
+    except CheckpointError as error:
+        if was_missing(error) and gave_way(folder, path):
+            raise ReplacedError(f"{folder} was replaced while it was read ({error})") from None
+        raise
     if card.get("format") not in (FORMAT, OLD_FORMAT):
         raise CheckpointError(
             f"{path} has format {shortened(card.get('format'))}; this version reads {OLD_FORMAT} and {FORMAT}. {_REMEDY}"

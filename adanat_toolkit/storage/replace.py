@@ -54,6 +54,12 @@ def standing(folder: Path) -> Path:
     return previous_of(folder) if not os.path.exists(folder) and os.path.isdir(previous_of(folder)) else folder
 
 
+def gave_way(folder: Path, file: Path) -> bool:
+    """Whether a file of ``folder`` that was not found a moment ago can be missing because a successor took its place."""
+    moved_aside = folder.name.startswith(".") and folder.name.endswith(".old")
+    return moved_aside or os.path.exists(file) or os.path.isdir(previous_of(folder))
+
+
 def exchange(first: Path, second: Path) -> bool:
     """Exchange two folders in one step; False where that cannot be done, and nothing was changed."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None

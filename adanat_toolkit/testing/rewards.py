@@ -149,5 +149,5 @@ def _learn(case: RewardCase, reward: RewardModel, seed: int) -> dict[str, float]
     index = (torch.arange(reward.real_per_update) * 3 + seed) % len(case.real)
     device = case.images.device
     context, fakes = case.real.contexts(index).to(device), case.context.select(slice(0, 7))
-    real = reward.embed(case.real.images(index).to(device), context)
+    real = reward.embed_real(case.real.images(index).to(device), context)
     return reward.update(real, context, reward.embed(case.images[:7] * 0.8, fakes), fakes, seed=seed)
