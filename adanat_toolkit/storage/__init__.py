@@ -16,7 +16,7 @@ from .files import (
     write_file,
     write_json,
 )
-from .hub import POLICY_FILES, downloads_refused, is_hub_id, local_policy, upload_folder
+from .hub import POLICY_FILES, downloads_refused, is_hub_id, local_policy, upload_folder, why_not_fetched
 from .replace import again_if_replaced
 from .run_folder import MetricsLog, RunFolder
 from .tensors import TensorFacts, facts_of, read_header
@@ -60,6 +60,7 @@ __all__ = [
     "shortened",
     "text_lines",
     "upload_folder",
+    "why_not_fetched",
     "write_file",
     "write_json",
 ]

@@ -82,7 +82,7 @@ def local_policy(spec: str | os.PathLike[str], *, offline: bool = False) -> str:
         why = "--offline forbids fetching it, and it is not in the hub's cache"
         raise ConfigError(
             f"no policy at {spec!r}: there is no such folder, and as a hub repository: "
-            f"{why if offline else _first_line(error)}. Give a run folder, a policy folder or a hub id that exists."
+            f"{why if offline else why_not_fetched(error)}. Give a run folder, a policy folder or a hub id that exists."
         ) from None
     if not all((folder / name).is_file() for name in POLICY_FILES):
         raise ConfigError(f"the hub repository {spec} holds no policy ({' and '.join(POLICY_FILES)}).")
@@ -107,6 +107,27 @@ def upload_folder(folder: Path, repository: str, *, public: bool) -> str:
             f"give a folder (./{repository})."
         ) from None
     return f"https://huggingface.co/{repository}"
+
+
+def why_not_fetched(error: Exception) -> str:
+    """What an error of the hub's client means to who named the repository: what is wrong, and what can be done."""
+    from huggingface_hub import errors
+
+    log_in = "run `hf auth login`"
+    known: tuple[tuple[type[Exception], str], ...] = (  # the special ones before what they are cases of
+        (errors.GatedRepoError, f"its owner asks for an agreement: accept it on the repository's page and {log_in}"),
+        (errors.RepositoryNotFoundError, f"no such repository, or it is private: look at the name, or {log_in}"),
+        (errors.RevisionNotFoundError, "it has no such revision: leave @REVISION out, or name a branch, tag or commit"),
+        (
+            errors.LocalEntryNotFoundError,
+            "the hub cannot be reached and its cache has no copy: look at the connection (and at HF_HUB_OFFLINE)",
+        ),
+        (errors.EntryNotFoundError, "the repository has no such file"),
+    )
+    meaning = next((text for kind, text in known if isinstance(error, kind)), None)
+    if meaning is None and isinstance(error, OSError) and not isinstance(error, errors.HfHubHTTPError):
+        meaning = f"it could not be fetched or written ({_first_line(error)}): look at the connection and at the free space"
+    return meaning or _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

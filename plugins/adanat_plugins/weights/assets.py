@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adanat_toolkit.errors import WeightsError
+from adanat_toolkit.storage import why_not_fetched
 
 from ..emoji64 import FOLDER
 
@@ -240,9 +241,8 @@ def _from_hub(repo: str, revision: str | None, name: str | None, wanted: Asset, 
             return Path(snapshot_download(repo, revision=revision, local_files_only=offline))
         return Path(hf_hub_download(repo, name, revision=revision, local_files_only=offline))
     except Exception as error:  # the hub client raises a dozen kinds: no network, no such repository, gated, no cache
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         what = f"{name} of hub id {repo}" if name else f"hub id {repo}"
-        why = f"cannot fetch {what}: {first}"
+        why = f"cannot fetch {what}: {why_not_fetched(error)}"
         if offline:
             why = f"--offline forbids fetching {what}, and it is not in the hub's cache"
         raise WeightsError(f"{why}.\n{wanted.missing(Path(repo))}") from None
