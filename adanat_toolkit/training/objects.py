@@ -55,6 +55,8 @@ def with_objects(
 ) -> RunConfig:
     """The configuration that names what was given: a name as it is, an object by its own name and without options.
 
+    Options of the configuration are those of the name that it has; another name starts without.
+
     Raises:
         ConfigError: an argument is of the wrong type.
     """
@@ -63,9 +65,9 @@ def with_objects(
     if generator is not None and not isinstance(generator, str | Generator):
         raise _wrong("generator", generator, "a Generator, or a registered name")
     changes: dict[str, Any] = {}
-    if generator is not None:
+    if generator is not None and generator != config.generator.name:
         changes["generator"] = {"name": generator if isinstance(generator, str) else generator.name, "options": {}}
-    if reward is not None:
+    if reward is not None and reward != config.reward.name:
         name = reward if isinstance(reward, str) else name_of(reward)
         changes["reward"] = {"name": name, "options": {}, "warmup": config.reward.warmup}
     if isinstance(data, str | PathLike):

@@ -364,6 +364,12 @@ def test_objects_give_what_their_names_give(tiny: dict[str, Any], tmp_path: Path
     )
 
 
+def test_a_name_that_the_settings_have_keeps_its_options(tiny: dict[str, Any]) -> None:
+    mixed = validate(merge(tiny, {"reward": {"name": "mix", "options": {"terms": "dark:2"}}}))
+    assert Trainer(mixed, reward="mix").config.reward == mixed.reward
+    assert Trainer(mixed, reward="dark").config.reward.options == {}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
