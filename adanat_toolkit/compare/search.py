@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..core import RATIO_CURVES, Generator
+from ..core import RATIO_CURVES, Generator, parse_schedule
 from ..errors import ConfigError
 from ..evaluation import Yardstick
 from ..limits import MOST_IMAGES
@@ -40,6 +40,9 @@ class SearchSpace:
         guidance_start, guidance_end: at the first and at the last step, linear in between.
         mask_temperature_start: at the first step, falling linearly to 0 at the last, as every published schedule does.
         token_temperature: the same at all steps.
+        time_from_start, time_from_end: how far the first time lies from the noise, and the last one from the image.
+        time_power: of the way between them (see ``schedules.powered``).
+        top_k: share of the vocabulary. top_p: share of the probability. Both the same at all steps.
     """
 
     curves: tuple[str, ...] = tuple(RATIO_CURVES)
@@ -47,6 +50,11 @@ class SearchSpace:
     guidance_end: tuple[float, float] = (0.0, 8.0)
     mask_temperature_start: tuple[float, float] = (0.0, 12.0)
     token_temperature: tuple[float, float] = (0.7, 1.3)
+    time_from_start: tuple[float, float] = (0.0, 0.3)
+    time_from_end: tuple[float, float] = (0.005, 0.1)
+    time_power: tuple[float, float] = (0.5, 2.0)
+    top_k: tuple[float, float] = (0.05, 1.0)
+    top_p: tuple[float, float] = (0.7, 1.0)
 
     def draw(self, generator: Generator, dice: random.Random) -> str:
         """One schedule text."""
@@ -56,15 +64,27 @@ class SearchSpace:
         mask = dice.uniform(*self.mask_temperature_start)
         token = dice.uniform(*self.token_temperature)
         parts = [curve] if "mask_ratio" in names else []
-        if "time" in names:  # even, as the generator's own
-            parts += [part for part in generator.default_schedule.split(",") if part.startswith("time=")]
+        if "time" in names:
+            parts.append(self._times(generator, dice))
         if "guidance" in names:
             parts.append(f"guidance={guidance[0]:.2f}:{guidance[1]:.2f}")
         if "mask_temperature" in names:
             parts.append(f"mask_temperature={mask:.2f}:0")
         if "token_temperature" in names:
             parts.append(f"token_temperature={token:.2f}")
+        if "top_k" in names:
+            most = generator.action_space.knobs[names.index("top_k")].high
+            parts.append(f"top_k={dice.uniform(*self.top_k) * most:.0f}")
+        if "top_p" in names:
+            parts.append(f"top_p={dice.uniform(*self.top_p):.3f}")
         return ",".join(parts)
+
+    def _times(self, generator: Generator, dice: random.Random) -> str:
+        column = generator.action_space.names.index("time")
+        own = parse_schedule(generator.default_schedule, generator.action_space, 2)[:, column]
+        after, before = dice.uniform(*self.time_from_start), dice.uniform(*self.time_from_end)
+        first, last = (after, 1 - before) if own[0] < own[1] else (1 - after, before)
+        return f"time={first:.3f}:{last:.3f}^{dice.uniform(*self.time_power):.2f}"
 
 
 @dataclass(frozen=True)

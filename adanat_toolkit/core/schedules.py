@@ -2,8 +2,8 @@
 
 A schedule gives every knob one physical value a step. On the command line it is a short text,
 ``cosine,guidance=0:3,mask_temperature=4.5:0,token_temperature=1``: first the curve of the masking ratio, then any knob
-either constant (``1``), linear from the first to the last step (``0:3``), or one value a step (``0/1/2/3``). A generator
-without the knob ``mask_ratio`` needs no curve.
+either constant (``1``), linear from the first to the last step (``0:3``), along a power of the way (``0:3^2``), or one value
+a step (``0/1/2/3``). A generator without the knob ``mask_ratio`` needs no curve.
 """
 
 from __future__ import annotations
@@ -64,6 +64,12 @@ def linear(first: float, last: float, steps: int) -> list[float]:
     return [*(first + (last - first) * t / (steps - 1) for t in range(steps - 1)), last]
 
 
+def powered(first: float, last: float, power: float, steps: int) -> list[float]:
+    """first + (last - first) (t / (steps - 1))^power: a power above 1 stays longer near the first value, 1 is linear."""
+    shares = [share**power for share in linear(0.0, 1.0, steps)]
+    return [*(first + (last - first) * share for share in shares[:-1]), last]
+
+
 def parse_schedule(text: str, space: ActionSpace, steps: int) -> Tensor:
     """The physical values of a schedule text: (T, len(knobs)) float64.
 
@@ -114,11 +120,19 @@ def _neutral(knob: Knob) -> float:
 def _values(part: str, value: str, steps: int) -> list[float]:
     try:
         if ":" in value:
-            first, last = (float(v) for v in value.split(":"))
-            return linear(first, last, steps)
+            ends, *powers = value.split("^")
+            first, last = (float(v) for v in ends.split(":"))
+            if not powers:
+                return linear(first, last, steps)
+            (power,) = map(float, powers)
+            if not 0 < power < math.inf:
+                raise ConfigError(f"{part!r} has the power {power:g}; it must be above 0, and 1 is linear.")
+            return powered(first, last, power, steps)
         values = [float(v) for v in value.split("/")]
     except ValueError:
-        raise ConfigError(f"cannot read {part!r}; write a number, FIRST:LAST, or one value a step as A/B/C.") from None
+        raise ConfigError(
+            f"cannot read {part!r}; write a number, FIRST:LAST, FIRST:LAST^POWER, or one value a step as A/B/C."
+        ) from None
     if len(values) == 1:
         return values * steps
     if len(values) != steps:

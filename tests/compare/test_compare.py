@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -23,7 +24,7 @@ from adanat_toolkit.compare.render import markdown, to_csv
 from adanat_toolkit.compare.result import Cell, Result
 from adanat_toolkit.compare.search import SEARCH_SEED, SearchSpace, search_schedule
 from adanat_toolkit.compare.table import build_table
-from adanat_toolkit.core import parse_schedule
+from adanat_toolkit.core import GUIDANCE, TIME, ActionSpace, next_scale_knobs, parse_schedule
 from adanat_toolkit.errors import CheckpointError, ConfigError, DataError, PluginError
 from adanat_toolkit.evaluation import Yardstick
 from adanat_toolkit.metrics import Evaluation, mean_interval
@@ -440,6 +441,29 @@ def test_candidates_lie_in_the_space_and_on_the_generators_knobs():
     bare = TinyWithData()
     bare.action_space = replace(bare.action_space, knobs=bare.action_space.knobs[:1])
     assert space.draw(bare, dice) in space.curves
+
+
+@pytest.mark.parametrize("own", ["time=0.9:0.01,guidance=1", "time=0.01:0.99,guidance=1"])
+def test_candidates_of_times_go_the_generators_way(own):
+    generator, space, dice = TinyWithData(), SearchSpace(), random.Random(0)
+    generator.action_space, generator.default_schedule = ActionSpace((TIME, GUIDANCE)), own
+    falls, middles = own.startswith("time=0.9"), set()
+    for _ in range(50):
+        time = parse_schedule(space.draw(generator, dice), generator.action_space, 5)[:, 0]
+        away = 1 - time if falls else time  # from the noise
+        assert (away.diff() > 0).all() and away[0] <= 0.3 and 0.9 <= away[-1] <= 0.995
+        middles.add(round(float((away[2] - away[0]) / (away[-1] - away[0])), 2))
+    assert min(middles) < 0.4 and max(middles) > 0.6  # 0.5 is even
+
+
+def test_candidates_of_next_scale_generators():
+    generator, space, dice = TinyWithData(), SearchSpace(), random.Random(0)
+    generator.action_space, generator.default_schedule = ActionSpace(next_scale_knobs(4096)), "guidance=1"
+    tables = [parse_schedule(space.draw(generator, dice), generator.action_space, 3) for _ in range(50)]
+    assert all((table[:, 1:] == table[0, 1:]).all() for table in tables)
+    top_k, top_p = (torch.stack([table[0, column] for table in tables]) for column in (1, 2))
+    assert 204 <= top_k.min() < 1000 and 3000 < top_k.max() <= 4096
+    assert 0.7 <= top_p.min() < 0.8 and 0.9 < top_p.max() <= 1
 
 
 @pytest.mark.parametrize(("budget", "candidates"), [(96, 3), (1000, 1)])

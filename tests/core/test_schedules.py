@@ -58,6 +58,8 @@ def test_text_of_knobs() -> None:
     assert column(table, "mask_temperature") == [4.5, 3, 1.5, 0]
     assert column(table, "token_temperature") == [1, 0.9, 0.8, 0.7]
     assert column(parse_schedule("linear,guidance=2.5", SPACE, 3), "guidance") == [2.5] * 3
+    assert column(parse_schedule("linear,guidance=1:3^2", SPACE, 3), "guidance") == [1, 1.5, 3]
+    assert column(parse_schedule("linear,guidance=4:0^0.5", SPACE, 5), "guidance")[-1] == 0
     explicit = parse_schedule("linear,mask_ratio=0.8/0.3/0", SPACE, 3)
     assert column(explicit, "mask_ratio") == [0.8, 0.3, 0]
 
@@ -99,6 +101,10 @@ def test_spaces_with_fewer_knobs() -> None:
         ("cosine,guidance=x", 4, "cannot read 'guidance=x'"),
         ("cosine,guidance=1:2:3", 4, "cannot read"),
         ("cosine,guidance=", 4, "cannot read"),
+        ("cosine,guidance=1:2^", 4, "cannot read"),
+        ("cosine,guidance=1:2^3^4", 4, "cannot read"),
+        ("cosine,guidance=1:2^-1", 4, "power -1; it must be above 0"),
+        ("cosine,guidance=1:2^nan", 4, "power nan; it must be above 0"),
         ("cosine,guidance", 4, "cannot read"),
         ("cosine,guidance=-1", 4, r"'guidance' has the value -1.*\[0, infinity\)"),
         ("cosine,guidance=nan", 4, "nan"),
