@@ -203,6 +203,15 @@ def test_scores(generator: Generator, run: adanat.Run, real: Path) -> None:
 # --- what does not fit ------------------------------------------------------------------------------------------------
 
 
+def test_scores_are_those_of_the_command(generator: Generator, real: Path) -> None:
+    judging = ("--policy", "fixed:linear", "--num", "16", "--data", real)
+    told = command("evaluate", *judging, "--device", "cpu", "--dtype", "float32", "--json")
+    assert told.exit_code == 0, told.stderr
+    policy = adanat.load_policy("fixed:linear", generator)
+    ours = adanat.evaluate(generator, policy, num=16, data=real).to_dict()
+    assert json.loads(told.stdout) == json.loads(json.dumps(ours))
+
+
 def test_unknown_names_get_suggestions() -> None:
     with pytest.raises(PluginError, match="did you mean 'maskgit'"):
         adanat.load_generator("maskgti")
