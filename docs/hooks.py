@@ -6,7 +6,7 @@ A page asks for generated text with a comment on a line of its own:
 - ``<!-- generated: options MODULE:CLASS -->``: a table of a pydantic model's settings, from its fields and docstrings.
 - ``<!-- generated: presets -->``: the presets.
 
-Pages that live elsewhere in the repository (figures of the benchmarks, notices) are taken over by :data:`TAKEN`.
+Pages that live elsewhere in the repository (notices) are taken over by :data:`TAKEN`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ TAKEN = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
     "emoji64-notice.md": "plugins/adanat_plugins/emoji64/NOTICE.md",
-    **{f"benchmarks/{file.name}": f"benchmarks/{file.name}" for file in sorted((ROOT / "benchmarks").glob("*.md"))},
 }
 """Page -> file in the repository."""
 
@@ -192,7 +191,7 @@ def _docstrings(model: Any) -> dict[str, str]:
 def _restructured(text: str) -> str:
     """A docstring's sentence as Markdown: code, and pages of this site as links."""
     text = text.replace("``", "`").replace("|", "&#124;").replace("<", "&lt;")
-    return re.sub(r"docs/([\w-]+)\.md", r"[\1](\1.md)", text)
+    return re.sub(r"docs/([\w/-]+)\.md", r"[\1](\1.md)", text)
 
 
 def _values(field: Any) -> str:
