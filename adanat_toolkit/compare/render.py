@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from ..metrics import FIGURES
+from ..metrics import FIGURES, TABLE, direction, title
 from .result import HAND_MADE
 from .table import Figure, Row, Saved, Table
 
@@ -92,11 +92,12 @@ def caption(table: Table) -> list[str]:
     several = len({seed for row in table.rows for seed in [*row.seeds, *row.failed]}) > 1
     device = "devices in the notes" if any(row.devices for row in table.rows) else facts["device"]
     over = "Student's 95 % interval over seeds" if several else "95 % bootstrap interval over images"
+    fewer = " and ".join(title(name) for name, figure in TABLE.items() if figure.less_is_better)
     return [
         f"{facts['generator']} (weights {facts['generator_fingerprint']}), {facts['images']:,} images a seed, seeds "
         f"{', '.join(map(str, facts['seeds']))}, adanat-toolkit {facts['toolkit']}, {device}, {facts['dtype']}.",
         f"Features {facts['protocol']}, real images {facts['data']} ({facts['real_images']}).",
-        f"Mean over seeds, in brackets {over}. Frechet and kernel distance: lower is better.",
+        f"Mean over seeds, in brackets {over}. {fewer}: {direction('frechet')}.",
         f"ratio: Frechet distance over that of `{HAND_MADE}` at the same T, seed by seed; below 1 is better.",
         "partial: optimised on the very features that judge it here, so that its figures flatter it; FIGURE partial: that "
         "figure's alone.",

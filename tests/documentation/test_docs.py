@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from adanat_plugins.emoji64 import FOLDER
 from adanat_toolkit.core import TOKEN_KNOBS
+from adanat_toolkit.metrics import FIGURES
 from adanat_toolkit.registry import load
 from adanat_toolkit.storage import RunFolder
 from adanat_toolkit.training import resolve
@@ -350,6 +351,11 @@ def test_every_logged_name_is_explained(tmp_path: Path) -> None:
 def test_every_alarm_is_explained() -> None:
     page = (ROOT / LOGGED_NAMES).read_text().partition("## Alarms")[2]
     assert set(RULES) == set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE))
+
+
+def test_every_figure_is_explained() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text().partition("| figure | says |")[2].partition("\n\n")[0]
+    assert tuple(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) == FIGURES
 
 
 def test_the_notice_is_linked() -> None:
