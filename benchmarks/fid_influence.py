@@ -1,4 +1,4 @@
-"""How well a batch's scores agree with the influence on a large set: the tables of docs/fid-influence.md.
+"""How well a batch's scores agree with the influence on a large set: the tables of docs/results/fid-influence.md.
 
     python benchmarks/fid_influence.py
 

@@ -5,8 +5,9 @@ A page asks for generated text with a comment on a line of its own:
 - ``<!-- generated: commands -->``: every command with its arguments and options, from the Typer application.
 - ``<!-- generated: options MODULE:CLASS -->``: a table of a pydantic model's settings, from its fields and docstrings.
 - ``<!-- generated: presets -->``: the presets.
+- ``<!-- generated: figures -->``: the figures of an evaluation, with their titles and directions.
 
-Pages that live elsewhere in the repository (figures of the benchmarks, notices) are taken over by :data:`TAKEN`.
+Pages that live elsewhere in the repository (notices) are taken over by :data:`TAKEN`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ TAKEN = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
     "emoji64-notice.md": "plugins/adanat_plugins/emoji64/NOTICE.md",
-    **{f"benchmarks/{file.name}": f"benchmarks/{file.name}" for file in sorted((ROOT / "benchmarks").glob("*.md"))},
 }
 """Page -> file in the repository."""
 
@@ -49,7 +49,12 @@ def on_files(files: Any, *, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    makers = {"commands": lambda _: commands_text(), "options": options_text, "presets": lambda _: presets_text()}
+    makers = {
+        "commands": lambda _: commands_text(),
+        "options": options_text,
+        "presets": lambda _: presets_text(),
+        "figures": lambda _: figures_text(),
+    }
     return _GENERATED.sub(lambda found: makers[found[1]](found[2]), markdown)
 
 
@@ -192,7 +197,7 @@ def _docstrings(model: Any) -> dict[str, str]:
 def _restructured(text: str) -> str:
     """A docstring's sentence as Markdown: code, and pages of this site as links."""
     text = text.replace("``", "`").replace("|", "&#124;").replace("<", "&lt;")
-    return re.sub(r"docs/([\w-]+)\.md", r"[\1](\1.md)", text)
+    return re.sub(r"docs/([\w/-]+)\.md", r"[\1](\1.md)", text)
 
 
 def _values(field: Any) -> str:
@@ -242,3 +247,18 @@ def presets_text() -> str:
         body = yaml.safe_dump(values, sort_keys=False).strip() if values else "# the defaults above"
         parts.append(f"**`{name}`**\n\n```yaml\n{body}\n```")
     return "\n\n".join(parts)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def figures_text() -> str:
+    from adanat_toolkit.metrics import TABLE, direction
+
+    reads = {
+        "features": "features",
+        "probabilities": "the class probabilities of the protocol's network",
+        "prompts": "images and prompts",
+    }
+    rows = [f"| `{name}` | {one.title} | {direction(name)} | {reads[one.reads]} |" for name, one in TABLE.items()]
+    return "\n".join(["| figure | in words | direction | computed from |", "|---|---|---|---|", *rows])

@@ -118,7 +118,7 @@ def reward_against_yardstick(results: Sequence[Result]) -> Figure:
         axis.set_title(f"{policy}, {reward}, T={steps}", fontsize=9)
         axis.set_xlabel("trajectories")
         axis.set_ylabel("reward", color="C0")
-        other.set_ylabel("held-out Frechet distance", color="C3")
+        other.set_ylabel(f"held-out {title('frechet')}", color="C3")
     return figure
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+import shlex
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from ..metrics import FIGURES
+from ..metrics import FIGURES, TABLE, direction, title
 from .result import HAND_MADE
 from .table import Figure, Row, Saved, Table
 
@@ -40,6 +43,9 @@ HEADS = ("policy", "reward", "T", "seeds")
 
 
 TAILS = ("ratio", "notes")
+
+WIDTH = 120
+"""Longest line of a page, where no single word is longer."""
 
 
 def _show(figure: Figure | None, interval: bool = True) -> str:
@@ -86,11 +92,12 @@ def caption(table: Table) -> list[str]:
     several = len({seed for row in table.rows for seed in [*row.seeds, *row.failed]}) > 1
     device = "devices in the notes" if any(row.devices for row in table.rows) else facts["device"]
     over = "Student's 95 % interval over seeds" if several else "95 % bootstrap interval over images"
+    fewer = " and ".join(title(name) for name, figure in TABLE.items() if figure.less_is_better)
     return [
         f"{facts['generator']} (weights {facts['generator_fingerprint']}), {facts['images']:,} images a seed, seeds "
         f"{', '.join(map(str, facts['seeds']))}, adanat-toolkit {facts['toolkit']}, {device}, {facts['dtype']}.",
         f"Features {facts['protocol']}, real images {facts['data']} ({facts['real_images']}).",
-        f"Mean over seeds, in brackets {over}. Frechet and kernel distance: lower is better.",
+        f"Mean over seeds, in brackets {over}. {fewer}: {direction('frechet')}.",
         f"ratio: Frechet distance over that of `{HAND_MADE}` at the same T, seed by seed; below 1 is better.",
         "partial: optimised on the very features that judge it here, so that its figures flatter it; FIGURE partial: that "
         "figure's alone.",
@@ -99,36 +106,85 @@ def caption(table: Table) -> list[str]:
 
 
 def markdown(table: Table, *, pictures: Sequence[str] = (), command: str | None = None) -> str:
-    """The table as a page: numbers, alarms with their remedies, steps saved, failures, pictures (relative paths)."""
-    names = columns(table)
-    heads = [*HEADS, *names, *TAILS]
+    """The table as a page: numbers, alarms with their remedies, steps saved, failures, pictures (relative paths).
+
+    Figures stand in as many tables as it takes to keep lines short; what the console's table has as notes is a list.
+    """
     lines = [f"# {table.facts['generator']}: policies compared", ""]
-    lines += [f"- {line}" for line in caption(table)]
+    lines += [line for text in caption(table) for line in _item(text)]
     if command:
-        lines += ["", "```bash", command, "```"]
-    lines += ["", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    lines += ["| " + " | ".join(c.replace("|", "\\|") for c in cells_of(row, names)) + " |" for row in table.rows]
+        lines += ["", "```bash", *_continued(command), "```"]
+    lines += _tables(table)
+    notes = [(row, cells_of(row, ())[-1]) for row in table.rows]
+    if any(text for _, text in notes):
+        lines += ["", "## Notes", ""]
+        lines += [x for row, text in notes if text for x in _item(f"{row.label}, T={row.steps}: {plain(text)}")]
     if table.saved:
-        lines += ["", "## Steps saved", "", *(f"- {saved_text(saved)}" for saved in table.saved)]
+        lines += ["", "## Steps saved", "", *(line for saved in table.saved for line in _item(saved_text(saved)))]
     schedules = [(row, dict.fromkeys(row.schedules)) for row in table.rows if row.schedules]
     if schedules:
         lines += ["", "## Schedules", ""]
-        lines += [
-            f"- {row.policy}, T={row.steps}: " + "; ".join(f"`{plain(s).replace('`', '')}`" for s in found)
-            for row, found in schedules
-        ]
+        for row, found in schedules:
+            texts = [f"`{plain(text).replace('`', '')}`" for text in found]
+            head = f"- {row.policy}, T={row.steps}:"
+            lines += [f"{head} {texts[0]}"] if len(texts) == 1 else [head, *(f"    - {text}" for text in texts)]
     if table.facts.get("alarms"):
         lines += ["", "## Alarms", ""]
-        lines += [
-            f"- {a['cell']}, from iteration {a['since']}: **{a['name']}**: {plain(a['message'])}"
-            for a in table.facts["alarms"]
-        ]
+        for a in table.facts["alarms"]:
+            lines += _item(f"{a['cell']}, from iteration {a['since']}: **{a['name']}**: {plain(a['message'])}")
     failed = failures(table)
     if failed:
-        lines += ["", "## Failed", "", *(f"- {plain(line)}" for line in failed)]
+        lines += ["", "## Failed", "", *(part for line in failed for part in _item(plain(line)))]
     for name in pictures:
         lines += ["", f"![{name.removesuffix('.png').replace('-', ' ')}]({name})"]
     return "\n".join(lines) + "\n"
+
+
+def _tables(table: Table) -> list[str]:
+    """Tables of at most :data:`WIDTH` characters a line, each with as many figures as fit beside what a row is."""
+    names = [name for name in columns(table) if name != "frechet"]
+    labels = list(zip(HEADS, *(cells_of(row, ())[: len(HEADS)] for row in table.rows), strict=True))
+    figures = [("frechet", *(_show(row.figures.get("frechet")) for row in table.rows))]
+    figures += [("ratio", *(_show(row.ratio) for row in table.rows))]
+    figures += [(name, *(_show(row.figures.get(name)) for row in table.rows)) for name in names]
+    width = {column: max(map(len, column)) + len("|  ") for column in {*labels, *figures}}
+    tables: list[list[tuple[str, ...]]] = []
+    for column in figures:
+        if not tables or sum(width[c] for c in [*tables[-1], column]) + len("|") > WIDTH:
+            tables.append(list(labels))
+        tables[-1].append(column)
+    lines = []
+    for heads, *rows in (zip(*columns_, strict=True) for columns_ in tables):
+        lines += ["", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return lines
+
+
+def _item(text: str) -> list[str]:
+    """An item of a list, in lines that begin with a letter: nothing in a text of others becomes a mark of Markdown."""
+    text = re.sub(r" (?![A-Za-z(])", "\0", text)
+    filled = textwrap.wrap(
+        text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return [line.replace("\0", " ") for line in filled]
+
+
+def _continued(command: str) -> list[str]:
+    """A command in lines that are continued, each but the first beginning with an option."""
+    options: list[str] = []
+    for word in map(shlex.quote, shlex.split(command)):
+        if not options or word.startswith("-"):
+            options.append(word)
+        else:
+            options[-1] += f" {word}"
+    lines = [options[0]]
+    for option in options[1:]:
+        if len(lines[-1]) + len(option) + len("  \\") > WIDTH:
+            lines[-1] += " \\"
+            lines.append(f"  {option}")
+        else:
+            lines[-1] += f" {option}"
+    return lines
 
 
 def plain(text: str) -> str:

@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..storage import HEAD, not_the_file
 
 CHUNK = 16_384
-"""Samples that are in float64 at once: 0.27 GB for the 2,048 features of InceptionV3 (benchmarks/metrics_memory.md)."""
+"""Samples that are in float64 at once: 0.27 GB for the 2,048 features of InceptionV3 (docs/results/metrics_memory.md)."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def within_class_diversity(
 
 
 COLUMNS = 256
-"""Features that are in float64 at once: 0.1 GB for 50,000 samples (benchmarks/metrics_memory.md)."""
+"""Features that are in float64 at once: 0.1 GB for 50,000 samples (docs/results/metrics_memory.md)."""
 
 Spread = tuple[Tensor, Tensor]
 """(classes,) float64 counts, and mean squared distances between two different samples of a class."""

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 
 CPU_CHUNK = 32
 """Samples that go through a network at once on a CPU: larger chunks fall out of the cache and are up to twice as slow
-(benchmarks/throughput.md)."""
+(docs/results/throughput.md)."""
 MINIMUM_BATCH = {torch.bfloat16: 8, torch.float32: 2}
 """Smallest batches of networks on a CPU: below, the matrix library picks other kernels, whose rounding would make an image
 depend on the batch it is made in. In float32 it is convolutions of a single image, on CPUs without AVX-512."""

@@ -27,7 +27,7 @@ PROBES = (2, 6)
 samples between them need, the rest is needed once."""
 SHARE = 0.6
 """Share of the free memory that is used: fragments and other programs take some, and at 0.8 the decoder of 256x256 images ran
-out of 80 GB (benchmarks/throughput.md)."""
+out of 80 GB (docs/results/throughput.md)."""
 SHORT = 4 * 2**30
 """Free bytes below which a CPU's chunk is measured too; with more, a chunk of :data:`compute.CPU_CHUNK` fits any generator
 that a CPU runs in a bearable time."""

@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ..limits import LARGEST_FIGURE
+from ..metrics import title
 
 Row = Mapping[str, Any]
 
@@ -78,7 +79,7 @@ def reward_against_yardstick(rows: Sequence[Row]) -> str | None:
     name, rise = next(iter(rises.items()))
     what = "the reward" if name == "reward/mean" else name
     return (
-        f"{what} went from {rise[0]:.4g} to {rise[1]:.4g}, which is better, while the held-out Frechet distance went from "
+        f"{what} went from {rise[0]:.4g} to {rise[1]:.4g}, which is better, while the held-out {title('frechet')} went from "
         f"{values[best]:.4g} (iteration {rows[at]['iteration']}) to {values[-1]:.4g}: the policy exploits the reward. "
         "Train shorter, keep enough checkpoints to go back to (keep_checkpoints), or mix the reward with another "
         "(--reward A:1,B:0.3)."

@@ -8,6 +8,7 @@ import io
 import json
 import random
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,7 @@ from adanat_toolkit.compare.table import build_table
 from adanat_toolkit.core import GUIDANCE, TIME, ActionSpace, next_scale_knobs, parse_schedule
 from adanat_toolkit.errors import CheckpointError, ConfigError, DataError, PluginError
 from adanat_toolkit.evaluation import Yardstick
-from adanat_toolkit.metrics import Evaluation, mean_interval
+from adanat_toolkit.metrics import FIGURES, Evaluation, mean_interval
 from adanat_toolkit.runtime import MemoryShortage
 from adanat_toolkit.storage import held
 from adanat_toolkit.training import Trainer, validate
@@ -182,7 +183,7 @@ def test_cells_of_another_report_are_taken_over_where_the_settings_are_the_same(
     assert {r.device for r in results if r.cell.seed == 1} == {"cpu"}
     table = second.table(results)
     assert all(row.devices == ["cpu", "cuda"] for row in table.rows)
-    assert "cpu, cuda |" in markdown(table) and "devices in the notes, float32" in markdown(table)
+    assert ": cpu, cuda" in markdown(table) and "devices in the notes, float32" in markdown(table)
     assert next(csv.DictReader(io.StringIO(to_csv(table))))["devices"] == "cpu cuda"
     assert first.table(before).rows[0].devices == []
     # All of it from elsewhere: the table says where, not where it was written.
@@ -377,7 +378,7 @@ def test_rewards_that_read_the_yardsticks_features_are_marked(tmp_path, tiny_plu
     assert {row.reward: row.partial for row in table.rows} == dict(
         zip((None, *rewards), (False, False, True, True), strict=True)
     )
-    assert "| partial" in markdown(table)
+    assert ": partial" in markdown(table)
 
 
 # --- the search -------------------------------------------------------------------------------------------------------
@@ -543,6 +544,24 @@ def test_csv_and_markdown_carry_protocol_counts_and_intervals():
     assert "| shared | a\\|b | 4 | 2 | 5.000 [" in page and "kl-explodes (2/2)" in page
     assert "from iteration 3: **kl-explodes**: too far" in page and "![knobs T4](knobs-T4.png)" in page
     assert "adanat compare --steps 4" in page
+
+
+def test_lines_of_the_page_are_short_and_texts_of_others_mark_nothing():
+    message = "the reward rose while - # 1. === ``` * the distance fell " * 9
+    rewards = ("adversarial:1,clip-score:0.3", "fid:influence")
+    learned = [result("adaptive", 4, 4.0, seed=s, reward=reward) for reward in rewards for s in (0, 1)]
+    learned = [replace(r, alarms=[{"name": "kl-explodes", "since": 3, "message": message}]) for r in learned]
+    evaluations = [replace(r.evaluation, figures={**dict.fromkeys(FIGURES, 0.1234), "frechet": 4.0}) for r in learned]
+    learned = [replace(r, evaluation=e, partial=True) for r, e in zip(learned, evaluations, strict=True)]
+    table = build_table(learned, {**FACTS, "alarms": [{"cell": "a", **learned[0].alarms[0]}]})
+    words = ["adanat", "compare", *(word for i in range(40) for word in ("--set", f"reward.options.prompt=a {i}"))]
+    page = markdown(table, command=shlex.join(words))
+    assert max(map(len, page.splitlines())) <= 120
+    heads = [line for line in page.splitlines() if line.startswith("| policy")]
+    assert len(heads) > 1 and all(sum(f" {name} " in line for line in heads) == 1 for name in FIGURES)
+    assert shlex.split(page.partition("```bash")[2].partition("\n```\n")[0].replace("\\\n", "")) == words
+    alarms = page.partition("## Alarms")[2].strip().splitlines()
+    assert len(alarms) > 3 and alarms[0].startswith("- a, from") and all(line[:3].strip().isalpha() for line in alarms[1:])
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -18,25 +18,26 @@ from PIL import Image, ImageDraw
 
 from adanat_plugins.emoji64 import FOLDER
 from adanat_toolkit.core import TOKEN_KNOBS
+from adanat_toolkit.metrics import FIGURES
 from adanat_toolkit.registry import load
 from adanat_toolkit.storage import RunFolder
 from adanat_toolkit.training import resolve
 from adanat_toolkit.training.alarms import RULES
 
 from ..helpers.cli import adanat
-from ..helpers.doc_blocks import NEEDS, ROOT, SHELL, Block, blocks, hooks, inline_commands, pages, prose
+from ..helpers.doc_blocks import NEEDS, ROOT, SHELL, Block, blocks, documents, hooks, inline_commands, pages, prose
 
 SMALLER: dict[str, list[str]] = {
     "train": ["--trajectories", "16", "--batch", "8", "--set", "ppo.epochs=1", "--set", "evaluate_images=16"],
     "sample": ["--num", "2"],
     "evaluate": ["--num", "16"],
-    "compare": ["--dry-run"],  # tests/test_compare.py runs whole grids
+    "compare": ["--dry-run"],  # tests/compare/test_compare.py runs whole grids
     "encode": ["--num", "8"],
 }
 """What is appended to a command so that it takes a second: the last value of an option counts."""
 SMALLER_DISCRIMINATOR = ("batch=8", "updates=1")
 """Options of ``adversarial`` that are set in addition, alone or in a mixture."""
-RUN_ELSEWHERE = {"docs/writing-a-plugin.md": "tests/test_plugin_projects.py"}
+RUN_ELSEWHERE = {"docs/writing-a-plugin.md": "tests/plugins/test_plugin_projects.py"}
 """Pages whose Python blocks another test runs."""
 PAGES_WITH_COMMANDS = [page for page in pages() if any(block.language in SHELL for block in blocks(page))]
 
@@ -82,6 +83,44 @@ def test_the_reference_has_every_command_and_option(site: Path) -> None:
                 assert parameter.help, (path, name)
                 found += 1
     assert found > 100
+
+
+def in_navigation(entry: Any) -> list[str]:
+    """The pages of an entry of ``nav``, in order."""
+    if isinstance(entry, str):
+        return [entry]
+    return [page for child in (entry.values() if isinstance(entry, dict) else entry) for page in in_navigation(child)]
+
+
+def test_every_page_is_in_the_navigation_once_and_reports_come_last() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    navigation = yaml.safe_load(text[text.index("\nnav:") :])["nav"]
+    listed = in_navigation(navigation)
+    written = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed) == sorted([*written, *hooks().TAKEN])
+    assert [next(iter(entry)) for entry in navigation[-2:]] == ["Results", "About"]
+    for entry in navigation:
+        assert all(page.startswith("results/") == (entry is navigation[-2]) for page in in_navigation(entry)), entry
+
+
+def test_every_picture_is_shown_by_a_page() -> None:
+    shown = set()
+    for page in documents():
+        for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+            shown.add((ROOT / page).parent.joinpath(link).resolve())
+    pictures = {file for file in (ROOT / "docs").rglob("*") if file.suffix in (".png", ".svg", ".jpg", ".webp", ".gif")}
+    assert pictures and pictures <= shown, sorted(pictures - shown)
+    others = [f for f in (ROOT / "docs").rglob("*") if f.is_file() and f not in pictures and "__pycache__" not in f.parts]
+    assert {f.suffix for f in others} <= {".md", ".py", ".css"}
+
+
+def test_pages_that_are_named_exist() -> None:
+    """In sentences, docstrings and comments: ``docs/concepts.md``."""
+    sources = [ROOT / folder for folder in ("adanat_toolkit", "plugins", "cli", "benchmarks", "recipes", "examples")]
+    files = [file for folder in sources for file in folder.rglob("*.py")] + [ROOT / page for page in documents()]
+    for file in files:
+        for name in re.findall(r"\b(?:docs|benchmarks|recipes)/[\w/-]+\.(?:md|png)\b", file.read_text(encoding="utf-8")):
+            assert (ROOT / name).is_file(), f"{file.relative_to(ROOT)} names {name}"
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -160,7 +199,7 @@ def smaller_discriminator(prefix: str = "reward.options.") -> list[str]:
 def smaller(words: list[str]) -> list[str]:
     """The same command with a budget of about a second."""
     _, name, *rest = without_launcher(words)
-    if "--gpus" in rest:  # one process here; tests/test_many_processes.py starts several
+    if "--gpus" in rest:  # one process here; tests/runtime/test_many_processes.py starts several
         del rest[rest.index("--gpus") : rest.index("--gpus") + 2]
     extra = list(SMALLER.get(name, []))
     if name == "train" and not {"--dry-run", "--config"} & set(rest):
@@ -312,6 +351,11 @@ def test_every_logged_name_is_explained(tmp_path: Path) -> None:
 def test_every_alarm_is_explained() -> None:
     page = (ROOT / LOGGED_NAMES).read_text().partition("## Alarms")[2]
     assert set(RULES) == set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE))
+
+
+def test_every_figure_is_explained() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text().partition("| figure | says |")[2].partition("\n\n")[0]
+    assert tuple(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) == FIGURES
 
 
 def test_the_notice_is_linked() -> None:

@@ -62,6 +62,14 @@ def pages() -> tuple[str, ...]:
 
 
 @cache
+def documents() -> tuple[str, ...]:
+    """Every Markdown file of the repository, relative to its root."""
+    folders = ("docs", "examples", "recipes", "benchmarks", "plugins", "adanat_toolkit", "cli", "tests")
+    found = [*ROOT.glob("*.md"), *(file for folder in folders for file in (ROOT / folder).rglob("*.md"))]
+    return tuple(sorted(file.relative_to(ROOT).as_posix() for file in found))
+
+
+@cache
 def blocks(page: str) -> tuple[Block, ...]:
     text = (ROOT / page).read_text(encoding="utf-8")
     return tuple(

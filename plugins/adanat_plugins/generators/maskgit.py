@@ -29,7 +29,7 @@ from .tokenized import TokenizedOptions
 from .uvit import TokenEmbedding, UViT
 
 HAND_MADE = "cosine,guidance=0:3,mask_temperature=4.5:0"
-"""The best hand-made schedule of the embedded generator (benchmarks/quality.md)."""
+"""The best hand-made schedule of the embedded generator (docs/results/quality.md)."""
 
 
 class UViTClassGenerator(ClassConditional):

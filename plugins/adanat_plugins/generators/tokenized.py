@@ -18,7 +18,7 @@ class TokenizedOptions(PluginOptions):
 
     compile: bool = False
     """Compile the network and the tokenizer's decoder with torch.compile when they are first used: a minute or more at the
-    start, and on a GPU a decoder about twice as fast (benchmarks/throughput.md). Images change by rounding."""
+    start, and on a GPU a decoder about twice as fast (docs/results/throughput.md). Images change by rounding."""
 
     def applied(self, generator: G) -> G:
         """The generator, compiled where it was asked for: the last step of ``Generator.create``."""

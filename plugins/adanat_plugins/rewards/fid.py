@@ -30,7 +30,7 @@ FEATURE_BATCH = 128
 LARGEST_GROUP, GROUPS = 64, 4
 """Default size of a group of ``shared``: so many samples, but at least so many groups a batch."""
 HISTORY_PER_FEATURE = 4
-"""Default length of the history in samples a feature (docs/fid-influence.md has the measurements behind it)."""
+"""Default length of the history in samples a feature (docs/results/fid-influence.md has the measurements behind it)."""
 
 
 class FidOptions(PluginOptions):
