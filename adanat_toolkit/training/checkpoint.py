@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
-from ..runtime import distributed
+from ..runtime import DTYPES, distributed
 from ..storage import RunFolder, load_checkpoint, prepare_folder, save_tensors, write_json
 from .config import RunConfig, differences, merge
 from .same_run import IGNORED_ON_RESUME, require_same_run
@@ -50,6 +50,18 @@ def open_run(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | Non
     found = distributed.from_main(_read(folder, config, facts) if distributed.is_main() else None)
     assert found is not None
     return found
+
+
+def in_stored_dtype(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """``config``; where its compute type is ``auto``, in that of the run which ``folder`` holds, if it holds one.
+
+    What ``auto`` means depends on the machine and on the version, and a run goes on as it was begun. All processes call it.
+    """
+    if config.dtype != "auto":
+        return config
+    stored = distributed.from_main((folder.config or {}).get("dtype") if distributed.is_main() else None)
+    # A damaged one is left to ``open_run``, which says what differs.
+    return config.model_copy(update={"dtype": stored}) if stored in list(DTYPES) else config
 
 
 def settle(folder: RunFolder, found: Found) -> None:
