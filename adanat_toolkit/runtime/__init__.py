@@ -1,5 +1,6 @@
 """Where things run: devices and compute types, micro-batches, processes."""
 
+from .adam import Adam, clip_gradients, total_norm
 from .devices import (
     COMPILED,
     CPU_CHUNK,
@@ -23,10 +24,12 @@ __all__ = [
     "CPU_CHUNK",
     "DTYPES",
     "LAUNCHED",
+    "Adam",
     "MemoryShortage",
     "MicroBatch",
     "ProcessError",
     "check_devices",
+    "clip_gradients",
     "dtype_name",
     "environment",
     "fastest_dtype",
@@ -45,6 +48,7 @@ __all__ = [
     "record_failure",
     "resolve_device",
     "resolve_dtype",
+    "total_norm",
     "whole",
     "world_size",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
-from ..runtime import DTYPES, distributed
+from ..runtime import DTYPES, Adam, distributed
 from ..storage import RunFolder, load_checkpoint, prepare_folder, save_tensors, write_json
 from .config import RunConfig, differences, merge
 from .same_run import IGNORED_ON_RESUME, require_same_run
@@ -144,7 +144,7 @@ def _read(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None])
     return Found(epsilon, iteration, tensors, now if renewed else None)
 
 
-def optimiser_state(optimiser: torch.optim.Optimizer, prefix: str = "") -> dict[str, Tensor]:
+def optimiser_state(optimiser: Adam | torch.optim.Optimizer, prefix: str = "") -> dict[str, Tensor]:
     """An optimiser's state as flat tensors, ``{prefix}{parameter index}.{name}``; hyper-parameters belong to the config."""
     return {
         f"{prefix}{index}.{name}": torch.as_tensor(value)
@@ -153,7 +153,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer, prefix: str = "") -> dict[
     }
 
 
-def load_optimiser(optimiser: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+def load_optimiser(optimiser: Adam | torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
     """Inverse of :func:`optimiser_state` (without prefix)."""
     nested: dict[int, dict[str, Tensor]] = {}
     for key, value in flat.items():

@@ -38,6 +38,7 @@ from ..policies import SamplingPolicy, build_policy, export_policy
 from ..registry import create_generator, create_reward, load, parse_options
 from ..runtime import (
     CPU_CHUNK,
+    Adam,
     MicroBatch,
     distributed,
     dtype_name,
@@ -181,7 +182,9 @@ class Trainer(Engine):
         self.policy, self.critic = policy.to(self.device), critic.to(self.device)
         self.average = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
         self.parameters = [*self.policy.parameters(), *self.critic.parameters()]
-        self.optimiser = torch.optim.Adam(self.parameters, lr=config.ppo.learning_rate, eps=config.ppo.adam_epsilon)
+        self.optimiser: Adam | torch.optim.Adam = Adam(
+            self.parameters, lr=config.ppo.learning_rate, eps=config.ppo.adam_epsilon
+        )
 
     # --- one iteration ----------------------------------------------------------------------------------------------------
 
