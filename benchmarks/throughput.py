@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from adanat_toolkit.runtime import has_fast_bfloat16
+from adanat_toolkit.runtime import fastest_dtype
 from adanat_toolkit.training import Trainer, resolve
 
 
@@ -66,7 +66,7 @@ def main() -> None:
                 "iterations": arguments.iterations,
                 "device": str(trainer.device),
                 "dtype": str(trainer.generator.dtype),
-                "fast_bfloat16": has_fast_bfloat16(trainer.device),
+                "dtype_reason": fastest_dtype(trainer.device)[1],
                 "threads": arguments.threads,
                 "torch": torch.__version__,
                 "machine": platform.processor() or platform.machine(),

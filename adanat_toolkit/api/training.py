@@ -14,7 +14,7 @@ from ..core import Generator, ImageSource, RewardModel
 from ..decoding import SamplingPolicy
 from ..report import Settings, make_report
 from ..storage import RunFolder
-from ..training import create_trainer, merge, resolve
+from ..training import create_trainer, in_stored_dtype, merge, resolve, with_objects
 from ..training.objects import RewardFunction, as_reward
 from .arguments import NEEDS_GENERATOR, wrong
 from .pages import curve
@@ -143,12 +143,12 @@ def train(
     }
     given = {key: value for key, value in flags.items() if value is not None}
     config = resolve(preset=preset, flags=merge(given, settings or {}))
-    trainer = create_trainer(
-        config,
+    objects = (
         generator if isinstance(generator, Generator) else None,
         reward if isinstance(reward, RewardModel) else None,
         data,
     )
-    folder = Path(out) if out is not None else Path("runs") / run_name(trainer.config)
+    folder = Path(out) if out is not None else Path("runs") / run_name(with_objects(config, *objects))
+    trainer = create_trainer(in_stored_dtype(config, RunFolder(folder)), *objects)
     trainer.run(folder, on_iteration=on_iteration)
     return Run(folder, trainer.generator)

@@ -110,39 +110,31 @@ def _part(part: Part) -> dict[str, Any]:
 
 
 def _devices() -> list[dict[str, Any]]:
-    """What can be named with --device, and whether bfloat16 is the faster type there."""
+    """What can be named with --device, the compute type that ``auto`` takes there, and why."""
     import torch
 
-    from ..runtime import has_fast_bfloat16
+    from ..runtime import dtype_name, fastest_dtype
 
-    cpu = torch.device("cpu")
-    found: list[dict[str, Any]] = [
-        {
-            "device": "cpu",
-            "name": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-            "memory_bytes": _memory(),
-            "fast_bfloat16": has_fast_bfloat16(cpu),
-            "note": "bfloat16 through AMX tiles"
-            if has_fast_bfloat16(cpu)
-            else "no AMX tiles: float32 is the faster type",
+    def row(device: str, name: str, memory: int | None, note: str = "") -> dict[str, Any]:
+        dtype, reason = fastest_dtype(torch.device(device))
+        note = "; ".join(part for part in (note, f"auto computes in {dtype_name(dtype)}: {reason}") if part)
+        return {
+            "device": device,
+            "name": name,
+            "memory_bytes": memory,
+            "dtype": dtype_name(dtype),
+            "dtype_reason": reason,
+            "note": note,
         }
-    ]
+
+    processor = platform.processor() or platform.machine()
+    found = [row("cpu", f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads", _memory())]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         facts = torch.cuda.get_device_properties(index)
-        found.append(
-            {
-                "device": f"cuda:{index}",
-                "name": facts.name,
-                "memory_bytes": facts.total_memory,
-                "fast_bfloat16": has_fast_bfloat16(torch.device("cuda", index)),
-                "note": f"CUDA {torch.version.cuda}, compute capability {facts.major}.{facts.minor}",
-            }
-        )
+        note = f"CUDA {torch.version.cuda}, compute capability {facts.major}.{facts.minor}"
+        found.append(row(f"cuda:{index}", facts.name, facts.total_memory, note))
     if torch.backends.mps.is_available():
-        name = "Apple GPU"
-        found.append(
-            {"device": "mps", "name": name, "memory_bytes": None, "fast_bfloat16": False, "note": "experimental"}
-        )
+        found.append(row("mps", "Apple GPU", None, "experimental"))
     return found
 
 

@@ -1,11 +1,13 @@
 """Where things run: devices and compute types, micro-batches, processes."""
 
+from .adam import Adam, clip_gradients, total_norm
 from .devices import (
     COMPILED,
     CPU_CHUNK,
+    DTYPES,
     dtype_name,
+    fastest_dtype,
     float32_by_default,
-    has_fast_bfloat16,
     in_chunks,
     minimum_batch,
     minimum_rows,
@@ -20,16 +22,19 @@ from .micro_batch import MemoryShortage, MicroBatch, measured_size, whole
 __all__ = [
     "COMPILED",
     "CPU_CHUNK",
+    "DTYPES",
     "LAUNCHED",
+    "Adam",
     "MemoryShortage",
     "MicroBatch",
     "ProcessError",
     "check_devices",
+    "clip_gradients",
     "dtype_name",
     "environment",
+    "fastest_dtype",
     "float32_by_default",
     "gather",
-    "has_fast_bfloat16",
     "in_chunks",
     "is_main",
     "join",
@@ -43,6 +48,7 @@ __all__ = [
     "record_failure",
     "resolve_device",
     "resolve_dtype",
+    "total_norm",
     "whole",
     "world_size",
 ]

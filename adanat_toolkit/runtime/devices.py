@@ -74,24 +74,40 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are faster than float32 ones: any recent GPU, and CPUs with AMX tiles."""
+def fastest_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    """The compute type that ``auto`` takes, bfloat16 where its matrix products are faster, and what decides it, in words.
+
+    A CPU is asked for instructions, not timed: a short measurement on a busy machine could choose either type, and a run would
+    not be the same twice. Measured: AMX, and AVX-512 with bfloat16 (docs/results/profile.md). Other CPUs only emulate it.
+    """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "the GPU multiplies in bfloat16"
+        return torch.float32, "the GPU has no bfloat16"
+    if device.type != "cpu":
+        return torch.float32, f"bfloat16 was not measured on {device.type}"
+    if not torch.backends.mkldnn.is_available():
+        return torch.float32, "this build of torch has no oneDNN, which bfloat16 needs to be fast on a CPU"
+    for question, name in FAST_ON_CPU.items():
+        # Private, and newer than the oldest torch that is supported: where it is missing, float32 is the safe answer.
+        if getattr(torch.cpu, question, lambda: False)():
+            return torch.bfloat16, f"the CPU has {name}"
+    return torch.float32, f"the CPU has neither {' nor '.join(FAST_ON_CPU.values())}"
 
 
+FAST_ON_CPU = {"_is_amx_tile_supported": "AMX tiles", "_is_avx512_bf16_supported": "AVX-512 with bfloat16"}
+"""Functions of ``torch.cpu`` that ask for instructions with which bfloat16 is faster than float32, and their names."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` (bfloat16 where it is fast, else float32), ``float32``, ``bfloat16``.
+    """``auto`` (:func:`fastest_dtype`), ``float32``, ``bfloat16``.
 
     Raises:
         ConfigError: another name.
     """
     if name == "auto":
-        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+        return fastest_dtype(device)[0]
     if name not in DTYPES:
         raise ConfigError(f"dtype {name!r} is not supported; use auto, {' or '.join(DTYPES)}.")
     return DTYPES[name]

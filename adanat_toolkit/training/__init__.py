@@ -1,10 +1,11 @@
 """Training: configuration, PPO, the loop, checkpoints."""
 
 from .callbacks import Callback
+from .checkpoint import in_stored_dtype
 from .config import PRESETS, DataConfig, PPOConfig, RunConfig, differences, merge, resolve, validate
 from .describe import describe
 from .engines import create_trainer
-from .objects import FunctionReward
+from .objects import FunctionReward, with_objects
 from .ppo import targets
 from .reward_update import update_reward
 from .same_run import IGNORED_ON_RESUME
@@ -24,10 +25,12 @@ __all__ = [
     "create_trainer",
     "describe",
     "differences",
+    "in_stored_dtype",
     "merge",
     "require_finite_state",
     "resolve",
     "targets",
     "update_reward",
     "validate",
+    "with_objects",
 ]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
-from ..runtime import distributed
+from ..runtime import DTYPES, Adam, distributed
 from ..storage import RunFolder, load_checkpoint, prepare_folder, save_tensors, write_json
 from .config import RunConfig, differences, merge
 from .same_run import IGNORED_ON_RESUME, require_same_run
@@ -50,6 +50,18 @@ def open_run(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | Non
     found = distributed.from_main(_read(folder, config, facts) if distributed.is_main() else None)
     assert found is not None
     return found
+
+
+def in_stored_dtype(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """``config``; where its compute type is ``auto``, in that of the run which ``folder`` holds, if it holds one.
+
+    What ``auto`` means depends on the machine and on the version, and a run goes on as it was begun. All processes call it.
+    """
+    if config.dtype != "auto":
+        return config
+    stored = distributed.from_main((folder.config or {}).get("dtype") if distributed.is_main() else None)
+    # A damaged one is left to ``open_run``, which says what differs.
+    return config.model_copy(update={"dtype": stored}) if stored in list(DTYPES) else config
 
 
 def settle(folder: RunFolder, found: Found) -> None:
@@ -132,7 +144,7 @@ def _read(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None])
     return Found(epsilon, iteration, tensors, now if renewed else None)
 
 
-def optimiser_state(optimiser: torch.optim.Optimizer, prefix: str = "") -> dict[str, Tensor]:
+def optimiser_state(optimiser: Adam | torch.optim.Optimizer, prefix: str = "") -> dict[str, Tensor]:
     """An optimiser's state as flat tensors, ``{prefix}{parameter index}.{name}``; hyper-parameters belong to the config."""
     return {
         f"{prefix}{index}.{name}": torch.as_tensor(value)
@@ -141,7 +153,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer, prefix: str = "") -> dict[
     }
 
 
-def load_optimiser(optimiser: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+def load_optimiser(optimiser: Adam | torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
     """Inverse of :func:`optimiser_state` (without prefix)."""
     nested: dict[int, dict[str, Tensor]] = {}
     for key, value in flat.items():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import SHUFFLE, derive
-from ..runtime import MicroBatch, distributed
+from ..runtime import Adam, MicroBatch, clip_gradients, distributed
 from ..sampling import Rollout, gaussian_log_prob
 from .config import PPOConfig
 
@@ -122,7 +122,7 @@ class Batch:
 def ppo_update(
     policy: nn.Module,
     critic: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimiser: Adam | torch.optim.Optimizer,
     batch: Batch,
     *,
     sigma: float,
@@ -170,7 +170,7 @@ def ppo_update(
             sums = at_once.attempt(gradients, len(rows))
             distributed.sum_gradients(parameters)
             limit = config.max_gradient_norm if config.max_gradient_norm is not None else math.inf
-            norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+            norm = clip_gradients(parameters, limit)
             optimiser.step()
             if on_step is not None:
                 on_step()

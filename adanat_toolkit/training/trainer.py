@@ -38,9 +38,11 @@ from ..policies import SamplingPolicy, build_policy, export_policy
 from ..registry import create_generator, create_reward, load, parse_options
 from ..runtime import (
     CPU_CHUNK,
+    Adam,
     MicroBatch,
     distributed,
     dtype_name,
+    fastest_dtype,
     float32_by_default,
     measured_size,
     resolve_device,
@@ -99,11 +101,14 @@ class Trainer(Engine):
                 f"{distributed.world_size()} processes; each needs at least one. Use a larger batch or fewer processes."
             )
         same_in_all_processes(config)
+        self.dtype_reason = "as given, or as the run was begun"
         if isinstance(generator, Generator):
             self.device, dtype = generator.device, generator.dtype
         else:
             self.device = resolve_device(config.device)
             dtype = resolve_dtype(config.dtype, self.device)
+            if config.dtype == "auto":
+                self.dtype_reason = fastest_dtype(self.device)[1]
             generator = create_generator(
                 config.generator.name, config.generator.options, device=self.device, dtype=dtype, offline=config.offline
             )
@@ -177,7 +182,9 @@ class Trainer(Engine):
         self.policy, self.critic = policy.to(self.device), critic.to(self.device)
         self.average = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
         self.parameters = [*self.policy.parameters(), *self.critic.parameters()]
-        self.optimiser = torch.optim.Adam(self.parameters, lr=config.ppo.learning_rate, eps=config.ppo.adam_epsilon)
+        self.optimiser: Adam | torch.optim.Adam = Adam(
+            self.parameters, lr=config.ppo.learning_rate, eps=config.ppo.adam_epsilon
+        )
 
     # --- one iteration ----------------------------------------------------------------------------------------------------
 
@@ -416,7 +423,8 @@ class Trainer(Engine):
         """What the run will need, for ``--dry-run``: parameter counts, generator forwards, memory of one iteration."""
         self._measure()
         size = self.micro_batch.size
-        return plan(self.config, self.generator, self.space, self.policy, self.critic, self.reward, size)
+        found = plan(self.config, self.generator, self.space, self.policy, self.critic, self.reward, size)
+        return {**found, "dtype": f"{self.config.dtype}: {self.dtype_reason}"}
 
     def _measure(self) -> None:
         """Choose the micro-batch by the memory that a few samples need, unless it was given; once."""

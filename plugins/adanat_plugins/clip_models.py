@@ -71,7 +71,7 @@ class ClipModel:
     @cached_property
     def protocol(self) -> str:
         """Name of the feature protocol ``clip`` with this network (see ``features.clip``)."""
-        return f"clip-{self.name}-{self.digest[:8]}"
+        return clip_protocol(self.name, self.digest)
 
     @cached_property
     def digest(self) -> str:
@@ -143,18 +143,28 @@ def load_clip(
 
 @cache
 def embedded_protocol() -> str:
-    """:attr:`ClipModel.protocol` of the embedded CLIP."""
-    return _embedded(torch.device("cpu")).protocol
+    """:attr:`ClipModel.protocol` of the embedded CLIP, from its file alone: to import open_clip takes seconds."""
+    return clip_protocol(EMBEDDED, fingerprint_state(_embedded_state()))
+
+
+def clip_protocol(name: str, digest: str) -> str:
+    """Name of the feature protocol ``clip`` with a network of this name and fingerprint."""
+    return f"clip-{name}-{digest[:8]}"
+
+
+def _embedded_state() -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return {key: value.float() for key, value in load_file(EMOJI64 / "clip.safetensors").items()}
 
 
 def _embedded(device: torch.device) -> ClipModel:
     import open_clip
     from open_clip.tokenizer import SimpleTokenizer
-    from safetensors.torch import load_file
 
     config = json.loads((EMOJI64 / "clip.json").read_text())
     network = open_clip.CLIP(**config)
-    network.load_state_dict({key: value.float() for key, value in load_file(EMOJI64 / "clip.safetensors").items()})
+    network.load_state_dict(_embedded_state())
     length = config["text_cfg"]["context_length"]
     tokenizer = SimpleTokenizer(bpe_path=str(EMOJI64 / "bpe_4k.txt.gz"), context_length=length)
     half = (0.5, 0.5, 0.5)

@@ -122,6 +122,7 @@ def test_dry_run_prints_settings_that_config_reads_back(images: Path, tmp_path: 
     assert (settings["seed"], settings["steps"], settings["ppo"]["epochs"]) == (7, 2, 1)
     plan = json.loads(again.stdout)["plan"]
     assert plan["parameters"]["generator"] > 4_000_000 and plan["iterations"] == 2
+    assert plan["dtype"].startswith("float32: as given")
 
 
 def test_train_leaves_a_run_folder_and_plain_progress(run: Path, images: Path, tmp_path: Path) -> None:
@@ -304,7 +305,9 @@ def test_doctor_finds_what_is_required() -> None:
     result = adanat("doctor", "--json")
     report = json.loads(result.stdout)
     assert (result.exit_code, report["problems"]) == (0, [])
-    assert report["devices"][0]["device"] == "cpu"
+    cpu = report["devices"][0]
+    assert cpu["device"] == "cpu" and cpu["dtype"] in ("float32", "bfloat16")
+    assert f"auto computes in {cpu['dtype']}: {cpu['dtype_reason']}" in cpu["note"]
     works = {part["distribution"]: part["works"] for part in report["parts"]}
     assert works["torch"] and works["open-clip-torch"] and works["timm"]
     assert {file["state"] for file in report["embedded"]} == {"ok"} and len(report["embedded"]) >= 8

@@ -19,7 +19,6 @@ PRELOADED = [
     "adanat_plugins.rewards.adversarial",
     "adanat_plugins.rewards.clip_tower",
     "adanat_toolkit.training.trainer",
-    "diffusers.models.autoencoders.vq_model",
     "tests.helpers.train_process",
 ]
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from adanat_toolkit.core import REWARD, derive
 from adanat_toolkit.errors import CheckpointError, ConfigError
 from adanat_toolkit.interfaces import Context, Generator, ImageSource, LearnedReward, RewardModel
-from adanat_toolkit.runtime import distributed
+from adanat_toolkit.runtime import Adam, distributed, total_norm
 
 from ..clip_models import embedded_protocol
 from .adversarial_losses import discriminator_loss, gradient_penalty
@@ -85,9 +85,7 @@ class AdversarialReward(LearnedReward):
         else:
             self.discriminator = Discriminator(self.backbone.layers, self.backbone.channels, head, seed)
         self.discriminator.to(device)
-        self.optimizer = torch.optim.Adam(
-            self.discriminator.parameters(), lr=options.learning_rate, betas=options.betas, eps=1e-8
-        )
+        self.optimizer = Adam(self.discriminator.parameters(), lr=options.learning_rate, betas=options.betas)
         self.replay = ReplayBuffer(options.replay) if options.replay else None
         self.iterations = 0
         """Calls of :meth:`update`."""
@@ -244,7 +242,7 @@ class AdversarialReward(LearnedReward):
         loss.backward()
         parameters = list(self.discriminator.parameters())
         distributed.sum_gradients(parameters)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = total_norm([p.grad for p in parameters if p.grad is not None])
         self.optimizer.step()
         with torch.no_grad():
             means_real, means_fake = logits_real.detach().mean(1), logits_fake.detach().mean(1)

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
-from ..weights import place
+from ..weights import build, place
+from .vqmodel_net import VQModel, VQModelConfig
 
 
 class VQModelTokenizer(nn.Module):
-    """Codes <-> images through a diffusers ``VQModel``.
+    """Codes <-> images through a ``VQModel``.
 
     Args:
-        model: a diffusers ``VQModel`` with its weights.
+        model: a ``VQModel`` with its weights, of this package or diffusers' own, which may have attention.
         signed: whether the network's own images are in [-1, 1], as emoji64's, or in [0, 1], as aMUSEd's.
         device, dtype: where and in what the convolutions run; images and codes are float32 and int64 outside.
     """
@@ -34,12 +35,9 @@ class VQModelTokenizer(nn.Module):
     def from_state(
         cls, config: dict[str, Any], state: dict[str, Tensor], device: torch.device, dtype: torch.dtype
     ) -> VQModelTokenizer:
-        """From the config and the state dict of a diffusers folder."""
-        from diffusers import VQModel
-
-        model = VQModel.from_config(config)
-        model.load_state_dict({key: value.float() for key, value in state.items()})
-        return cls(model, device, dtype)
+        """From the config and the state dict of a diffusers folder, of a model without attention."""
+        sizes = VQModelConfig.from_json(config)
+        return cls(build(lambda: VQModel(sizes), state, source="the tokenizer"), device, dtype)
 
     @property
     def downsampling(self) -> int:

@@ -3,7 +3,7 @@
 from .assets import ASSETS, Asset, asset, resolve, weights_folder
 from .containers import container_of, flatten, plain, read_state, read_tree, select, strip_prefixes, unwrap, without
 from .flax_file import read_flax
-from .loading import build, load_into, place
+from .loading import build, load_into, place, without_memory
 from .restricted import Inert, RestrictedUnpickler
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "unwrap",
     "weights_folder",
     "without",
+    "without_memory",
 ]

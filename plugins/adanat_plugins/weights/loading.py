@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from adanat_toolkit.errors import WeightsError
 
@@ -86,11 +88,34 @@ def build(
     Raises:
         WeightsError: see :func:`load_into`.
     """
-    with torch.device("meta"):
+    with without_memory():
         module = factory()
     module = module.to(dtype).eval().requires_grad_(False)
     load_into(module, state, source=source, unused=unused)
     return place(module, device, dtype)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Inside, modules are made on the meta device, whose tensors hold no numbers; first weights are not drawn."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out what would draw normal numbers into a tensor without memory, as embeddings do when they are made.
+
+    There is nothing to fill, and the first such call of a process takes two seconds: torch imports its compiler for it.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (nn.init.normal_, Tensor.normal_):
+            tensor = args[0] if args else (kwargs or {})["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **(kwargs or {}))
 
 
 def place(module: M, device: torch.device | str, dtype: torch.dtype) -> M:
