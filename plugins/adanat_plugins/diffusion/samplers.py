@@ -359,10 +359,8 @@ class DPMSolver(_Diffusion):
             return latents, (data, level)
         data_before, level_before = memory
         ratio = ((level_before.log() - level.log()) / h).clamp_min(self._LEAST_RATIO)
-        if self.config.solver_type == "midpoint":
-            weight = -0.5 * gain
-        else:
-            weight = torch.where(h == 0, 0, gain / h + alpha_then)
+        # A step of nothing, to the level where it already is, has 0 / 0 here.
+        weight = -0.5 * gain if self.config.solver_type == "midpoint" else (gain / h + alpha_then).nan_to_num(0)
         return latents + _as(data, weight / ratio) * (data - data_before), (data, level)
 
     def _ends_in_first_order(self, steps: int) -> bool:
