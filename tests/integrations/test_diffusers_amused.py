@@ -14,16 +14,10 @@ import adanat_toolkit as adanat
 from adanat_plugins.generators.amused import Amused
 from adanat_toolkit.core import GUIDANCE, ActionSpace, Noise
 from adanat_toolkit.errors import ConfigError
-from adanat_toolkit.policies import (
-    AdaptiveOptions,
-    AdaptivePolicy,
-    FixedPolicy,
-    SamplingPolicy,
-    export_policy,
-    load_policy,
-)
+from adanat_toolkit.policies import FixedPolicy, SamplingPolicy, load_policy
 from adanat_toolkit.sampling import collect
 
+from ..helpers.applied import featured_policy
 from ..helpers.released_pipelines import SIDE, save_amused
 
 CPU = torch.device("cpu")
@@ -33,20 +27,7 @@ ROUNDING = 2e-5
 
 
 def policy_folder(generator: Any, folder: Path, **space: Any) -> Path:
-    """A policy whose network looks at the features: no two samples get the same knobs."""
-    bound = generator.bind("cosine,guidance=3,mask_temperature=2:0", STEPS, **space)
-    options = {"size": "small"}
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        network = AdaptivePolicy(
-            AdaptiveOptions(**options), space=bound, grid=generator.grid, feature_dim=generator.feature_dim
-        )
-        for value in network.parameters():
-            torch.nn.init.normal_(value, std=0.05)
-    facts = {"trajectories": 8, "reward": "dark", "seed": 0, "engine": "adanat"}
-    policy = SamplingPolicy(network, bound)
-    export_policy(folder, policy, network.state_dict(), options=options, generator=generator, facts=facts)
-    return folder
+    return featured_policy(generator, folder, "cosine,guidance=3,mask_temperature=2:0", STEPS, **space)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["full", "halved"])

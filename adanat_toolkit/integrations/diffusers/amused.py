@@ -71,7 +71,7 @@ class AmusedPilot:
             transformer.mlm_layer.layer_norm.register_forward_hook(self._keep_features),
         ]
 
-    def begin(self, scheduler: Any) -> None:
+    def begin(self, scheduler: Any, arguments: dict[str, Any]) -> None:
         """
         Raises:
             ConfigError: other steps than the policy's.
@@ -79,6 +79,9 @@ class AmusedPilot:
         require_steps(len(scheduler.timesteps), self.policy)
         self._actions.restart()
         self._noise = None
+
+    def scaled(self, scheduler: Any, sample: Tensor) -> None:
+        """Tokens have no scale."""
 
     @torch.no_grad()
     def step(

@@ -7,11 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+
+from adanat_plugins.diffusion.families import FAMILIES, family_of
 
 from ...errors import ConfigError
 from .amused import AmusedNetwork, AmusedPilot
+from .denoisers import DenoiserPilot
 from .following import Pilot, checked_seeds, following
+from .networks import PipelineNetwork
 from .target import PolicySpec, policy_for
 
 P = TypeVar("P")
@@ -28,7 +33,9 @@ class _Applied:
 _applied: weakref.WeakKeyDictionary[Any, _Applied] = weakref.WeakKeyDictionary()
 
 
-def apply(pipe: P, policy: PolicySpec, *, seeds: Sequence[int] | Tensor | None = None) -> P:
+def apply(
+    pipe: P, policy: PolicySpec, *, seeds: Sequence[int] | Tensor | None = None, size: tuple[int, int] | None = None
+) -> P:
     """Make a diffusers pipeline follow a policy, until :func:`remove`.
 
     The pipeline's scheduler is replaced by one of the same class that asks the policy, and hooks on its denoiser keep what
@@ -37,11 +44,14 @@ def apply(pipe: P, policy: PolicySpec, *, seeds: Sequence[int] | Tensor | None =
     meanwhile is saved as it was before; applying again replaces the policy.
 
     Args:
-        pipe: an ``AmusedPipeline``.
+        pipe: an ``AmusedPipeline``, or a text-to-image pipeline that the generator ``diffusers`` knows (Stable Diffusion 1,
+            2, XL and 3, Z-Image).
         policy: a run or policy folder, a hub id, ``fixed[:SCHEDULE]``, or what ``load_policy`` returns.
         seeds: one an image, for every call: the images are then those of ``adanat sample`` with these seeds, to rounding.
             None: they follow the pipeline's argument ``generator``: of a list, each sample takes the seed that its
-            ``torch.Generator`` was made with; of a single one, or without any, they are drawn from it.
+            ``torch.Generator`` was made with; of a single one, or without any, they are drawn from it. Diffusion pipelines
+            then start from their own latents.
+        size: (height, width) in pixels that a policy of a diffusion pipeline was trained with; None: the pipeline's own.
 
     Returns:
         ``pipe`` itself.
@@ -52,15 +62,14 @@ def apply(pipe: P, policy: PolicySpec, *, seeds: Sequence[int] | Tensor | None =
 
     Examples:
         >>> import adanat_toolkit as adanat
-        >>> adanat.apply(object(), "fixed")
-        Traceback (most recent call last):
-            ...
-        adanat_toolkit.errors.ConfigError: policies apply to AmusedPipeline; this is of the class object.
+        >>> pipe = adanat.apply(pipe, "runs/first", seeds=range(4))  # doctest: +SKIP
+        >>> images = pipe(prompts, num_inference_steps=8).images  # doctest: +SKIP
+        >>> pipe = adanat.remove(pipe)  # doctest: +SKIP
     """
     attach = _kind_of(pipe)
     numbers = checked_seeds(seeds)
     remove(pipe)
-    pilot, handles = attach(pipe, policy, numbers)
+    pilot, handles = attach(pipe, policy, numbers, size)
     subject: Any = pipe
     _applied[pipe] = _Applied(tuple(handles), subject.scheduler)
     subject.scheduler = following(subject.scheduler, pilot)
@@ -78,13 +87,6 @@ def remove(pipe: P) -> P:
 
     Raises:
         ConfigError: it is something else.
-
-    Examples:
-        >>> import adanat_toolkit as adanat
-        >>> adanat.remove("pipe")
-        Traceback (most recent call last):
-            ...
-        adanat_toolkit.errors.ConfigError: policies apply to AmusedPipeline; this is of the class str.
     """
     _kind_of(pipe)
     found = _applied.pop(pipe, None)
@@ -96,7 +98,8 @@ def remove(pipe: P) -> P:
     return pipe
 
 
-_Attach = Callable[[Any, PolicySpec, Tensor | None], tuple[Pilot, list[Any]]]
+_Size = tuple[int, int] | None
+_Attach = Callable[[Any, PolicySpec, Tensor | None, _Size], tuple[Pilot, list[Any]]]
 
 
 def _kind_of(pipe: Any) -> _Attach:
@@ -111,10 +114,12 @@ def _kind_of(pipe: Any) -> _Attach:
     return attach
 
 
-def _amused(pipe: Any, policy: PolicySpec, seeds: Tensor | None) -> tuple[Pilot, list[Any]]:
+def _amused(pipe: Any, policy: PolicySpec, seeds: Tensor | None, size: _Size) -> tuple[Pilot, list[Any]]:
     _refuse_compiled(pipe.transformer)
+    if size is not None:
+        raise ConfigError(f"size = {size}: an {type(pipe).__name__} has one size; leave it out.")
     network = AmusedNetwork(pipe)
-    pilot = AmusedPilot(network, policy_for(pipe, network, policy), seeds)
+    pilot = AmusedPilot(network, policy_for(pipe, network, policy, exact=(torch.float32,)), seeds)
     return pilot, pilot.attach(pipe)
 
 
@@ -130,4 +135,14 @@ def _refuse_compiled(denoiser: nn.Module) -> None:
         )
 
 
-_KINDS: dict[str, _Attach] = {"AmusedPipeline": _amused}
+def _denoiser(pipe: Any, policy: PolicySpec, seeds: Tensor | None, size: _Size) -> tuple[Pilot, list[Any]]:
+    network = PipelineNetwork(pipe, family_of(type(pipe).__name__), size)
+    exact = (torch.float32, torch.bfloat16)
+    pilot = DenoiserPilot(network, policy_for(pipe, network, policy, exact=exact), seeds)
+    return pilot, pilot.attach(pipe)
+
+
+_KINDS: dict[str, _Attach] = {
+    "AmusedPipeline": _amused,
+    **{name: _denoiser for family in FAMILIES for name in family.pipelines},
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import wraps
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -61,8 +62,12 @@ class Actions:
 class Pilot(Protocol):
     """What steers one pipeline."""
 
-    def begin(self, scheduler: Any) -> None:
-        """Called when the pipeline has set the scheduler's times."""
+    def begin(self, scheduler: Any, arguments: dict[str, Any]) -> None:
+        """Called when the pipeline has set the scheduler's times, with what it gave ``set_timesteps`` by name."""
+        ...
+
+    def scaled(self, scheduler: Any, sample: Tensor) -> Tensor | None:
+        """Called instead of the scheduler's ``scale_model_input``; None leaves that to the scheduler."""
         ...
 
     def step(self, scheduler: Any, model_output: Any, timestep: Any, sample: Tensor, **more: Any) -> Any:
@@ -82,12 +87,22 @@ def following(original: Any, pilot: Pilot) -> Any:
         @wraps(kind.set_timesteps)
         def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
             super().set_timesteps(*args, **kwargs)
-            pilot.begin(self)
+            given = signature(kind.set_timesteps).bind(self, *args, **kwargs).arguments
+            pilot.begin(self, {name: value for name, value in given.items() if name != "self"})
 
         @wraps(kind.step)
         def step(self, model_output: Any, timestep: Any, sample: Any, **kwargs: Any) -> Any:
             return pilot.step(self, model_output, timestep, sample, **kwargs)
 
+    if hasattr(kind, "scale_model_input"):
+
+        @wraps(kind.scale_model_input)
+        def scale_model_input(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            scaled = pilot.scaled(self, sample)
+            unchanged: Tensor = super(Following, self).scale_model_input(sample, *args, **kwargs)
+            return unchanged if scaled is None else scaled
+
+        Following.scale_model_input = scale_model_input
     for name in ("__name__", "__qualname__", "__module__"):
         setattr(Following, name, getattr(kind, name))
     return Following.from_config(original.config)

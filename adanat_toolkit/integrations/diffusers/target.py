@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -19,12 +20,13 @@ log = logging.getLogger("adanat_toolkit")
 PolicySpec = SamplingPolicy | str | os.PathLike[str]
 
 
-def policy_for(pipe: Any, view: Generator, policy: PolicySpec) -> SamplingPolicy:
+def policy_for(pipe: Any, view: Generator, policy: PolicySpec, *, exact: Collection[torch.dtype]) -> SamplingPolicy:
     """The policy, ready for a pipeline.
 
     Args:
         view: what the policy has to fit: names, knobs, feature width, grid and fingerprint of the pipeline's network.
         policy: an object, or what ``load_policy`` takes.
+        exact: dtypes in which the network's fingerprint is that of its float32 weights.
 
     Raises:
         ConfigError: it was made for something else. CheckpointError: damaged files.
@@ -39,7 +41,7 @@ def policy_for(pipe: Any, view: Generator, policy: PolicySpec) -> SamplingPolicy
             f"{type(policy).__name__} {shortened(policy)}."
         )
     if "generator" in card:
-        _require_fit(pipe, view, card["generator"])
+        _require_fit(pipe, view, card["generator"], exact)
     ready = policy if isinstance(policy, SamplingPolicy) else load_policy(policy, view)
     if ready.space.names != view.action_space.names:
         raise ConfigError(
@@ -49,7 +51,7 @@ def policy_for(pipe: Any, view: Generator, policy: PolicySpec) -> SamplingPolicy
     return ready
 
 
-def _require_fit(pipe: Any, view: Generator, made_for: dict[str, Any]) -> None:
+def _require_fit(pipe: Any, view: Generator, made_for: dict[str, Any], exact: Collection[torch.dtype]) -> None:
     """
     Raises:
         ConfigError: the pipeline's network is not the one that the policy was trained for.
@@ -73,7 +75,7 @@ def _require_fit(pipe: Any, view: Generator, made_for: dict[str, Any]) -> None:
             "was trained for."
         )
     if made_for["fingerprint"] != view.fingerprint:
-        if view.dtype == torch.float32:
+        if view.dtype in exact:
             raise ConfigError(
                 f"the policy was trained for {name} with the weights {shortened(made_for['fingerprint'])[1:-1]}, and "
                 f"{here} has the weights {view.fingerprint}; give the pipeline that the policy was trained for."
