@@ -47,23 +47,29 @@ def pipeline_folder(weights: str | None, *, offline: bool) -> Path:
         raise WeightsError(f"cannot fetch the pipeline {weights}: {why} {_REMEDY}") from None
 
 
-def load_pipeline(folder: Path, dtype: torch.dtype) -> tuple[Any, Family]:
+def load_pipeline(folder: Path, dtype: torch.dtype, *, kind: str | None = None) -> tuple[Any, Family]:
     """The pipeline on the CPU and its family. No code that lies in the folder is run.
 
+    Args:
+        kind: the class that it must be of.
+
     Raises:
-        ConfigError: its family is unknown, or its denoiser is quantised. WeightsError: a component is missing or damaged.
+        ConfigError: its family is unknown, its class is another one, or its denoiser is quantised. WeightsError: a component
+            is missing or damaged.
     """
     index = read_document(folder / INDEX, dict[str, Any], error=WeightsError, remedy=_REMEDY)
-    kind = index.get("_class_name")
-    family = family_of(kind if isinstance(kind, str) else str(kind))
+    found = str(index.get("_class_name"))[:100]
+    family = family_of(found)
+    if kind not in (None, found):
+        raise ConfigError(f"{folder} is a {found}, and a {kind} is asked for; give the folder of one.")
     _check_components(folder, index, family)
 
     import diffusers
     from diffusers.utils import is_accelerate_available
 
-    loader: Any = getattr(diffusers, str(kind), None)
+    loader: Any = getattr(diffusers, found, None)
     if loader is None:
-        raise ConfigError(f"the installed diffusers {diffusers.__version__} has no {kind}; install a newer one.")
+        raise ConfigError(f"the installed diffusers {diffusers.__version__} has no {found}; install a newer one.")
     takes = inspect.signature(loader.__init__).parameters
     absent = [name for name in _IF_PRESENT if _library(index.get(name)) is None]
     without: dict[str, Any] = {name: None for name in (*_LEFT_OUT, *absent) if name in takes}

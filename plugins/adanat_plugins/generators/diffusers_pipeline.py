@@ -24,7 +24,7 @@ from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 from adanat_toolkit.storage import text_lines
 
-from ..diffusion.families import Condition, Family
+from ..diffusion.families import FAMILIES, Condition, Family, family_of
 from ..diffusion.features import FeatureHook
 from ..diffusion.loading import load_pipeline, pipeline_folder
 from ..diffusion.samplers import ETA, NOTHING, TIME_SHIFT, Place, Schedule, Step, next_position, sampler_of
@@ -122,20 +122,19 @@ class DiffusersPipeline(Generator):
 
     @classmethod
     def variants(cls) -> tuple[str, ...]:
-        return ("folder",)
+        """The pipeline classes that are known. Which one a folder holds it says itself, so that nobody has to."""
+        return tuple(name for family in FAMILIES for name in family.pipelines)
 
     @classmethod
     def create(
         cls, variant: str | None, options: dict[str, Any], *, device: torch.device, dtype: torch.dtype, offline: bool
     ) -> DiffusersPipeline:
         """See ``interfaces.Generator.create``."""
-        if variant not in (None, *cls.variants()):
-            raise ConfigError(
-                f"diffusers has no variant {variant!r}: the pipeline is what --weights names. Leave the variant out."
-            )
+        if variant is not None:
+            family_of(variant)
         chosen = parse_options("generator 'diffusers'", DiffusersOptions, options)
         prompts = None if chosen.prompts is None else read_prompts(Path(chosen.prompts))
-        pipe, family = load_pipeline(pipeline_folder(chosen.weights, offline=offline), dtype)
+        pipe, family = load_pipeline(pipeline_folder(chosen.weights, offline=offline), dtype, kind=variant)
         return cls(
             pipe,
             family,
