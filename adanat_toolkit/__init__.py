@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Samples,
         SamplingPolicy,
         Scores,
+        apply,
         evaluate,
         list_features,
         list_generators,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         list_rewards,
         load_generator,
         load_policy,
+        remove,
         sample,
         train,
     )
@@ -32,6 +34,7 @@ __all__ = [
     "Samples",
     "SamplingPolicy",
     "Scores",
+    "apply",
     "evaluate",
     "list_features",
     "list_generators",
@@ -39,6 +42,7 @@ __all__ = [
     "list_rewards",
     "load_generator",
     "load_policy",
+    "remove",
     "sample",
     "train",
 ]

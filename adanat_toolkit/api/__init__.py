@@ -1,6 +1,7 @@
-"""The public Python API, which ``adanat_toolkit`` re-exports: load, sample, train, evaluate, list."""
+"""The public Python API, which ``adanat_toolkit`` re-exports: load, sample, train, evaluate, list, apply."""
 
 from ..decoding import SamplingPolicy
+from ..integrations.diffusers import apply, remove
 from .evaluating import Scores, evaluate
 from .generators import list_features, list_generators, list_policies, list_rewards, load_generator
 from .policies import load_policy
@@ -12,6 +13,7 @@ __all__ = [
     "Samples",
     "SamplingPolicy",
     "Scores",
+    "apply",
     "evaluate",
     "list_features",
     "list_generators",
@@ -19,6 +21,7 @@ __all__ = [
     "list_rewards",
     "load_generator",
     "load_policy",
+    "remove",
     "sample",
     "train",
 ]

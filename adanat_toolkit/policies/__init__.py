@@ -1,7 +1,7 @@
 """Policies: networks, folders, and which generator one belongs to."""
 
 from ..decoding import SamplingPolicy
-from .folder import export_policy, load_policy
+from .folder import export_policy, load_policy, policy_card, policy_folder
 from .made_for import open_generator
 from .networks import (
     SIZES,
@@ -29,4 +29,6 @@ __all__ = [
     "export_policy",
     "load_policy",
     "open_generator",
+    "policy_card",
+    "policy_folder",
 ]

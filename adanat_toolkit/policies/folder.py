@@ -106,6 +106,26 @@ def export_policy(
     save_tensors(folder, "policy", weights, card)
 
 
+def policy_folder(spec: str | os.PathLike[str]) -> Path | None:
+    """The folder that holds ``policy.json``, of a run folder, a policy folder or a hub id; None for any other spec."""
+    folder = Path(local_policy(spec))
+    for place in (RunFolder(folder).policy, folder):
+        if os.path.exists(place / "policy.json"):  # also where the name is too long for the system
+            return place
+    return None
+
+
+@again_if_replaced
+def policy_card(spec: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What a stored policy's ``policy.json`` holds; None for a spec without one.
+
+    Raises:
+        CheckpointError: damaged files.
+    """
+    folder = policy_folder(spec)
+    return None if folder is None else read_card(folder, "policy", PolicyCard)
+
+
 @again_if_replaced
 @float32_by_default()
 def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int | None = None) -> SamplingPolicy:

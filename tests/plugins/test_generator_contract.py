@@ -28,6 +28,7 @@ from adanat_toolkit.runtime import devices as compute
 from adanat_toolkit.sampling import collect, sample, seed_range
 
 from ..golden.published_files import save_flax, save_halton, save_llamagen
+from ..helpers.diffusion_pipelines import save_pipeline
 from ..helpers.released import randomise, save_latent, save_mage, save_uvit, save_var, save_vqgan
 from ..helpers.released_pipelines import save_amused
 from ..helpers.tiny import TinyGenerator
@@ -122,6 +123,14 @@ def amused(side: int) -> Callable[[Path], Options]:
     return make
 
 
+def pipeline(kind: str) -> Callable[[Path], Options]:
+    def make(folder: Path) -> Options:
+        save_pipeline(kind, folder)
+        return {"height": 16, "width": 16}
+
+    return make
+
+
 FILES: dict[str, Callable[[Path], Options]] = {
     "maskgit:emoji64": embedded,
     "mage:emoji64": embedded,
@@ -137,6 +146,10 @@ FILES: dict[str, Callable[[Path], Options]] = {
     "muse:adanat-cc3m": cc3m,
     "amused:256": amused(256),
     "amused:512": amused(512),
+    "diffusers:StableDiffusionPipeline": pipeline("stable-diffusion"),
+    "diffusers:StableDiffusionXLPipeline": pipeline("stable-diffusion-xl"),
+    "diffusers:StableDiffusion3Pipeline": pipeline("stable-diffusion-3"),
+    "diffusers:ZImagePipeline": pipeline("z-image"),
     "dit:xl-2-256": latent,
     "sit:xl-2-256": latent,
     "var:d16": var("d16"),
@@ -155,7 +168,7 @@ def test_every_registered_variant_is_covered() -> None:
     assert sorted(registered()) == sorted(FILES)
 
 
-OTHERS = ("dit", "sit", "var")
+OTHERS = ("diffusers", "dit", "sit", "var")
 """Generators that are no token generators; their own tests are elsewhere."""
 TOKENS = sorted(spec for spec in FILES if spec.split(":")[0] not in OTHERS)
 

@@ -11,6 +11,7 @@ from adanat_toolkit.testing.check import check_plugin
 
 ELSEWHERE = {
     ("generator", "amused"),
+    ("generator", "diffusers"),
     ("generator", "dit"),
     ("generator", "sit"),
     ("generator", "var"),

@@ -1,0 +1,5 @@
+"""Policies inside diffusers: ``apply`` and ``remove`` for classic pipelines."""
+
+from .applied import apply, remove
+
+__all__ = ["apply", "remove"]

@@ -1,0 +1,1 @@
+"""Pipelines of diffusers, as training on them and using policies in them share: families, samplers, features."""

@@ -1,0 +1,125 @@
+"""Pipelines from folders in diffusers' layout, checked before anything large is read."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adanat_toolkit.errors import ConfigError, WeightsError
+from adanat_toolkit.runtime import distributed
+from adanat_toolkit.storage import is_hub_id, read_document, shortened
+
+from .families import Family, family_of
+
+log = logging.getLogger("adanat_toolkit")
+
+INDEX = "model_index.json"
+_REMEDY = "Give the whole folder that pipe.save_pretrained wrote, or a hub id."
+_LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of pipelines that training on prompts has no use for."""
+_IF_PRESENT = ("text_encoder_3", "tokenizer_3")
+
+
+def pipeline_folder(weights: str | None, *, offline: bool) -> Path:
+    """The folder that ``weights`` names, fetched where it is a hub id ``owner/name[@revision]``.
+
+    Raises:
+        ConfigError: nothing is given. WeightsError: there is no such folder, or it cannot be fetched.
+    """
+    if weights is None:
+        raise ConfigError("the generator diffusers has no weights of its own; give --weights FOLDER or a hub id.")
+    folder = Path(weights).expanduser()
+    if (folder / INDEX).is_file():
+        return folder
+    if not is_hub_id(weights):
+        raise WeightsError(f"{shortened(weights)} is no pipeline of diffusers: it holds no {INDEX}. {_REMEDY}")
+    from diffusers import DiffusionPipeline
+
+    repo, _, revision = weights.partition("@")
+    try:
+        return Path(DiffusionPipeline.download(repo, revision=revision or None, local_files_only=offline))
+    except Exception as error:  # the hub client raises a dozen kinds: no network, no such repository, gated, no cache
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"cannot fetch the pipeline {weights}: {why} {_REMEDY}") from None
+
+
+def load_pipeline(folder: Path, dtype: torch.dtype, *, kind: str | None = None) -> tuple[Any, Family]:
+    """The pipeline on the CPU and its family. No code that lies in the folder is run.
+
+    Args:
+        kind: the class that it must be of.
+
+    Raises:
+        ConfigError: its family is unknown, its class is another one, or its denoiser is quantised. WeightsError: a component
+            is missing or damaged.
+    """
+    index = read_document(folder / INDEX, dict[str, Any], error=WeightsError, remedy=_REMEDY)
+    found = str(index.get("_class_name"))[:100]
+    family = family_of(found)
+    if kind not in (None, found):
+        raise ConfigError(f"{folder} is a {found}, and a {kind} is asked for; give the folder of one.")
+    _check_components(folder, index, family)
+
+    import diffusers
+    from diffusers.utils import is_accelerate_available
+
+    loader: Any = getattr(diffusers, found, None)
+    if loader is None:
+        raise ConfigError(f"the installed diffusers {diffusers.__version__} has no {found}; install a newer one.")
+    takes = inspect.signature(loader.__init__).parameters
+    absent = [name for name in _IF_PRESENT if _library(index.get(name)) is None]
+    without: dict[str, Any] = {name: None for name in (*_LEFT_OUT, *absent) if name in takes}
+    if "requires_safety_checker" in takes:
+        without["requires_safety_checker"] = False
+    if _library(index.get("safety_checker")) is not None and distributed.is_main():
+        log.warning(
+            "%s has a safety checker, which is not run: it makes images black, and a reward would learn from those. Judge the "
+            "images before you show them.",
+            folder,
+        )
+    try:
+        pipe = loader.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            low_cpu_mem_usage=is_accelerate_available(),
+            **without,
+        )
+    except Exception as error:  # diffusers and transformers raise a dozen kinds for a damaged folder
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{folder}: the pipeline cannot be read: {why} Fetch the whole folder again.") from None
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, family
+
+
+def _check_components(folder: Path, index: dict[str, Any], family: Family) -> None:
+    read = [*family.components, *(name for name in _IF_PRESENT if _library(index.get(name)) is not None)]
+    missing = [name for name in read if _library(index.get(name)) is None or not (folder / name).is_dir()]
+    if missing:
+        raise WeightsError(
+            f"{folder} lacks {', '.join(missing)}: pipelines of {family.name} need {', '.join(family.components)}. {_REMEDY}"
+        )
+    for name in read:
+        library = _library(index[name])
+        if library not in ("diffusers", "transformers"):
+            raise ConfigError(
+                f"{folder}: the {name} is of the library {shortened(library)}, whose code is not run; use a pipeline whose "
+                "parts are diffusers' and transformers' own."
+            )
+    config = folder / family.denoiser / "config.json"
+    if "quantization_config" in read_document(config, dict[str, Any], error=WeightsError, remedy=_REMEDY):
+        raise ConfigError(
+            f"{config}: the {family.denoiser} is quantised, which training on it does not support; give the pipeline in "
+            "bfloat16 (--dtype bfloat16 halves the memory of float32)."
+        )
+
+
+def _library(entry: Any) -> str | None:
+    """The library of a component in an index, which has [library, class] for it; None for an absent one."""
+    if not isinstance(entry, list) or not entry or entry[0] is None:
+        return None
+    return str(entry[0])

@@ -1,0 +1,313 @@
+"""``diffusers``: any text-to-image pipeline of diffusers whose family is in ``diffusion.families``.
+
+The pipeline's text encoders, denoiser, autoencoder and scheduler are used as they are; the loop around them is the
+toolkit's, so that guidance and the steps' times belong to each sample. Where nobody acts, the loop makes the pipeline's own
+images.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from adanat_toolkit.core import CONTEXT, GUIDANCE, INITIAL, STEP, ActionSpace, Noise
+from adanat_toolkit.errors import ConfigError
+from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions, Source
+from adanat_toolkit.registry import parse_options
+from adanat_toolkit.runtime import in_chunks, minimum_batch
+from adanat_toolkit.storage import text_lines
+
+from ..diffusion.families import FAMILIES, Condition, Family, family_of
+from ..diffusion.features import FeatureHook
+from ..diffusion.loading import load_pipeline, pipeline_folder
+from ..diffusion.samplers import ETA, NOTHING, TIME_SHIFT, Place, Schedule, Step, next_position, sampler_of
+from ..fingerprints import fingerprint_state
+
+KEPT_TEXT = 2**29
+"""Bytes of encoded prompts that are kept: a thousand of Stable Diffusion 3's without T5."""
+
+
+class DiffusersOptions(PluginOptions):
+    weights: Source = None
+    """Pipeline folder in diffusers' layout, or a hub id ``owner/name[@revision]``."""
+    prompts: Source = None
+    """Text file with one prompt a line, that images are made of where nobody names others. Each is equally likely."""
+    negative_prompt: str | None = None
+    """What the unconditional prediction is told; None as the pipeline has it, which is the empty prompt or nothing."""
+    height: int | None = Field(None, ge=1)
+    """In pixels; None as the pipeline has it."""
+    width: int | None = Field(None, ge=1)
+    """In pixels; None as the pipeline has it."""
+
+
+@dataclass
+class PipelineState:
+    """State of samples between two actions.
+
+    Attributes:
+        latents: (B, C, h, w) float32. place: where they are in the schedule. index: actions so far.
+        conditions: distinct encoded prompts, the unconditional one last; rows: which of them each sample has.
+        memory: of the sampler. output: the conditional prediction for ``latents``, and features: once they were needed.
+    """
+
+    context: Context
+    schedule: Schedule
+    latents: Tensor
+    place: Place
+    conditions: list[Condition]
+    rows: Tensor
+    memory: Any
+    index: int = 0
+    output: Tensor | None = None
+    features: Tensor | None = None
+
+
+class DiffusersPipeline(Generator):
+    """A frozen pipeline.
+
+    Args:
+        pipe: a pipeline of diffusers, which is used from now on by this generator alone.
+        prompts: what contexts are drawn from; None where there are none.
+    """
+
+    context_kind: ContextKind = "text"
+    Options: ClassVar[type[PluginOptions]] = DiffusersOptions
+
+    def __init__(
+        self,
+        pipe: Any,
+        family: Family,
+        *,
+        prompts: Sequence[str] | None = None,
+        negative_prompt: str | None = None,
+        size: tuple[int | None, int | None] = (None, None),
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.pipe, self.family = pipe, family
+        self.name = f"diffusers:{type(pipe).__name__}"
+        default = family.default_size(pipe)
+        self.image_size = (size[0] or default[0], size[1] or default[1])
+        self.latent_shape = family.latent_shape(pipe, self.image_size)
+        self.sampler, self.why_shared = sampler_of(pipe.scheduler)
+        self.action_space = ActionSpace((GUIDANCE, *self.sampler.knobs))
+        self.default_schedule = f"guidance={family.default_guidance(pipe):g}"
+        self.default_steps = family.default_steps(pipe)
+        self.denoiser = getattr(pipe, family.denoiser)
+        if getattr(self.denoiser.config, "time_cond_proj_dim", None) is not None:
+            raise ConfigError(
+                f"the pipeline's {family.denoiser} was distilled for few steps and takes guidance as an input, so that it is "
+                "no knob of the sampler. Use the model it was distilled from."
+            )
+        patch = family.patch(pipe)
+        self._cells = (self.latent_shape[1] // patch, self.latent_shape[2] // patch)
+        self.hook = FeatureHook(family, self.denoiser, self._cells)
+        self.grid, self.feature_dim = self.hook.grid, self.hook.dim
+        for part in self._parts().values():
+            if part.dtype != dtype:  # loading has seen to it, and to what a network keeps in float32 all the same
+                part.to(dtype)
+            part.to(device).eval().requires_grad_(False)
+        self.device, self.dtype = device, dtype
+        self.prompts, self.negative_prompt = prompts, negative_prompt
+        self.fingerprint = self._fingerprint()
+        self._null: Condition | None = None
+        self._kept: OrderedDict[str, Condition] = OrderedDict()
+
+    @classmethod
+    def variants(cls) -> tuple[str, ...]:
+        """The pipeline classes that are known. Which one a folder holds it says itself, so that nobody has to."""
+        return tuple(name for family in FAMILIES for name in family.pipelines)
+
+    @classmethod
+    def create(
+        cls, variant: str | None, options: dict[str, Any], *, device: torch.device, dtype: torch.dtype, offline: bool
+    ) -> DiffusersPipeline:
+        """See ``interfaces.Generator.create``."""
+        if variant is not None:
+            family_of(variant)
+        chosen = parse_options("generator 'diffusers'", DiffusersOptions, options)
+        prompts = None if chosen.prompts is None else read_prompts(Path(chosen.prompts))
+        pipe, family = load_pipeline(pipeline_folder(chosen.weights, offline=offline), dtype, kind=variant)
+        return cls(
+            pipe,
+            family,
+            prompts=prompts,
+            negative_prompt=chosen.negative_prompt,
+            size=(chosen.height, chosen.width),
+            device=device,
+            dtype=dtype,
+        )
+
+    def parameters_count(self) -> dict[str, int]:
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in self._parts().items()}
+
+    def _parts(self) -> dict[str, Any]:
+        return {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
+
+    def _fingerprint(self) -> str:
+        """Of the denoiser's weights, whatever dtype they are loaded in, and of what else decides its images."""
+        state = {}
+        for name, value in self.denoiser.state_dict().items():
+            flat = value.flatten()
+            state[f"{name}{tuple(value.shape)}"] = flat[:: max(1, flat.numel() // 4096)].bfloat16()
+        scheduler = sorted((key, str(value)) for key, value in self.pipe.scheduler.config.items() if key[0] != "_")
+        state[f"{type(self.pipe.scheduler).__name__} {scheduler} {self.image_size}"] = torch.zeros(0)
+        return fingerprint_state(state)
+
+    # --- contexts -----------------------------------------------------------------------------------------------------
+
+    def sample_contexts(self, noise: Noise) -> Context:
+        """One of the prompts a seed.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if self.prompts is None:
+            raise ConfigError(
+                "a pipeline brings no prompts of its own; give --set generator.options.prompts=FILE (one a line), --prompt, "
+                "--prompts FILE, or --data with captions."
+            )
+        chosen = (noise.uniform(CONTEXT, 0, (1,))[:, 0].double() * len(self.prompts)).long()
+        return self.encode_prompts([self.prompts[i] for i in chosen.tolist()])
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Context:
+        """Contexts of prompts, pooled (B, P) being the pipeline's own or the mean of its token states."""
+        found = self._encoded(prompts)
+        pooled = [c["pooled"] if "pooled" in c else c["states"].float().mean(0) for c in found.values()]
+        index = {prompt: i for i, prompt in enumerate(found)}
+        rows = torch.tensor([index[prompt] for prompt in prompts], dtype=torch.int64, device=self.device)
+        return Context(len(prompts), pooled=torch.stack(pooled).float()[rows], prompts=tuple(prompts))
+
+    def _encoded(self, prompts: Sequence[str]) -> OrderedDict[str, Condition]:
+        """The distinct prompts, in order, as the denoiser takes them; each alone, so that no other one rounds it."""
+        found: OrderedDict[str, Condition] = OrderedDict()
+        for prompt in prompts:
+            if prompt in found:
+                continue
+            condition = self._kept.pop(prompt, None)
+            found[prompt] = condition or self.family.encode(self.pipe, prompt, self.device)
+            self._kept[prompt] = found[prompt]
+        used = sum(value.nbytes for condition in self._kept.values() for value in condition.values())
+        while used > KEPT_TEXT:
+            used -= sum(value.nbytes for value in self._kept.popitem(last=False)[1].values())
+        return found
+
+    # --- one image ----------------------------------------------------------------------------------------------------
+
+    def decisions(self, steps: int) -> int:
+        return self._schedule(steps).steps
+
+    def _times(self, steps: int) -> dict[str, Any]:
+        return self.family.times(self.pipe, steps, self._cells[0] * self._cells[1])
+
+    def _schedule(self, steps: int) -> Schedule:
+        return self.sampler.schedule(steps, **self._times(steps))
+
+    def reset(self, context: Context, noise: Noise, steps: int) -> PipelineState:
+        assert context.prompts is not None
+        if self._null is None:
+            self._null = self.family.encode_null(self.pipe, self.negative_prompt, self.device)
+        found = self._encoded(context.prompts)
+        index = {prompt: i for i, prompt in enumerate(found)}
+        schedule = self._schedule(steps)
+        start = torch.zeros(len(context), dtype=torch.float64, device=self.device)
+        return PipelineState(
+            context,
+            schedule,
+            noise.normal(INITIAL, 0, self.latent_shape) * schedule.start_scale,
+            self.sampler.place(schedule, start),
+            [*found.values(), self._null],
+            torch.tensor([index[prompt] for prompt in context.prompts]),
+            self.sampler.begin(steps, **self._times(steps)),
+        )
+
+    @torch.no_grad()
+    def observe(self, state: PipelineState, *, guided: bool = True) -> Tensor:
+        """Features of the conditional prediction. The unconditional one waits for the action, which says who needs it."""
+        if state.features is None:
+            state.output, state.features = self._predict(state, torch.arange(len(state.context)), state.rows)
+        return state.features
+
+    @torch.no_grad()
+    def step(self, state: PipelineState, action: Tensor, noise: Noise) -> PipelineState:
+        action = action.to(state.latents.device)
+        knobs = dict(zip(self.action_space.names, action.unbind(1), strict=True))
+        output = self._guided(state, knobs[GUIDANCE.name])
+        schedule, index = state.schedule, state.index
+        shift = knobs.get(TIME_SHIFT.name, torch.full_like(action[:, 0], 0.5))
+        target = self.sampler.place(schedule, next_position(state.place.position, shift, index, schedule.steps))
+        step = Step(state.latents, output, state.place, target, index, schedule.steps)
+        eta = knobs.get(ETA.name)
+        if eta is not None and bool((eta > NOTHING).any()):
+            step = replace(step, eta=eta, noise=noise.normal(STEP, index, self.latent_shape))
+        latents, memory = self.sampler.step(step, state.memory)
+        return PipelineState(
+            state.context, schedule, latents, target, state.conditions, state.rows, memory, index + 1
+        )
+
+    def _guided(self, state: PipelineState, guidance: Tensor) -> Tensor:
+        """The prediction that the step goes by: (B, C, h, w) float32."""
+        everyone = torch.arange(len(state.context))
+        needed = everyone[(guidance > NOTHING).cpu()]
+        unconditional = torch.full((len(needed),), len(state.conditions) - 1)
+        if state.output is None:  # nobody observed: both are one batch
+            both = self._predict(state, torch.cat([everyone, needed]), torch.cat([state.rows, unconditional]))[0]
+            output, null = both[: len(everyone)], both[len(everyone) :]
+        else:
+            output = state.output
+            null = self._predict(state, needed, unconditional)[0] if len(needed) else output[:0]
+        if not len(needed):
+            return output
+        rows = needed.to(output.device)
+        weight = guidance[rows, None, None, None]
+        return output.index_add(0, rows, weight * (output[rows] - null))
+
+    def _predict(self, state: PipelineState, samples: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Prediction (n, C, h, w) and features (n, N, D), float32, of n samples under the conditions ``rows``; both on the CPU."""
+        entered = self.sampler.network_input(state.latents, state.place, state.memory)
+        chosen = samples.to(entered.device)
+
+        def run(latents: Tensor, times: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            conditions = [state.conditions[i] for i in rows.tolist()]
+            output = self.family.predict(self.denoiser, latents.to(self.dtype), times, conditions, self.image_size)
+            return output.float(), self.hook.take()
+
+        minimum = minimum_batch(self.dtype, self.device)
+        output, features = in_chunks(run, entered[chosen], state.place.timestep[chosen], rows, minimum=minimum)
+        return output, features
+
+    def decode(self, state: PipelineState) -> Tensor:
+        minimum = minimum_batch(self.dtype, self.device)
+        (images,) = in_chunks(lambda latents: self.family.decode(self.pipe, latents), state.latents, minimum=minimum)
+        return images
+
+    def latents(self, state: PipelineState) -> Tensor:
+        return state.latents
+
+    def encode_latents(self, images: Tensor) -> Tensor:
+        return self.family.encode_images(self.pipe, images)
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The prompts of a text file, one a line, empty lines left out.
+
+    Raises:
+        ConfigError: it cannot be read or holds none. DataError: its encoding is neither UTF-8 nor UTF-16 with a mark.
+    """
+    try:
+        lines = text_lines(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the prompts {path}: {error.strerror}. Give a text file with one prompt a line."
+        ) from None
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise ConfigError(f"{path} holds no prompt; write one a line.")
+    return prompts
