@@ -12,11 +12,13 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .api import (
+        Headroom,
         Run,
         Samples,
         SamplingPolicy,
         Scores,
         evaluate,
+        headroom,
         list_features,
         list_generators,
         list_policies,
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Headroom",
     "Run",
     "Samples",
     "SamplingPolicy",
     "Scores",
     "evaluate",
+    "headroom",
     "list_features",
     "list_generators",
     "list_policies",

@@ -39,7 +39,7 @@ class Slopes:
 
     Attributes:
         share: of all coordinates together. by_knob: (T, K) of each. z: (T, K), each in standard errors from 0.
-        count: how many slopes were estimated.
+        count: how many slopes there are (of each context, where they differ between contexts).
     """
 
     share: Share
@@ -109,8 +109,8 @@ def variance_shares(reward: Tensor, action: Tensor, statistics: Tensor | None = 
     scale = float(reward.abs().max())
     if variance <= (1e-6 * scale) ** 2:
         raise DataError(
-            f"the reward is constant ({float(reward.mean()):g} for all {reward.numel():,} images): there is no variance to split. "
-            "Use a reward that tells images apart."
+            f"the reward is constant ({float(reward.mean()):g} for all {reward.numel():,} images): there is no variance to "
+            "split. Use a reward that tells images apart."
         )
     mean, y = float(reward.mean()), (reward - reward.mean()) / math.sqrt(variance)
     parts = _analysis(y)
@@ -133,13 +133,18 @@ def variance_shares(reward: Tensor, action: Tensor, statistics: Tensor | None = 
     )
 
 
-def trajectories_to_move(slopes: Slopes, context: float) -> float:
+def trajectories_to_move(share: float, count: int, context: float) -> float:
     """How many trajectories a policy gradient needs until it is as long as its own noise, that is at 45 degrees to the truth.
 
-    The gradient of n trajectories in p coordinates has a squared length of s (the slopes' share) and a noise of p (1 - c) / n, c
-    being the context's share, which a critic takes away: n = p (1 - c) / s. Infinite where s is not above 0.
+    The gradient of n trajectories in p coordinates has a squared length of s and a noise of p (1 - c) / n: n = p (1 - c) / s.
+
+    Args:
+        share: s, of the slopes. count: p. context: c, the share of the context, which a critic takes away.
+
+    Returns:
+        n; infinite where s is not above 0.
     """
-    return math.inf if slopes.share.value <= 0 else slopes.count * (1 - max(context, 0.0)) / slopes.share.value
+    return math.inf if share <= 0 else count * (1 - max(context, 0.0)) / share
 
 
 def _analysis(y: Tensor) -> list[Tensor]:
@@ -174,7 +179,7 @@ def _context_slopes(together: Tensor, action: Tensor) -> Slopes:
     by_block = pairs.mean(1) * contexts / (contexts - 1) * (actions / (actions - 1)) ** 2
     error = by_block.std(0) / math.sqrt(len(by_block))
     by_knob = by_block.mean(0)
-    return Slopes(_over_blocks(by_block.sum((1, 2))), by_knob, by_knob / error.clamp_min(1e-12), by_knob.numel() * contexts)
+    return Slopes(_over_blocks(by_block.sum((1, 2))), by_knob, by_knob / error.clamp_min(1e-12), by_knob.numel())
 
 
 def _state_slopes(y: Tensor, action: Tensor, statistics: Tensor) -> Slopes:
@@ -183,14 +188,16 @@ def _state_slopes(y: Tensor, action: Tensor, statistics: Tensor) -> Slopes:
     A state follows from the actions before it; without its mean over samples of the same actions, what two actions do together
     would be taken for what the state does.
     """
-    blocks, contexts, actions, draws, steps, size = statistics.shape
+    blocks, contexts, actions, draws, steps = statistics.shape[:5]
 
     def residual(values: Tensor) -> Tensor:
         """(G, C, A, R, ...) less the means of contexts and of actions."""
         all_ = values.mean((1, 2, 3), keepdim=True)
         return values - values.mean((2, 3), keepdim=True) - values.mean((1, 3), keepdim=True) + all_
 
-    own, rest = residual(statistics), residual(y)
+    # Both lose their share of the degrees of freedom; the statistics are scaled to variance 1 below.
+    freedom = 1 - (contexts + actions - 1) / (contexts * actions * draws)
+    own, rest = residual(statistics), residual(y) / math.sqrt(freedom)
     spread = statistics.flatten(0, 4).var(0)
     products, shapes = [], []
     for t in range(steps):
@@ -210,7 +217,7 @@ def _state_slopes(y: Tensor, action: Tensor, statistics: Tensor) -> Slopes:
     if not products:
         nothing = torch.zeros(steps, knobs, dtype=y.dtype)
         return Slopes(Share(0.0, (0.0, 0.0)), nothing, nothing, 0)
-    all_slopes = _slopes(torch.cat(products, 1), None)
+    all_slopes = _slopes(torch.cat(products, 1), None, freedom)
     by_knob, z = torch.zeros(2, steps, knobs, dtype=y.dtype)
     start = 0
     for t, kept_size in shapes:
@@ -222,14 +229,16 @@ def _state_slopes(y: Tensor, action: Tensor, statistics: Tensor) -> Slopes:
     return Slopes(all_slopes.share, by_knob, z, all_slopes.count)
 
 
-def _slopes(products: Tensor, shape: tuple[int, ...] | None) -> Slopes:
+def _slopes(products: Tensor, shape: tuple[int, ...] | None, freedom: float = 1.0) -> Slopes:
     """Slopes as means of (n, p) independent products, as shares: b^2 less its squared error.
+
+    Centred rewards spread less than their errors do: by ``freedom``, the share of the degrees of freedom that is left.
 
     The error of the sum: 4 b' V b + 2 trace(V^2), V the covariance of b (b is normal by the central limit theorem).
     """
     count = len(products)
     slope = products.mean(0)
-    covariance = (products - slope).T @ (products - slope) / (count * (count - 1))
+    covariance = (products - slope).T @ (products - slope) / (count * (count - 1) * freedom)
     error = covariance.diagonal()
     shares = slope.square() - error
     total = float(shares.sum())
