@@ -12,12 +12,14 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .api import (
+        Headroom,
         Run,
         Samples,
         SamplingPolicy,
         Scores,
         apply,
         evaluate,
+        headroom,
         list_features,
         list_generators,
         list_policies,
@@ -30,12 +32,14 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Headroom",
     "Run",
     "Samples",
     "SamplingPolicy",
     "Scores",
     "apply",
     "evaluate",
+    "headroom",
     "list_features",
     "list_generators",
     "list_policies",

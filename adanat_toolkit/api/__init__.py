@@ -4,17 +4,20 @@ from ..decoding import SamplingPolicy
 from ..integrations.diffusers import apply, remove
 from .evaluating import Scores, evaluate
 from .generators import list_features, list_generators, list_policies, list_rewards, load_generator
+from .headroom import Headroom, headroom
 from .policies import load_policy
 from .sampling import Samples, sample
 from .training import Run, train
 
 __all__ = [
+    "Headroom",
     "Run",
     "Samples",
     "SamplingPolicy",
     "Scores",
     "apply",
     "evaluate",
+    "headroom",
     "list_features",
     "list_generators",
     "list_policies",

@@ -182,6 +182,24 @@ class Generator(ABC):
     def decode(self, state: Any) -> Tensor:
         """Images (B, 3, H, W) float32 in [0, 1] of the last step's result."""
 
+    @property
+    def statistic_names(self) -> tuple[str, ...]:
+        """The K names of what :meth:`statistics` gives; empty for a generator without them."""
+        return ()
+
+    def statistics(self, state: Any) -> Tensor:
+        """A few numbers of the prediction for the next step, (B, K) float32 in the order of ``statistic_names``.
+
+        It observes the state (guided), so that nothing is computed twice where features are read too.
+
+        Raises:
+            ConfigError: the generator has none.
+        """
+        raise ConfigError(
+            f"{self.name} gives no statistics of its prediction; use something that reads features, the context or the "
+            "step alone (policies adaptive, context, shared)."
+        )
+
     def latents(self, state: Any) -> Tensor:
         """What :meth:`decode` makes images of, (B, C, h, w) float32, for rewards that do without images.
 

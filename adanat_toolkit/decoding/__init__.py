@@ -4,6 +4,7 @@ from .draws import draw_tokens, guide, keep_likely
 from .masked_decoding import StepKnobs, StepNoise, StepResult, masked_decoding_step
 from .released_samplers import PUBLISHED_SAMPLERS, parse_sampler
 from .sampling_policy import ReadsPolicies, SamplingPolicy
+from .statistics import prediction_statistics, statistic_names
 from .token_generator import DecodingRule, TokenGenerator, TokenState
 
 __all__ = [
@@ -21,4 +22,6 @@ __all__ = [
     "keep_likely",
     "masked_decoding_step",
     "parse_sampler",
+    "prediction_statistics",
+    "statistic_names",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core import REMASK, TOKEN, Context, Generator, Noise
 from ..errors import ConfigError
 from .masked_decoding import StepKnobs, StepNoise, StepResult, masked_decoding_step
+from .statistics import prediction_statistics, statistic_names
 
 
 class DecodingRule(Protocol):
@@ -132,6 +133,10 @@ class TokenGenerator(Generator):
                 state.prediction = conditional, features[: len(state.context)]
             else:
                 state.prediction = self.predict(state.tokens, state.context)
+        elif wants_null:
+            null = self.null_context(len(state.context))
+            assert null is not None
+            state.null_logits = self.predict(state.tokens, null)[0]
         assert state.prediction is not None
         return state.prediction[1]
 
@@ -142,10 +147,6 @@ class TokenGenerator(Generator):
         # Asking whether all guidance is zero costs a device synchronisation, so it is asked only when nobody observed.
         guided = guidance is not None and (state.null_logits is not None or bool((guidance != 0).any()))
         self.observe(state, guided=guided)
-        if guided and state.null_logits is None:
-            null = self.null_context(len(state.context))
-            assert null is not None
-            state.null_logits = self.predict(state.tokens, null)[0]
         assert state.prediction is not None
         ones = torch.ones_like(action[:, 0])
         knobs = StepKnobs(
@@ -188,6 +189,20 @@ class TokenGenerator(Generator):
     @torch.no_grad()
     def encode_latents(self, images: Tensor) -> Tensor:
         return self.token_vectors(self.encode_images(images))
+
+    # --- statistics of the prediction ---------------------------------------------------------------------------------
+
+    @property
+    def statistic_names(self) -> tuple[str, ...]:
+        return statistic_names("guidance" in self.action_space.names)
+
+    @torch.no_grad()
+    def statistics(self, state: TokenState) -> Tensor:
+        """See :func:`prediction_statistics`; ``masked`` is the share of cells that are unknown."""
+        self.observe(state)
+        assert state.prediction is not None
+        unknown = state.tokens == self.mask_id
+        return prediction_statistics(state.prediction[0], state.null_logits, unknown, unknown.float().mean(1))
 
     # --- the first state ----------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from .kid import kernel_distance
 from .prdc import FEWEST, neighbourhoods
 from .scores import clip_scores, inception_score, within_class_diversity
 from .shared import shared_reference, shared_statistics
+from .variance_shares import Share, Slopes, VarianceShares, trajectories_to_move, variance_shares
 
 __all__ = [
     "BATCH",
@@ -19,6 +20,9 @@ __all__ = [
     "FeatureStatistics",
     "Features",
     "Reference",
+    "Share",
+    "Slopes",
+    "VarianceShares",
     "bootstrap_interval",
     "clip_scores",
     "direction",
@@ -36,5 +40,7 @@ __all__ = [
     "shared_statistics",
     "statistics_of",
     "title",
+    "trajectories_to_move",
+    "variance_shares",
     "within_class_diversity",
 ]

@@ -12,6 +12,7 @@ wants and what was found.
 
 from __future__ import annotations
 
+from .control import Control, ControlOptions, control_reward
 from .generators import GENERATOR_CHECKS, GeneratorCase, check_generator
 from .others import POLICY_CHECKS, POLICY_GRIDS, PolicyCase, check_engine, check_features, check_policy, check_tracker
 from .rewards import REWARD_CHECKS, RewardCase, check_reward
@@ -21,6 +22,8 @@ __all__ = [
     "POLICY_CHECKS",
     "POLICY_GRIDS",
     "REWARD_CHECKS",
+    "Control",
+    "ControlOptions",
     "GeneratorCase",
     "PolicyCase",
     "RewardCase",
@@ -30,4 +33,5 @@ __all__ = [
     "check_policy",
     "check_reward",
     "check_tracker",
+    "control_reward",
 ]

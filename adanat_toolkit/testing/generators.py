@@ -163,6 +163,32 @@ def generator_shapes(case: GeneratorCase) -> None:
     require(not images.requires_grad, f"{g.name}: images carry gradients; decode under torch.no_grad().")
 
 
+def generator_statistics(case: GeneratorCase) -> None:
+    """Statistics of the prediction, where it has any, are finite, named, and each sample's own; else they are refused."""
+    g = case.generator
+    names, state = g.statistic_names, g.reset(case.context, case.noise, case.steps)
+    if not names:
+        try:
+            g.statistics(state)
+        except ConfigError:
+            return
+        raise AssertionError(f"{g.name}: statistics gives something, but statistic_names is empty; name each column.")
+    require(len(set(names)) == len(names), f"{g.name}: statistic_names names one twice: {list(names)}.")
+    first = torch.tensor([0], device=g.device)
+    alone = g.reset(case.context.select(first), Noise(case.noise.seeds[first]), case.steps)
+    for row in case.schedule():
+        values, own = g.statistics(state), g.statistics(alone)
+        found, shape = (tuple(values.shape), values.dtype), (len(SEEDS), len(names))
+        require(found == (shape, torch.float32), f"{g.name}: statistics are {found}, must be {shape} float32 (B, K).")
+        require(bool(values.isfinite().all()), f"{g.name}: statistics hold a number that is not finite.")
+        gap = float((own[0] - values[0]).abs().max())
+        require(
+            gap <= case.tolerance,
+            f"{g.name}: statistics of a sample alone differ by {gap:.3g} from those in a batch; samples must not mix.",
+        )
+        state, alone = g.step(state, row, case.noise), g.step(alone, row[:1], Noise(case.noise.seeds[first]))
+
+
 def generator_depends_on_its_seed_alone(case: GeneratorCase) -> None:
     """The same seed and context give the same image, in any batch and whatever the global random state is."""
     g = case.generator
@@ -275,6 +301,7 @@ GENERATOR_CHECKS: tuple[Callable[[GeneratorCase], None], ...] = (
     generator_declares,
     generator_contexts,
     generator_shapes,
+    generator_statistics,
     generator_depends_on_its_seed_alone,
     generator_reads_its_context,
     generator_obeys_its_knobs,

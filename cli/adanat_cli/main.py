@@ -15,6 +15,7 @@ from .console import Command
 from .doctor import doctor
 from .encode import encode
 from .evaluate import evaluate
+from .headroom import headroom
 from .plugins import app as plugins
 from .publish import publish
 from .report import report
@@ -103,6 +104,7 @@ app.command(cls=Command)(train)
 app.command(cls=Command)(sample)
 app.command(cls=Command)(evaluate)
 app.command(cls=Command)(compare)
+app.command(cls=Command)(headroom)
 app.add_typer(plugins, name="plugins")
 app.command(cls=Command)(doctor)
 app.command(cls=Command)(weights)

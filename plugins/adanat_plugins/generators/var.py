@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from adanat_toolkit.core import TOKEN, ActionSpace, Noise, next_scale_knobs
-from adanat_toolkit.decoding import draw_tokens, guide
+from adanat_toolkit.decoding import draw_tokens, guide, prediction_statistics, statistic_names
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions, SamplingPolicy
 from adanat_toolkit.registry import parse_options
@@ -229,6 +229,23 @@ class NextScale(Generator):
     def read_policy(self, path: Path, steps: int | None, changes: str = "") -> SamplingPolicy:
         """A policy published with AdaGen (see ``released_policy.read_policy``)."""
         return read_policy(path, self, steps, changes)
+
+    @property
+    def statistic_names(self) -> tuple[str, ...]:
+        return statistic_names(True)
+
+    @torch.no_grad()
+    def statistics(self, state: ScaleState) -> Tensor:
+        """See ``decoding.prediction_statistics``, of the scale that is drawn next; ``masked`` is the share of all scales'
+        tokens that are still to be drawn."""
+        self._predict(state, True)
+        assert state.logits is not None
+        counts = [self.scales[scale] ** 2 for scale in state.scales]
+        share = sum(counts[state.step :]) / sum(counts)
+        rows, cells = state.logits.shape[:2]
+        every = torch.ones(rows, cells, dtype=torch.bool, device=self.device)
+        left = torch.full((rows,), share, device=self.device)
+        return prediction_statistics(state.logits, state.null_logits, every, left)
 
     # --- the transformer ----------------------------------------------------------------------------------------------
 
