@@ -270,7 +270,7 @@ class DiffusersPipeline(Generator):
         return output.index_add(0, rows, weight * (output[rows] - null))
 
     def _predict(self, state: PipelineState, samples: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Prediction (n, C, h, w) and features (n, N, D), float32, of n samples under the conditions ``rows``; both on the CPU."""
+        """Prediction (n, C, h, w) and features (n, N, D) of n samples under the conditions ``rows``, float32 on the CPU."""
         entered = self.sampler.network_input(state.latents, state.place, state.memory)
         chosen = samples.to(entered.device)
 
