@@ -1,4 +1,4 @@
-"""The pages of docs/results/ablation.md that were made on a GPU, one after the other; several processes share each GPU.
+"""The pages of docs/results/ablation.md that were made on a GPU: one after the other, several processes on each.
 
     python benchmarks/ablation.py --workers 12 --out runs/ablation --reports reports [--pages maskgit-T4-153600 muse]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..images import read_png, side_by_side, write_png
+from ..images import png_bytes, read_png, side_by_side
 from ..metrics import title
 from ..storage import write_file
 from .result import Result
@@ -126,8 +126,8 @@ def _same_seeds(results: Sequence[Result], file: Path, sheets: Path) -> Path:
     titles = [
         f"{_label(r)}, {r.evaluation.figures['frechet']:.2f}" for r in results[:SEVERAL] if r.evaluation is not None
     ]
-    write_png(file, side_by_side([read_png(_sheet(r, sheets)) for r in results[:SEVERAL]], titles))
-    return file
+    picture = side_by_side([read_png(_sheet(r, sheets)) for r in results[:SEVERAL]], titles)
+    return _write(file, png_bytes(picture))
 
 
 def _sheet(result: Result, sheets: Path) -> Path:
@@ -170,5 +170,15 @@ def _legend(figure: Figure, axis: Any, note: str) -> None:
 def _save(figure: Figure, file: Path) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})  # the same bytes from the same numbers
+    return _write(file, buffer.getvalue())
+
+
+def _write(file: Path, png: bytes) -> Path:
+    """The picture in a palette of 256 colours, which takes a quarter of the bytes: reports are mailed and committed."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     write_file(file, buffer.getvalue())
     return file

@@ -114,12 +114,19 @@ def test_every_picture_is_shown_by_a_page() -> None:
     assert {f.suffix for f in others} <= {".md", ".py", ".css"}
 
 
-def test_pages_that_are_named_exist() -> None:
-    """In sentences, docstrings and comments: ``docs/concepts.md``."""
+@pytest.mark.parametrize("page", documents())
+def test_lines_are_short(page: str) -> None:
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    assert not [f"{page}:{number}" for number, line in enumerate(lines, 1) if len(line) > 120]
+
+
+def test_files_that_are_named_exist() -> None:
+    """In sentences, docstrings and comments: ``docs/concepts.md``, ``tests/cli/test_limits.py``."""
     sources = [ROOT / folder for folder in ("adanat_toolkit", "plugins", "cli", "benchmarks", "recipes", "examples")]
     files = [file for folder in sources for file in folder.rglob("*.py")] + [ROOT / page for page in documents()]
     for file in files:
-        for name in re.findall(r"\b(?:docs|benchmarks|recipes)/[\w/-]+\.(?:md|png)\b", file.read_text(encoding="utf-8")):
+        text = file.read_text(encoding="utf-8")
+        for name in re.findall(r"(?<![\w/.])(?:docs|benchmarks|recipes|tests/\w+|examples)/[\w/-]+\.(?:md|png|py|sh)\b", text):
             assert (ROOT / name).is_file(), f"{file.relative_to(ROOT)} names {name}"
 
 
