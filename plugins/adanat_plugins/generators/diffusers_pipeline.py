@@ -19,13 +19,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adanat_toolkit.core import CONTEXT, GUIDANCE, INITIAL, STEP, ActionSpace, Noise
-from adanat_toolkit.errors import ConfigError
+from adanat_toolkit.errors import ConfigError, nearest
 from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions, Source
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 from adanat_toolkit.storage import text_lines
 
-from ..diffusion.families import FAMILIES, Condition, Family, family_of
+from ..diffusion.families import FAMILIES, Condition, Family
 from ..diffusion.features import FeatureHook
 from ..diffusion.loading import load_pipeline, pipeline_folder
 from ..diffusion.samplers import ETA, NOTHING, TIME_SHIFT, Place, Schedule, Step, next_position, sampler_of
@@ -138,8 +138,11 @@ class DiffusersPipeline(Generator):
         cls, variant: str | None, options: dict[str, Any], *, device: torch.device, dtype: torch.dtype, offline: bool
     ) -> DiffusersPipeline:
         """See ``interfaces.Generator.create``."""
-        if variant is not None:
-            family_of(variant)
+        if variant is not None and variant not in cls.variants():
+            raise ConfigError(
+                f"diffusers has no variant {variant!r}{nearest(variant, cls.variants())} Variants are pipeline classes: "
+                f"{', '.join(cls.variants())}. Without one, the folder says which it is."
+            )
         chosen = parse_options("generator 'diffusers'", DiffusersOptions, options)
         prompts = None if chosen.prompts is None else read_prompts(Path(chosen.prompts))
         pipe, family = load_pipeline(pipeline_folder(chosen.weights, offline=offline), dtype, kind=variant)
