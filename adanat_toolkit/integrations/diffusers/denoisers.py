@@ -20,7 +20,7 @@ from ...decoding import SamplingPolicy
 from ...errors import ConfigError
 from .calls import Arguments, calls_of
 from .following import Actions, noise_of, require_steps
-from .networks import PipelineNetwork, require_grid
+from .networks import PipelineNetwork
 
 
 class DenoiserPilot:
@@ -166,13 +166,27 @@ class DenoiserPilot:
         latents = self.calls.latents_of(given)
         cells = (latents.shape[2] // self.patch, latents.shape[3] // self.patch)
         if self._hook is None:
+            self._require_size(latents)
             self._hook = FeatureHook(self.family, denoiser, cells)
-            require_grid(self._hook.grid, self.network.grid)
         if self._place is None and self.seeds is not None:
             latents = self._own_start(latents)
             given = self.calls.with_latents(given, latents)
         place = self._place_of_rows(len(latents), latents.device)
         return self.calls.with_times(given, place.timestep)
+
+    def _require_size(self, latents: Tensor) -> None:
+        """
+        Raises:
+            ConfigError: images of another size than the policy's.
+        """
+        trained = self.network.latent_shape
+        if tuple(latents.shape[1:]) != trained:
+            here, there = ("x".join(map(str, shape)) for shape in (latents.shape[1:], trained))
+            height, width = self.network.image_size
+            raise ConfigError(
+                f"the pipeline makes latents of {here} and the policy is for {there}; call it with height={height}, "
+                f"width={width}, or give apply the size that the policy was trained with."
+            )
 
     def _own_start(self, latents: Tensor) -> Tensor:
         """The first latents as the network wants them, of the seeds' own noise; the step will go on from it."""

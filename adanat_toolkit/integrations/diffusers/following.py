@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ...core import Noise, as_seeds
+from ...core import INITIAL, Noise, as_seeds
 from ...decoding import SamplingPolicy
 from ...errors import ConfigError
 from ...limits import MOST_SEED
@@ -110,10 +110,13 @@ def following(original: Any, pilot: Pilot) -> Any:
 
 def require_steps(given: int, policy: SamplingPolicy) -> None:
     """
+    Args:
+        given: what the pipeline was asked for, or the network calls that the scheduler makes of it, which may be more.
+
     Raises:
         ConfigError: the pipeline was called with another number of steps than the policy has.
     """
-    if given != policy.steps:
+    if given not in (policy.steps, policy.space.decisions):
         raise ConfigError(
             f"the pipeline was called with {given} steps and the policy makes an image in {policy.steps}; call it with "
             f"num_inference_steps={policy.steps}, or train a policy with {given} steps."
@@ -149,3 +152,18 @@ def checked_seeds(seeds: Any) -> Tensor | None:
         ConfigError: no whole numbers, or one that is no seed.
     """
     return None if seeds is None else as_seeds(seeds)
+
+
+def seeded_latents(seeds: Sequence[int] | Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """The noise that the toolkit starts the images of these seeds from, for a pipeline's argument ``latents``.
+
+    Args:
+        seeds: one an image. shape: (C, h, w) of one image's latents.
+
+    Returns:
+        (B, C, h, w) float32, standard normal.
+
+    Raises:
+        ConfigError: no whole numbers, or one that is no seed.
+    """
+    return Noise(as_seeds(seeds)).normal(INITIAL, 0, shape)

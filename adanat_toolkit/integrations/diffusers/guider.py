@@ -113,6 +113,21 @@ class AdanatGuider(ClassifierFreeGuidance):
             require_steps(num_inference_steps, self.policy)
             self._actions.restart()
 
+    def prepare_inputs(self, data: Any, *more: Any) -> list[Any]:
+        """The inputs of the two forwards.
+
+        Raises:
+            ConfigError: the pipeline has no unconditional inputs; both forwards would be the same.
+        """
+        fields = next((value for value in (data, *more) if isinstance(value, dict)), {})
+        if self._enabled and not any(isinstance(value, tuple) for value in fields.values()):
+            raise ConfigError(
+                "the pipeline encoded no unconditional prompt, so guidance would do nothing; call it with "
+                "negative_prompt=''."
+            )
+        batches: list[Any] = super().prepare_inputs(data, *more)
+        return batches
+
     def prepare_models(self, denoiser: nn.Module) -> None:
         """Told before each of the two forwards of a step; the first one is the conditional one.
 
@@ -120,6 +135,7 @@ class AdanatGuider(ClassifierFreeGuidance):
             ConfigError: a denoiser that the policy was not trained for.
         """
         super().prepare_models(denoiser)
+        self._detach()  # what an interrupted call left
         if self._count_prepared == 1 and self._enabled:
             if self._denoiser is not denoiser:
                 require_denoiser(denoiser, self.policy)
@@ -130,6 +146,10 @@ class AdanatGuider(ClassifierFreeGuidance):
     def cleanup_models(self, denoiser: nn.Module) -> None:
         """Told after each forward: the hooks go."""
         super().cleanup_models(denoiser)
+        self._detach()
+
+    def _detach(self) -> None:
+        """Take the hooks off the denoiser; what they kept stays."""
         for handle in (self._watch, self._hook):
             if handle is not None:
                 handle.remove()
@@ -162,4 +182,8 @@ class _Watch:
         patch = self.family.patch(SimpleNamespace(**{self.family.denoiser: denoiser}))
         cells = (latents.shape[2] // patch, latents.shape[3] // patch)
         self.guider._hook = FeatureHook(self.family, denoiser, cells)
-        require_features(self.guider._hook, self.guider.policy)
+        try:
+            require_features(self.guider._hook, self.guider.policy)
+        except ConfigError:
+            self.guider._detach()
+            raise

@@ -68,7 +68,7 @@ def stored_policy(spec: str | os.PathLike[str]) -> tuple[SamplingPolicy, str]:
     folder = policy_folder(spec)
     if folder is None:
         raise ConfigError(
-            f"no policy at {shortened(os.fspath(spec))}: give a run folder, a folder with policy.json, or a hub id."
+            f"no policy at {os.fspath(spec)!r}: give a run folder, a folder with policy.json, or a hub id."
         )
     card = policy_card(folder)
     assert card is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adanat_toolkit.errors import ConfigError, WeightsError
+from adanat_toolkit.errors import AdaNATError, ConfigError, WeightsError
 from adanat_toolkit.runtime import distributed
 from adanat_toolkit.storage import is_hub_id, read_document, shortened
 
@@ -81,19 +81,30 @@ def load_pipeline(folder: Path, dtype: torch.dtype, *, kind: str | None = None) 
             "images before you show them.",
             folder,
         )
+    arguments = {"dtype": dtype, "local_files_only": True, "low_cpu_mem_usage": is_accelerate_available()}
     try:
-        pipe = loader.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            low_cpu_mem_usage=is_accelerate_available(),
-            **without,
-        )
+        networks = {name: _whole(folder / name, index[name][1], arguments) for name in (family.denoiser, "vae")}
+        pipe = loader.from_pretrained(folder, **arguments, **without, **networks)
+    except AdaNATError:
+        raise
     except Exception as error:  # diffusers and transformers raise a dozen kinds for a damaged folder
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{folder}: the pipeline cannot be read: {why} Fetch the whole folder again.") from None
     pipe.set_progress_bar_config(disable=True)
     return pipe, family
+
+
+def _whole(folder: Path, kind: str, arguments: dict[str, Any]) -> Any:
+    """A network of diffusers, none of whose tensors is made up: diffusers itself only warns of those that it does not find."""
+    import diffusers
+
+    network, found = getattr(diffusers, kind).from_pretrained(folder, output_loading_info=True, **arguments)
+    wrong = sorted([*found["missing_keys"], *(entry[0] for entry in found["mismatched_keys"])])
+    if wrong:
+        raise WeightsError(
+            f"{folder} lacks or misshapes {len(wrong)} tensors ({', '.join(wrong[:6])}); fetch the whole folder again."
+        )
+    return network
 
 
 def _check_components(folder: Path, index: dict[str, Any], family: Family) -> None:

@@ -42,7 +42,7 @@ NOTHING = 1e-4
 
 @dataclass(frozen=True)
 class Schedule:
-    """A scheduler's own schedule of T network calls, float64 on the CPU.
+    """A scheduler's own schedule of T network calls, float64.
 
     Attributes:
         timesteps: (T,) what the network is told. start_scale: standard deviation of the noise that images start from.
@@ -59,6 +59,10 @@ class Schedule:
     def steps(self) -> int:
         """T, which some schedulers make larger than the steps they were asked for."""
         return len(self.timesteps)
+
+    def to(self, device: torch.device | str) -> Schedule:
+        moved = (table.to(device) for table in (self.levels, self.after))
+        return Schedule(self.timesteps.to(device), self.start_scale, *moved)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ class Sampler(ABC):
         """What such a configuration asks for that the sampler has not, in words; None where it has all."""
 
     def schedule(self, steps: int, **arguments: Any) -> Schedule:
-        """The scheduler's own for ``steps`` steps; ``arguments`` are what the pipeline gives its ``set_timesteps``.
+        """The scheduler's own for ``steps`` steps, on the CPU; ``arguments`` are what the pipeline gives its
+        ``set_timesteps``.
 
         Raises:
             ConfigError: the scheduler makes none of so many steps.
@@ -156,7 +161,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def place(self, schedule: Schedule, position: Tensor) -> Place:
-        """Where positions (B,) float64 are, on their device."""
+        """Where positions (B,) float64 are; both on one device."""
 
     def network_input(self, latents: Tensor, place: Place, memory: Any) -> Tensor:
         """The latents (B, C, h, w) as the network wants them."""
@@ -193,7 +198,7 @@ class SharedTimes(Sampler):
     def place(self, schedule: Schedule, position: Tensor) -> Place:
         whole = position.long().clamp_max(schedule.steps - 1)
         unknown = torch.full_like(position, torch.nan)
-        return Place(position, unknown, unknown, schedule.timesteps.to(position.device)[whole].float())
+        return Place(position, unknown, unknown, schedule.timesteps[whole].float())
 
     def network_input(self, latents: Tensor, place: Place, memory: Any) -> Tensor:
         scheduler = copy.copy(memory)  # it counts what it is asked
@@ -218,14 +223,14 @@ class OwnTimes(Sampler):
     knobs = (TIME_SHIFT,)
 
     def place(self, schedule: Schedule, position: Tensor) -> Place:
-        device, steps = position.device, schedule.steps
-        end = self._before_the_end(schedule.levels)[None]
-        whole = position.floor().clamp_max(steps - 1).long()
+        levels, after = schedule.levels, schedule.after
+        end = self._before_the_end(levels)[None]
+        whole = position.floor().clamp_max(schedule.steps - 1).long()
         part = position - whole
-        arrived = self._between(torch.cat([schedule.levels[:1], schedule.after[:-1], end]).to(device), whole, part)
-        arrived = torch.where(position >= steps, schedule.after[-1].to(device), arrived)
-        level = self._between(torch.cat([schedule.levels, end]).to(device), whole, part)
-        timestep = torch.where(part == 0, schedule.timesteps.to(device)[whole], self._timestep(level))
+        arrived = self._between(torch.cat([levels[:1], after[:-1], end]), whole, part)
+        arrived = torch.where(position >= schedule.steps, after[-1], arrived)
+        level = self._between(torch.cat([levels, end]), whole, part)
+        timestep = torch.where(part == 0, schedule.timesteps[whole], self._timestep(level))
         return Place(position, arrived, level, timestep.float())
 
     @abstractmethod
@@ -248,6 +253,7 @@ class _Diffusion(OwnTimes):
         super().__init__(scheduler)
         # At the end of a schedule of zero terminal signal the level would be infinite.
         self._trained = _level(scheduler.alphas_cumprod.double().cpu().clamp_min(1e-12))
+        self._log_trained = self._trained.log()
 
     @classmethod
     def lacks(cls, config: Any) -> str | None:
@@ -268,7 +274,8 @@ class _Diffusion(OwnTimes):
         return alpha * latents - sigma * output, alpha * output + sigma * latents
 
     def _timestep(self, level: Tensor) -> Tensor:
-        table, wanted = self._trained.log().to(level.device), level.log()
+        table = self._log_trained = self._log_trained.to(level.device)  # moved once
+        wanted = level.log()
         above = torch.searchsorted(table, wanted).clamp(1, len(table) - 1)
         low, high = table[above - 1], table[above]
         return above - 1 + ((wanted - low) / (high - low)).clamp(0, 1)
@@ -278,7 +285,7 @@ class _Diffusion(OwnTimes):
         return torch.where(part == 0, low, torch.exp(torch.lerp(low.log(), high.log(), part)))
 
     def _before_the_end(self, levels: Tensor) -> Tensor:
-        return torch.minimum(self._trained[0], levels[-1] / 2)  # not 0, which has no logarithm
+        return (levels[-1] / 2).clamp_max(float(self._trained[0]))  # not 0, which has no logarithm
 
 
 class DDIM(_Diffusion):

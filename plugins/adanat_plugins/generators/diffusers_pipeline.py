@@ -8,7 +8,8 @@ images.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,18 +19,20 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adanat_toolkit.core import CONTEXT, GUIDANCE, INITIAL, STEP, ActionSpace, Noise
-from adanat_toolkit.errors import ConfigError
+from adanat_toolkit.errors import ConfigError, nearest
 from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions, Source
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 from adanat_toolkit.storage import text_lines
 
-from ..diffusion.families import FAMILIES, Condition, Family, family_of
+from ..diffusion.families import FAMILIES, Condition, Family
 from ..diffusion.features import FeatureHook
 from ..diffusion.loading import load_pipeline, pipeline_folder
 from ..diffusion.samplers import ETA, NOTHING, TIME_SHIFT, Place, Schedule, Step, next_position, sampler_of
 from ..fingerprints import fingerprint_state
 
+TEXT_ENCODER = "text_encoder"
+"""How the names of a pipeline's text encoders begin."""
 KEPT_TEXT = 2**29
 """Bytes of encoded prompts that are kept: a thousand of Stable Diffusion 3's without T5."""
 
@@ -45,6 +48,9 @@ class DiffusersOptions(PluginOptions):
     """In pixels; None as the pipeline has it."""
     width: int | None = Field(None, ge=1)
     """In pixels; None as the pipeline has it."""
+    offload: bool = False
+    """Keep the text encoders in main memory, and on the device only while they encode prompts. Every prompt is encoded once,
+    so that this costs little after the first iterations."""
 
 
 @dataclass
@@ -88,6 +94,7 @@ class DiffusersPipeline(Generator):
         prompts: Sequence[str] | None = None,
         negative_prompt: str | None = None,
         size: tuple[int | None, int | None] = (None, None),
+        offload: bool = False,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
@@ -110,11 +117,12 @@ class DiffusersPipeline(Generator):
         self._cells = (self.latent_shape[1] // patch, self.latent_shape[2] // patch)
         self.hook = FeatureHook(family, self.denoiser, self._cells)
         self.grid, self.feature_dim = self.hook.grid, self.hook.dim
-        for part in self._parts().values():
+        self.device, self.dtype = device, dtype
+        self._text_device = torch.device("cpu") if offload else device
+        for name, part in self._parts().items():
             if part.dtype != dtype:  # loading has seen to it, and to what a network keeps in float32 all the same
                 part.to(dtype)
-            part.to(device).eval().requires_grad_(False)
-        self.device, self.dtype = device, dtype
+            part.to(self._text_device if name.startswith(TEXT_ENCODER) else device).eval().requires_grad_(False)
         self.prompts, self.negative_prompt = prompts, negative_prompt
         self.fingerprint = self._fingerprint()
         self._null: Condition | None = None
@@ -130,8 +138,11 @@ class DiffusersPipeline(Generator):
         cls, variant: str | None, options: dict[str, Any], *, device: torch.device, dtype: torch.dtype, offline: bool
     ) -> DiffusersPipeline:
         """See ``interfaces.Generator.create``."""
-        if variant is not None:
-            family_of(variant)
+        if variant is not None and variant not in cls.variants():
+            raise ConfigError(
+                f"diffusers has no variant {variant!r}{nearest(variant, cls.variants())} Variants are pipeline classes: "
+                f"{', '.join(cls.variants())}. Without one, the folder says which it is."
+            )
         chosen = parse_options("generator 'diffusers'", DiffusersOptions, options)
         prompts = None if chosen.prompts is None else read_prompts(Path(chosen.prompts))
         pipe, family = load_pipeline(pipeline_folder(chosen.weights, offline=offline), dtype, kind=variant)
@@ -141,6 +152,7 @@ class DiffusersPipeline(Generator):
             prompts=prompts,
             negative_prompt=chosen.negative_prompt,
             size=(chosen.height, chosen.width),
+            offload=chosen.offload,
             device=device,
             dtype=dtype,
         )
@@ -171,8 +183,8 @@ class DiffusersPipeline(Generator):
         """
         if self.prompts is None:
             raise ConfigError(
-                "a pipeline brings no prompts of its own; give --set generator.options.prompts=FILE (one a line), --prompt, "
-                "--prompts FILE, or --data with captions."
+                "a pipeline brings no prompts of its own; give --prompt, --prompts FILE, --data with captions or, to train, "
+                "--set generator.options.prompts=FILE (one a line)."
             )
         chosen = (noise.uniform(CONTEXT, 0, (1,))[:, 0].double() * len(self.prompts)).long()
         return self.encode_prompts([self.prompts[i] for i in chosen.tolist()])
@@ -187,17 +199,31 @@ class DiffusersPipeline(Generator):
 
     def _encoded(self, prompts: Sequence[str]) -> OrderedDict[str, Condition]:
         """The distinct prompts, in order, as the denoiser takes them; each alone, so that no other one rounds it."""
-        found: OrderedDict[str, Condition] = OrderedDict()
-        for prompt in prompts:
-            if prompt in found:
-                continue
-            condition = self._kept.pop(prompt, None)
-            found[prompt] = condition or self.family.encode(self.pipe, prompt, self.device)
-            self._kept[prompt] = found[prompt]
+        distinct = list(dict.fromkeys(prompts))
+        with self._text_encoders(any(prompt not in self._kept for prompt in distinct)):
+            found = OrderedDict(
+                (prompt, self._kept.pop(prompt, None) or self.family.encode(self.pipe, prompt, self.device))
+                for prompt in distinct
+            )
+        self._kept.update(found)
         used = sum(value.nbytes for condition in self._kept.values() for value in condition.values())
         while used > KEPT_TEXT:
             used -= sum(value.nbytes for value in self._kept.popitem(last=False)[1].values())
         return found
+
+    @contextmanager
+    def _text_encoders(self, needed: bool) -> Iterator[None]:
+        """While ``needed``, the text encoders are on the device."""
+        moved = [part for name, part in self._parts().items() if name.startswith(TEXT_ENCODER)]
+        if not needed or self._text_device == self.device:
+            moved = []
+        for part in moved:
+            part.to(self.device)
+        try:
+            yield
+        finally:
+            for part in moved:
+                part.to(self._text_device)
 
     # --- one image ----------------------------------------------------------------------------------------------------
 
@@ -213,10 +239,11 @@ class DiffusersPipeline(Generator):
     def reset(self, context: Context, noise: Noise, steps: int) -> PipelineState:
         assert context.prompts is not None
         if self._null is None:
-            self._null = self.family.encode_null(self.pipe, self.negative_prompt, self.device)
+            with self._text_encoders(True):
+                self._null = self.family.encode_null(self.pipe, self.negative_prompt, self.device)
         found = self._encoded(context.prompts)
         index = {prompt: i for i, prompt in enumerate(found)}
-        schedule = self._schedule(steps)
+        schedule = self._schedule(steps).to(self.device)
         start = torch.zeros(len(context), dtype=torch.float64, device=self.device)
         return PipelineState(
             context,
@@ -270,7 +297,10 @@ class DiffusersPipeline(Generator):
         return output.index_add(0, rows, weight * (output[rows] - null))
 
     def _predict(self, state: PipelineState, samples: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Prediction (n, C, h, w) and features (n, N, D) of n samples under the conditions ``rows``, float32 on the CPU."""
+        """Prediction (n, C, h, w) and features (n, N, D), float32, of n samples under the conditions ``rows``.
+
+        Both indices are (n,) int64 on the CPU.
+        """
         entered = self.sampler.network_input(state.latents, state.place, state.memory)
         chosen = samples.to(entered.device)
 
