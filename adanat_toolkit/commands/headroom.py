@@ -50,7 +50,7 @@ CONTEXTS, DRAWS = 8, 2
 """Of a block, and of each context and action."""
 FEWEST_ACTIONS = 8
 """Of a block."""
-BLOCKS = ((8192, 16), (0, 8))
+BLOCKS = ((32768, 16), (0, 8))
 """From how many trajectories on there are how many blocks; more trajectories make larger blocks."""
 FEWEST = BLOCKS[-1][1] * CONTEXTS * FEWEST_ACTIONS * DRAWS
 """Trajectories without which no interval is worth printing."""
