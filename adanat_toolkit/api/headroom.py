@@ -62,8 +62,7 @@ def headroom(
         out: a folder for ``headroom.json`` and ``headroom.png``.
 
     Raises:
-        ConfigError: an argument is of the wrong type, too few trajectories for an interval, or a reward that has learned
-            nothing.
+        ConfigError: an argument is of the wrong type, too few trajectories for an interval, or a reward that learned nothing.
         DataError: the reward is constant. CheckpointError, PluginError, WeightsError, OutputError.
 
     Examples:

@@ -44,13 +44,13 @@ from ..training.scoring import score
 
 Progress = Callable[[str, int, int], None]
 
-BUDGET = 8192
+BUDGET = 4096
 """Trajectories where nobody says another number."""
 CONTEXTS, DRAWS = 8, 2
 """Of a block, and of each context and action."""
 FEWEST_ACTIONS = 8
 """Of a block."""
-BLOCKS = ((8192, 16), (0, 8))
+BLOCKS = ((32768, 16), (0, 8))
 """From how many trajectories on there are how many blocks; more trajectories make larger blocks."""
 FEWEST = BLOCKS[-1][1] * CONTEXTS * FEWEST_ACTIONS * DRAWS
 """Trajectories without which no interval is worth printing."""
@@ -154,19 +154,19 @@ class Headroom:
             "undecided",
             f"undecided: actions of each image's own may add up to {high:.2f} {of}, and {self.trajectories:,} trajectories "
             f"cannot tell that from nothing; a shared schedule gains {gains['shared']:.2f}. "
-            f"{self._to_decide():,} trajectories could.{known}",
+            f"About {self._to_decide():,} trajectories could.{known}",
         )
 
     def _to_decide(self) -> int:
-        """Trajectories at which the interval of what adaptive adds would end at :data:`WORTH`, or begin above 0.
+        """Trajectories at which half the interval of the adaptive share is two thirds of what would add :data:`WORTH`, so that
+        it mostly ends below that or begins above 0.
 
-        The interval's width goes with one over the trajectories, because pairs of them are counted.
+        The interval's width goes about with one over the trajectories, because pairs of them are compared.
         """
-        common = max(self.shares.slope.share.value, 0.0)
-        limit, share = (math.sqrt(common) + WORTH) ** 2 - common, self.shares.adaptive
-        room = max(limit - max(share.value, 0.0), share.value, 0.1 * limit)
-        factor = (share.interval[1] - share.value) / room
-        return -(-int(self.trajectories * max(factor, 1.5)) // 1024) * 1024
+        common, share = max(self.shares.slope.share.value, 0.0), self.shares.adaptive
+        wanted = ((math.sqrt(common) + WORTH) ** 2 - common) * 2 / 3
+        factor = max((share.interval[1] - share.value) / wanted, 1.5)
+        return -(-int(self.trajectories * factor) // 1024) * 1024
 
     @property
     def rows(self) -> list[tuple[str, Share | None]]:

@@ -113,7 +113,12 @@ def model_card(
     """
     card, space = policy.card, policy.space
     training = card["training"]
-    adapts = load("policy", card["kind"]).needs_features
+    kind = load("policy", card["kind"])
+    source = {
+        "features": "the generator's features",
+        "statistics": "statistics of the generator's prediction",
+        "context": "its class or prompt",
+    }[kind.reads]
     head = [
         "---",
         f"license: {licence}",
@@ -124,7 +129,7 @@ def model_card(
         "",
         f"A sampling policy for the frozen generator `{generator.name}`: it chooses {', '.join(space.acted)} at each of "
         f"{space.steps} steps"
-        + (", for every sample by itself from the generator's features." if adapts else ".")
+        + (f", for every sample by itself from {source}." if kind.needs_features else ".")
         + " The generator is not part of it.",
         "",
         "```sh",

@@ -101,7 +101,7 @@ class CompareConfig(BaseModel):
                 continue
             found = load("policy", name)
             if not found.trainable:
-                raise ConfigError(f"policy {name!r} has nothing to learn; give adaptive, shared or fixed:SCHEDULE.")
+                raise ConfigError(f"policy {name!r} has nothing to learn; give adaptive, lean, context, shared or fixed:SCHEDULE.")
             classes["policy"].append(found)
         if classes["policy"] and not self.rewards:
             raise ConfigError("learned policies need a reward; give at least one, or only fixed:SCHEDULE policies.")

@@ -31,6 +31,7 @@ from .noise import (
     mix,
     sample_seeds,
 )
+from .observation import see, seen_shape, statistic_units
 from .options import PluginOptions, Source
 from .policy import Policy
 from .reward import LearnedReward, RewardModel
@@ -83,4 +84,7 @@ __all__ = [
     "next_scale_knobs",
     "parse_schedule",
     "sample_seeds",
+    "see",
+    "seen_shape",
+    "statistic_units",
 ]

@@ -34,6 +34,13 @@ class Context:
     def __len__(self) -> int:
         return self.size
 
+    def embedding(self) -> Tensor:
+        """(B, P) of texts: the pooled embedding, or the token states' mean where there is none."""
+        if self.pooled is not None:
+            return self.pooled
+        assert self.states is not None
+        return self.states.mean(1)
+
     def select(self, index: Tensor | slice) -> Context:
         """Some of the samples, in the order of ``index``."""
         positions = torch.arange(self.size)[index.cpu() if isinstance(index, Tensor) else index]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -159,6 +160,20 @@ class Generator(ABC):
         """
         raise ConfigError(f"{self.name} is not text-conditional, so prompts do not apply; leave them out.")
 
+    @property
+    def context_dim(self) -> int:
+        """P, the width of :meth:`context_vectors`; 0 for a generator without context."""
+        if self.context_kind == "text":
+            return self.context_vectors(self.encode_prompts([""])).shape[1]
+        return self.num_classes or 0
+
+    def context_vectors(self, context: Context) -> Tensor:
+        """Contexts as vectors of length 1, (B, P) float32: one a class, or the direction of the text's embedding."""
+        if context.classes is not None:
+            assert self.num_classes is not None
+            return F.one_hot(context.classes, self.num_classes).float()
+        return F.normalize(context.embedding().float(), dim=1)
+
     # --- one image ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -186,6 +201,11 @@ class Generator(ABC):
     def statistic_names(self) -> tuple[str, ...]:
         """The K names of what :meth:`statistics` gives; empty for a generator without them."""
         return ()
+
+    @property
+    def statistic_ranges(self) -> tuple[tuple[float, float], ...]:
+        """(usual value, usual spread) of each statistic: roughly, to bring them to one scale."""
+        return ((0.0, 1.0),) * len(self.statistic_names)
 
     def statistics(self, state: Any) -> Tensor:
         """A few numbers of the prediction for the next step, (B, K) float32 in the order of ``statistic_names``.

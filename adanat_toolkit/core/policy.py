@@ -6,7 +6,7 @@ Shapes: B samples, N cells of the generator's grid, D feature channels, A acted 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,13 @@ class Policy(nn.Module, ABC):
     Options: ClassVar[type[PluginOptions]] = PluginOptions
     kind: ClassVar[str]
     needs_features: ClassVar[bool] = True
+    """Whether it sees anything but the step."""
+    reads: ClassVar[Literal["features", "statistics", "context"]] = "features"
+    """What it sees (``core.see``): the generator's features; statistics of its prediction; or the contexts' vectors. With
+    the latter two N is 1, and ``grid`` and ``feature_dim`` are (1, 1) and the number of statistics or the vectors' width."""
     trainable: ClassVar[bool] = True
     feature_dtype: torch.dtype = torch.float32
-    """Type in which a rollout keeps the features for the epochs of PPO."""
+    """Type in which a rollout keeps what the policy sees for the epochs of PPO."""
 
     def __init__(self, options: PluginOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int) -> None:
         super().__init__()
@@ -38,7 +42,7 @@ class Policy(nn.Module, ABC):
         """Mean raw action.
 
         Args:
-            features: (B, N, D) float32, or None when ``needs_features`` is False.
+            features: (B, N, D) float32, what it ``reads``, or None when ``needs_features`` is False.
             step: (B,) int64, the step index 0..T-1.
 
         Returns:

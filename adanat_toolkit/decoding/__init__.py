@@ -4,11 +4,12 @@ from .draws import draw_tokens, guide, keep_likely
 from .masked_decoding import StepKnobs, StepNoise, StepResult, masked_decoding_step
 from .released_samplers import PUBLISHED_SAMPLERS, parse_sampler
 from .sampling_policy import ReadsPolicies, SamplingPolicy
-from .statistics import prediction_statistics, statistic_names
+from .statistics import RANGES, prediction_statistics, statistic_names
 from .token_generator import DecodingRule, TokenGenerator, TokenState
 
 __all__ = [
     "PUBLISHED_SAMPLERS",
+    "RANGES",
     "DecodingRule",
     "ReadsPolicies",
     "SamplingPolicy",

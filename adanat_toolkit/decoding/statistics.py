@@ -7,6 +7,15 @@ import math
 import torch
 from torch import Tensor
 
+RANGES = {
+    "entropy": (0.75, 0.1),
+    "entropy_spread": (0.1, 0.03),
+    "confidence": (0.1, 0.06),
+    "divergence": (0.6, 0.4),
+    "masked": (0.6, 0.4),
+}
+"""Usual value and spread over samples and steps; of the embedded ``maskgit``, ``mage`` and ``muse`` at T = 4."""
+
 
 def statistic_names(guided: bool) -> tuple[str, ...]:
     """Names of what :func:`prediction_statistics` gives; ``guided``: the generator has predictions without its condition."""

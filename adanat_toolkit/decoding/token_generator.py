@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core import REMASK, TOKEN, Context, Generator, Noise
 from ..errors import ConfigError
 from .masked_decoding import StepKnobs, StepNoise, StepResult, masked_decoding_step
-from .statistics import prediction_statistics, statistic_names
+from .statistics import RANGES, prediction_statistics, statistic_names
 
 
 class DecodingRule(Protocol):
@@ -195,6 +195,10 @@ class TokenGenerator(Generator):
     @property
     def statistic_names(self) -> tuple[str, ...]:
         return statistic_names("guidance" in self.action_space.names)
+
+    @property
+    def statistic_ranges(self) -> tuple[tuple[float, float], ...]:
+        return tuple(RANGES[name] for name in self.statistic_names)
 
     @torch.no_grad()
     def statistics(self, state: TokenState) -> Tensor:

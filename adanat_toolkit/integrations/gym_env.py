@@ -32,15 +32,18 @@ from ..core import (
     Generator,
     ImageSource,
     Noise,
+    Policy,
     RewardModel,
     as_seeds,
     derive,
     mix,
+    see,
+    seen_shape,
 )
 from ..errors import ConfigError, DataError, PluginError
 from ..evaluation import class_id, own_contexts
 from ..images import OwnContexts, draw_contexts, images_for
-from ..registry import FIRST_PARTY, create_generator, create_reward, discover
+from ..registry import FIRST_PARTY, create_generator, create_reward, discover, load
 from ..runtime import CPU_CHUNK, float32_by_default, resolve_device, resolve_dtype
 from ..sampling import Rollout, embed, seed_range
 from ..training import DataConfig, checked_scores
@@ -56,8 +59,8 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
 
     Observations (of one environment; ``observation_space`` stacks them):
 
-    - ``features``: (N, D) float32, the generator's features. Zeros after the last step: no action follows, and
-      computing them would cost a forward of the generator.
+    - ``features``: (N, D) float32, the generator's features, or what the kind of policy named by ``features`` sees. Zeros
+      after the last step: no action follows, and computing them would cost a forward of the generator.
     - ``step``: 0..T, the index of the next step; T after the last one.
     - ``context``: the class id; or the (P,) float32 pooled text embedding; or 0 for a generator without context.
 
@@ -77,7 +80,8 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             reward that learns does so when :meth:`update_reward` is called.
         steps: T. schedule: hand-made schedule (None: the generator's best known). knobs: those that the actions set
             (None: all). residual: add raw actions to the schedule's raw values. smoothing: see ``ActionSpace``; 0 is off.
-        features: False leaves ``features`` out of the observations and spares their transfer to the host.
+        features: False leaves ``features`` out of the observations and spares their transfer to the host; a kind of policy
+            (``lean``, ``context``) puts there what such a policy sees (``core.see``) in place of the generator's features.
         data: folder or zip with real images, or an image source; None: the generator's own. The generator draws its
             prompts or classes from the captions or classes there.
         micro_batch: images that go through the generator at once; None: 32 on a CPU, all of them elsewhere.
@@ -109,7 +113,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         knobs: Sequence[str] | None = None,
         residual: bool = True,
         smoothing: float = 0.0,
-        features: bool = True,
+        features: bool | str = True,
         data: str | ImageSource | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -156,8 +160,10 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             "step": spaces.Discrete(self.space.decisions + 1),
             "context": _context_space(generator),
         }
-        if features:
-            shape = (generator.grid[0] * generator.grid[1], generator.feature_dim)
+        self._watcher: type[Policy] = load("policy", features) if isinstance(features, str) else Policy
+        if features and self._watcher.needs_features:
+            grid, width = seen_shape(generator, self._watcher)
+            shape = (grid[0] * grid[1], width)
             entries["features"] = spaces.Box(-np.inf, np.inf, shape, np.float32)
         self._entries = entries
         self.single_observation_space = spaces.Dict(entries)
@@ -391,16 +397,16 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         if context.classes is not None:
             out["context"] = context.classes.cpu().numpy().astype(np.int64)
         elif isinstance(self._entries["context"], spaces.Box):
-            out["context"] = _embedding(context).float().cpu().numpy().copy()
+            out["context"] = context.embedding().float().cpu().numpy().copy()
         else:
             out["context"] = np.zeros(self.num_envs, dtype=np.int64)
         if "features" in self._entries:
             if self._step == self.space.decisions:
-                cells = self.generator.grid[0] * self.generator.grid[1]
-                out["features"] = np.zeros((self.num_envs, cells, self.generator.feature_dim), dtype=np.float32)
+                out["features"] = np.zeros(self.observation_space["features"].shape, dtype=np.float32)
             else:
-                seen = [self.generator.observe(state) for state in self._states]
-                out["features"] = np.concatenate([part.float().cpu().numpy() for part in seen])
+                parts = zip(self._states, self._parts, strict=True)
+                seen = [see(self.generator, self._watcher, state, context.select(rows)) for state, rows in parts]
+                out["features"] = np.concatenate([part.float().cpu().numpy() for part in seen if part is not None])
         return {key: out[key] for key in sorted(out)}
 
     def _infos(self, knobs: np.ndarray | None = None) -> dict[str, Any]:
@@ -469,16 +475,8 @@ def _context_space(generator: Generator) -> spaces.Space[Any]:
         return spaces.Discrete(generator.num_classes)
     if generator.context_kind == "text":
         probe = generator.encode_prompts([""])
-        return spaces.Box(-np.inf, np.inf, (_embedding(probe).shape[1],), np.float32)
+        return spaces.Box(-np.inf, np.inf, (probe.embedding().shape[1],), np.float32)
     return spaces.Discrete(1)
-
-
-def _embedding(context: Context) -> Tensor:
-    """(B, P) of a text context: the pooled embedding, or the token states' mean where there is none."""
-    if context.pooled is not None:
-        return context.pooled
-    assert context.states is not None
-    return context.states.mean(1)
 
 
 def _each(observations: Observations, count: int) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 The data are crossed in blocks: in every block each of C contexts meets each of A random actions, and each such pair is drawn R
 times with noise of its own. Blocks share nothing, so every share is estimated in each of them without bias (an estimate may
-therefore be below 0) and its interval is Student's over the blocks. Slopes are estimated without a regression: the actions were
-drawn at random, so the mean of reward x action is the slope; its square less its squared error is the share.
+therefore be below 0) and its interval is Student's over the blocks (over all contexts, of slopes that differ between them).
+Slopes are of regressions on actions that were drawn at random, so that their columns are uncorrelated; the share of a slope is
+its square less its squared error.
 
 Shapes: G blocks, C contexts and A actions in each, R draws, T steps, K knobs acted on, S statistics of a state.
 """
@@ -123,10 +124,10 @@ def variance_shares(reward: Tensor, action: Tensor, statistics: Tensor | None = 
     return VarianceShares(
         variance=variance,
         mean=mean,
-        context=_over_blocks(context),
-        action=_over_blocks(common),
-        action_context=_over_blocks(both),
-        draws=_over_blocks(within),
+        context=_mean(context),
+        action=_mean(common),
+        action_context=_mean(both),
+        draws=_mean(within),
         slope=_common_slopes(by_action - all_[:, None], action),
         context_slope=_context_slopes(together, action),
         state_slope=None if statistics is None else _state_slopes(y, action, statistics.double()),
@@ -165,21 +166,27 @@ def _analysis(y: Tensor) -> list[Tensor]:
 
 def _common_slopes(by_action: Tensor, action: Tensor) -> Slopes:
     """Slopes that all samples have in common: (G, A) mean rewards of the actions, centred in each block."""
-    actions = action.shape[1]
-    products = (by_action[..., None, None] * action).flatten(0, 1) * (actions / (actions - 1))
-    return _slopes(products.flatten(1), action.shape[2:])
+    centred = (action - action.mean(1, keepdim=True)).flatten(2).flatten(0, 1)
+    shares, z, total, half = _regress(centred, by_action.flatten(), lost=len(action))
+    shape = action.shape[2:]
+    return Slopes(Share(total, (total - half, total + half)), shares.view(shape), z.view(shape), centred.shape[1])
 
 
 def _context_slopes(together: Tensor, action: Tensor) -> Slopes:
-    """Slopes that differ between contexts: pairs of actions in one context, less what all contexts have in common."""
+    """Slopes that differ between contexts: of each context their squares, less their squared errors.
+
+    Args:
+        together: (G, C, A) mean rewards without the means of contexts and of actions.
+    """
     contexts, actions = together.shape[1:]
-    products = together[..., None, None] * action[:, None]  # (G, C, A, T, K)
-    pairs = (products.sum(2).square() - products.square().sum(2)) / (actions * (actions - 1))
-    # Centring took 1 / C of the contexts' variance and about 1 / A of each slope.
-    by_block = pairs.mean(1) * contexts / (contexts - 1) * (actions / (actions - 1)) ** 2
-    error = by_block.std(0) / math.sqrt(len(by_block))
-    by_knob = by_block.mean(0)
-    return Slopes(_over_blocks(by_block.sum((1, 2))), by_knob, by_knob / error.clamp_min(1e-12), by_knob.numel())
+    scaled = action - action.mean(1, keepdim=True)
+    scaled = scaled / scaled.square().mean(1, keepdim=True).sqrt()
+    slope = torch.einsum("gca,gatk->gctk", together, scaled) / actions
+    error = together.square().sum((1, 2)) / (contexts * (actions - 1) * actions)
+    # The mean over contexts, which is common to all, took 1 / C of their variance.
+    shares = (slope.square() - error[:, None, None, None]).flatten(0, 1) * contexts / (contexts - 1)
+    by_knob, spread = shares.mean(0), shares.std(0) / math.sqrt(len(shares))
+    return Slopes(_mean(shares.sum((1, 2))), by_knob, by_knob / spread.clamp_min(1e-12), by_knob.numel())
 
 
 def _state_slopes(y: Tensor, action: Tensor, statistics: Tensor) -> Slopes:
@@ -188,69 +195,69 @@ def _state_slopes(y: Tensor, action: Tensor, statistics: Tensor) -> Slopes:
     A state follows from the actions before it; without its mean over samples of the same actions, what two actions do together
     would be taken for what the state does.
     """
-    blocks, contexts, actions, draws, steps = statistics.shape[:5]
+    _, contexts, actions, draws, steps = statistics.shape[:5]
 
     def residual(values: Tensor) -> Tensor:
         """(G, C, A, R, ...) less the means of contexts and of actions."""
         all_ = values.mean((1, 2, 3), keepdim=True)
         return values - values.mean((2, 3), keepdim=True) - values.mean((1, 3), keepdim=True) + all_
 
-    # Both lose their share of the degrees of freedom; the statistics are scaled to variance 1 below.
-    freedom = 1 - (contexts + actions - 1) / (contexts * actions * draws)
-    own, rest = residual(statistics), residual(y) / math.sqrt(freedom)
+    own, rest = residual(statistics), residual(y)
+    lost = (contexts + actions - 1) / (contexts * actions * draws)  # share of the degrees of freedom
     spread = statistics.flatten(0, 4).var(0)
-    products, shapes = [], []
+    columns, sizes, knobs = [], [], action.shape[3]
     for t in range(steps):
         seen = own[..., t, :].flatten(0, 3)
         seen = seen[:, seen.var(0) > LEAST_SPREAD * spread.clamp_min(1e-12)]
         if seen.shape[1] == 0:
             continue
-        # Uncorrelated with variance 1, so that the squares of the slopes add up.
-        seen = (seen - seen.mean(0)) / seen.std(0)
+        # Uncorrelated with variance 1 (less what the means took), so that the squares of the slopes add up.
+        seen = seen / seen.std(0)
         values, vectors = torch.linalg.eigh(seen.T @ seen / len(seen))
         kept = values > LEAST_SPREAD * len(values)
-        seen = seen @ vectors[:, kept] / values[kept].sqrt()
-        acted = action[:, None, :, None, t].expand(blocks, contexts, actions, draws, -1).flatten(0, 3)
-        products.append((rest.flatten()[:, None, None] * acted[:, :, None] * seen[:, None]).flatten(1))
-        shapes.append((t, int(kept.sum())))
-    knobs = action.shape[3]
-    if not products:
-        nothing = torch.zeros(steps, knobs, dtype=y.dtype)
+        seen = (seen @ vectors[:, kept] / values[kept].sqrt() * math.sqrt(1 - lost)).view(*y.shape, -1)
+        acted = action[:, None, :, None, t, :, None] * seen[..., None, :]  # (G, C, A, R, K, kept)
+        columns.append(residual(acted.flatten(4)).flatten(0, 3))
+        sizes.append((t, seen.shape[-1]))
+    nothing = torch.zeros(steps, knobs, dtype=y.dtype)
+    if not columns:
         return Slopes(Share(0.0, (0.0, 0.0)), nothing, nothing, 0)
-    all_slopes = _slopes(torch.cat(products, 1), None, freedom)
-    by_knob, z = torch.zeros(2, steps, knobs, dtype=y.dtype)
-    start = 0
-    for t, kept_size in shapes:
-        stop = start + knobs * kept_size
-        part, errors = (x[start:stop].view(knobs, kept_size) for x in (all_slopes.by_knob, all_slopes.z))
-        by_knob[t] = part.sum(1)
-        z[t] = (errors.square().sum(1) - kept_size) / math.sqrt(2 * kept_size)  # a chi-squared, as standard errors from 0
+    x = torch.cat(columns, 1)
+    shares, z, total, half = _regress(x, rest.flatten(), lost=round(lost * len(x)))
+    by_knob, by_z, start = nothing.clone(), nothing.clone(), 0
+    for t, size in sizes:
+        stop = start + knobs * size
+        by_knob[t] = shares[start:stop].view(knobs, size).sum(1)
+        chi = z[start:stop].view(knobs, size).square().sum(1)
+        by_z[t] = (chi - size) / math.sqrt(2 * size)  # a chi-squared, in standard errors from what noise gives
         start = stop
-    return Slopes(all_slopes.share, by_knob, z, all_slopes.count)
+    return Slopes(Share(total, (total - half, total + half)), by_knob, by_z, x.shape[1])
 
 
-def _slopes(products: Tensor, shape: tuple[int, ...] | None, freedom: float = 1.0) -> Slopes:
-    """Slopes as means of (n, p) independent products, as shares: b^2 less its squared error.
+def _regress(x: Tensor, y: Tensor, *, lost: int) -> tuple[Tensor, Tensor, float, float]:
+    """Shares of y's variance of the (n, p) columns of x, which are uncorrelated with variance 1 but for chance.
 
-    Centred rewards spread less than their errors do: by ``freedom``, the share of the degrees of freedom that is left.
+    A share is the coefficient's square less its squared error (White's, which allows noise that differs between samples).
 
-    The error of the sum: 4 b' V b + 2 trace(V^2), V the covariance of b (b is normal by the central limit theorem).
+    Args:
+        lost: degrees of freedom that were taken out of x and y before.
+
+    Returns:
+        (p,) shares and coefficients in standard errors; the sum of the shares and the half-width of its 95 % interval, by the
+        variance of b'b for a normal b of covariance V: 4 b' V b + 2 trace(V^2).
     """
-    count = len(products)
-    slope = products.mean(0)
-    covariance = (products - slope).T @ (products - slope) / (count * (count - 1) * freedom)
-    error = covariance.diagonal()
+    inverse = torch.linalg.inv(x.T @ x)
+    slope = inverse @ (x.T @ y)
+    meat = x * (y - x @ slope)[:, None]
+    covariance = inverse @ (meat.T @ meat) @ inverse * (len(x) / (len(x) - x.shape[1] - lost))
+    error, square = covariance.diagonal(), float(covariance.square().sum())
     shares = slope.square() - error
-    total = float(shares.sum())
-    signal = max(float(slope @ covariance @ slope - covariance.square().sum()), 0.0)
-    half = NORMAL * math.sqrt(4 * signal + 2 * float(covariance.square().sum()))
+    signal = max(float(slope @ covariance @ slope) - square, 0.0)
     z = slope / error.sqrt().clamp_min(1e-12)
-    if shape is not None:
-        shares, z = shares.view(shape), z.view(shape)
-    return Slopes(Share(total, (total - half, total + half)), shares, z, products.shape[1])
+    return shares, z, float(shares.sum()), NORMAL * math.sqrt(4 * signal + 2 * square)
 
 
-def _over_blocks(values: Tensor) -> Share:
+def _mean(values: Tensor) -> Share:
     return Share(float(values.mean()), mean_interval(values.tolist()))
 
 

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..core import RATIO_CURVES, Generator, Policy
+from ..core import RATIO_CURVES, Generator, Policy, seen_shape
 from ..decoding import PUBLISHED_SAMPLERS, ReadsPolicies, SamplingPolicy, TokenGenerator, parse_sampler
 from ..errors import CheckpointError, ConfigError, nearest
 from ..limits import MOST_STEPS, check_steps
@@ -187,8 +187,10 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
             f"{folder / 'policy.json'} says that a {card['kind']!r} policy sets {', '.join(space.acted)}; it sets nothing."
         )
 
+    grid, width = seen_shape(generator, policy_class)
+
     def build() -> Policy:
-        policy: Policy = policy_class(options, space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+        policy: Policy = policy_class(options, space=space, grid=grid, feature_dim=width)
         return policy
 
     weights = read_tensors(folder, "policy", card, _tensors_of(build))

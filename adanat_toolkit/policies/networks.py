@@ -1,4 +1,5 @@
-"""Policies: ``adaptive`` (AdaNAT's network), ``shared`` (sees the step only), ``fixed`` (a hand-made schedule)."""
+"""Policies: ``adaptive`` (AdaNAT's network), ``lean`` (sees statistics of the prediction), ``context`` (sees the class or
+prompt), ``shared`` (sees the step only), ``fixed`` (a hand-made schedule)."""
 
 from __future__ import annotations
 
@@ -168,6 +169,96 @@ class SharedPolicy(Policy):
 
     def make_critic(self) -> nn.Module:
         return StepNetwork(self.hidden, 1)
+
+
+class ContextOptions(PluginOptions):
+    hidden: int = Field(64, ge=1, le=4096)
+    """Width of its layers."""
+
+
+class ContextPolicy(Policy):
+    """Sees the step and the class or prompt: what is best for a context, whatever has been drawn of the image."""
+
+    Options = ContextOptions
+    kind = "context"
+    reads = "context"
+    feature_dtype = torch.bfloat16
+
+    def __init__(self, options: ContextOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int) -> None:
+        super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
+        self.sizes = options.hidden, feature_dim
+        self.actor = ContextNetwork(*self.sizes, space.size)
+
+    def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
+        return self.actor(features, step)
+
+    def make_critic(self) -> nn.Module:
+        return ContextNetwork(*self.sizes, 1)
+
+
+class ContextNetwork(nn.Module):
+    """The step's embedding plus the context's, then SiLU, Linear, SiLU, Linear."""
+
+    def __init__(self, hidden: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.step = StepEmbedding(hidden)
+        self.context = nn.Linear(width, hidden, bias=False)
+        nn.init.normal_(self.context.weight)  # vectors have length 1: this is an embedding of unit variance
+        self.middle, self.head = nn.Linear(hidden, hidden), nn.Linear(hidden, outputs)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, features: Tensor, step: Tensor) -> Tensor:
+        """features (B, 1, P), step (B,) -> (B, outputs)."""
+        seen = features[:, 0].to(torch.bfloat16).float()  # as they are stored
+        x = F.silu(self.step(step) + self.context(seen))
+        return self.head(F.silu(self.middle(x)))
+
+
+class LeanOptions(PluginOptions):
+    hidden: int = Field(32, ge=1, le=512)
+    """Width of its one layer."""
+
+
+class LeanPolicy(Policy):
+    """Sees the step and a handful of statistics of the prediction (``Generator.statistics``), with some hundred weights.
+
+    What is best for all samples is a table of its own, one row a step, so that only what differs between samples is left
+    to the statistics.
+    """
+
+    Options = LeanOptions
+    kind = "lean"
+    reads = "statistics"
+
+    def __init__(self, options: LeanOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int) -> None:
+        super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
+        self.sizes = options.hidden, feature_dim, space.decisions
+        self.actor = LeanNetwork(*self.sizes, space.size)
+
+    def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
+        return self.actor(features, step)
+
+    def make_critic(self) -> nn.Module:
+        return LeanNetwork(*self.sizes, 1)
+
+
+class LeanNetwork(nn.Module):
+    """A table over the steps plus Linear(tanh(Linear(statistics) + the step's row of another table))."""
+
+    def __init__(self, hidden: int, width: int, decisions: int, outputs: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(decisions, outputs)
+        self.step = nn.Embedding(decisions, hidden)
+        self.inner, self.head = nn.Linear(width, hidden), nn.Linear(hidden, outputs, bias=False)
+        nn.init.zeros_(self.table.weight)
+        nn.init.zeros_(self.step.weight)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, features: Tensor, step: Tensor) -> Tensor:
+        """features (B, 1, K), step (B,) -> (B, outputs)."""
+        x = torch.tanh(self.inner(features[:, 0]) + self.step(step))
+        return self.table(step) + self.head(x)
 
 
 class StepNetwork(nn.Module):

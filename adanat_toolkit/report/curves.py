@@ -66,7 +66,7 @@ LATER = (
     Panel("Learning rate", (("learning rate", "learning_rate"),), "", True),
     Panel("Trajectories per second", (("trajectories per second", "trajectories_per_second"),), "", True),
 )
-HIDDEN = re.compile(r"knob(_spread)?/|seconds|iteration$|trajectories$|reward/std$|reward/.*/std$|ppo/epochs$")
+HIDDEN = re.compile(r"(knob|statistic)(_spread)?/|seconds|iteration$|trajectories$|reward/std$|reward/.*/std$|ppo/epochs$")
 
 
 def training_charts(runs: Sequence[Run]) -> tuple[list[Chart], list[Chart]]:
@@ -75,7 +75,7 @@ def training_charts(runs: Sequence[Run]) -> tuple[list[Chart], list[Chart]]:
     panels = [*_reward_panels(logged), *FIXED, *YARDSTICK]
     main = [chart for panel in panels for chart in _by_reward(panel, runs)]
     if len(runs) == 1:
-        main += _knob_charts(runs[0], logged)
+        main += _charts_by_step(runs[0], logged, "knob") + _charts_by_step(runs[0], logged, "statistic")
     drawn = {name for panel in (*panels, *LATER) for _, name in panel.lines}
     rest = [Panel(name, ((name, name),)) for name in logged if name not in drawn and not HIDDEN.match(name)]
     other = [_chart(panel, runs) for panel in (*LATER, *rest)]
@@ -164,18 +164,19 @@ def _reward_band(run: Run) -> list[tuple[float, float]] | None:
     return [(mean - std, mean + std) for mean, std in zip(means, stds, strict=True)]
 
 
-def _knob_charts(run: Run, logged: Sequence[str]) -> list[Chart]:
-    """Mean of each knob over the training, a line a step (some of them, where there are many)."""
-    knobs: dict[str, list[int]] = {}
-    for name in logged:
-        found = re.fullmatch(r"knob/(.+)/(\d+)", name)
-        if found:
-            knobs.setdefault(found[1], []).append(int(found[2]))
+def _charts_by_step(run: Run, logged: Sequence[str], what: str) -> list[Chart]:
+    """Mean of each knob (or statistic that the policy sees) over the training, a line a step (some, where there are many)."""
+    found: dict[str, list[int]] = {}
+    for logged_name in logged:
+        parts = re.fullmatch(rf"{what}/(.+)/(\d+)", logged_name)
+        if parts:
+            found.setdefault(parts[1], []).append(int(parts[2]))
     charts = []
-    for knob, steps in knobs.items():
+    for name, steps in found.items():
         count = min(len(steps), SHOWN_STEPS)
         chosen = sorted({steps[round(i * (len(steps) - 1) / max(count - 1, 1))] for i in range(count)})
-        series = [Series(f"step {t + 1}", run.values(f"knob/{knob}/{t}"), colour) for colour, t in enumerate(chosen)]
-        if len({y for s in series for _, y in s.points}) > len(series):  # a knob that nobody moves says nothing
-            charts.append(Chart(f"{knob.replace('_', ' ')} during training", series, note="Mean over the batch."))
+        series = [Series(f"step {t + 1}", run.values(f"{what}/{name}/{t}"), colour) for colour, t in enumerate(chosen)]
+        if len({y for s in series for _, y in s.points}) > len(series):  # what never changes says nothing
+            label = "" if what == "knob" else ", seen by the policy,"
+            charts.append(Chart(f"{name.replace('_', ' ')}{label} during training", series, note="Mean over the batch."))
     return charts

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import ActionSpace, Context, Generator, Noise
+from ..core import ActionSpace, Context, Generator, Noise, see
 from ..decoding import SamplingPolicy, TokenGenerator, TokenState
 from ..images import OwnContexts, draw_contexts, to_bytes
 from ..sampling import begin, mean_action, sample
@@ -160,7 +160,7 @@ def trace(
     smoothed: Tensor | None = None
     for t in range(space.decisions):
         step = torch.full((len(out),), t, dtype=torch.int64, device=generator.device)
-        seen = generator.observe(state) if network.needs_features else None
+        seen = see(generator, network, state, context)
         smoothed = space.smoothed(mean_action(network, seen, step), step, smoothed)
         physical = space.transformed(smoothed, step)
         state = generator.step(state, physical, noise)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import ACTION, ActionSpace, Context, Generator, Noise, Policy, RewardModel
+from ..core import ACTION, ActionSpace, Context, Generator, Noise, Policy, RewardModel, see
 from ..decoding import SamplingPolicy, TokenGenerator
 from ..errors import ConfigError
 from ..runtime import MicroBatch, float32_by_default, minimum_rows, padded
@@ -43,7 +43,7 @@ class Rollout:
 
     Attributes:
         context: contexts of the samples.
-        features: (B, T, N, D) in the policy's storage type, or None for a policy that does not read them.
+        features: (B, T, N, D), what the policy saw (``core.see``) in its storage type; None where it sees the step alone.
         actions: (B, T, A) raw. log_prob, values: (B, T). physical: (B, T, K).
         embedded: (B, ...) from ``RewardModel.embed`` (None without a reward). images: (B, 3, H, W), where kept.
     """
@@ -136,10 +136,8 @@ def _collect(
     guided = None if network.trainable else _guided_steps(space)
     for t in range(space.decisions):
         step = torch.full((size,), t, dtype=torch.int64, device=device)
-        seen = None
-        if network.needs_features:
-            seen = generator.observe(state)
-        elif guided is not None:
+        seen = see(generator, network, state, context)
+        if guided is not None:
             generator.observe(state, guided=guided[t])
         mean = mean_action(network, seen, step)
         action = mean if sigma == 0 else mean + sigma * explore.normal(ACTION, t, (space.size,))

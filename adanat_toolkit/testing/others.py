@@ -29,14 +29,19 @@ class PolicyCase:
         space, acted = ActionSpace(TOKEN_KNOBS), None if self.policy.trainable else ()
         return space.bind(parse_schedule("cosine,guidance=0:3", space, self.steps), acted=acted)
 
+    def seen(self) -> tuple[int, int]:
+        """The grid that it is built with: a single cell for one that reads no features."""
+        return self.grid if self.policy.reads == "features" else (1, 1)
+
     def make(self, seed: int = 0) -> tuple[Policy, torch.nn.Module | None]:
         return build_policy(
-            self.policy, self.options, space=self.space(), grid=self.grid, feature_dim=self.feature_dim, seed=seed
+            self.policy, self.options, space=self.space(), grid=self.seen(), feature_dim=self.feature_dim, seed=seed
         )
 
     def inputs(self) -> tuple[Tensor | None, Tensor]:
         draw = torch.Generator().manual_seed(4)
-        features = torch.randn(self.steps, self.grid[0] * self.grid[1], self.feature_dim, generator=draw)
+        cells = self.seen()[0] * self.seen()[1]
+        features = torch.randn(self.steps, cells, self.feature_dim, generator=draw)
         return (features if self.policy.needs_features else None), torch.arange(self.steps)
 
 

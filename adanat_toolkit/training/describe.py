@@ -6,10 +6,25 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..core import ActionSpace
+from ..core import ActionSpace, Generator, statistic_units
 from ..runtime import distributed
 from ..sampling import Rollout
 from .diversity import context_diversity
+
+
+def describe_statistics(seen: Tensor, generator: Generator) -> dict[str, float]:
+    """What a policy saw that reads statistics: mean and spread of each over samples, by step. All processes call it together.
+
+    Args:
+        seen: (B, T, 1, K) of ``core.see``.
+    """
+    centre, spread = statistic_units(generator)
+    means, stds = distributed.mean_and_std(seen[:, :, 0].float() * spread + centre, over_samples=True)
+    row: dict[str, float] = {}
+    for t, (mean, std) in enumerate(zip(means.tolist(), stds.tolist(), strict=True)):
+        for name, one, other in zip(generator.statistic_names, mean, std, strict=True):
+            row |= {f"statistic/{name}/{t}": one, f"statistic_spread/{name}/{t}": other}
+    return row
 
 
 def describe(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import ActionSpace, Generator, Policy, RewardModel
+from ..core import ActionSpace, Generator, Policy, RewardModel, seen_shape
 from ..runtime import distributed
 from .config import RunConfig
 
@@ -19,12 +19,12 @@ def local_batch(config: RunConfig) -> int:
 
 
 def stored_features(config: RunConfig, generator: Generator, space: ActionSpace, policy: Policy) -> int:
-    """Bytes of the features that one iteration keeps in a process for the policy's update."""
+    """Bytes of what the policy saw that one iteration keeps in a process for the policy's update."""
     if not policy.needs_features:
         return 0
     width = 2 if policy.feature_dtype == torch.bfloat16 else 4
-    cells = generator.grid[0] * generator.grid[1]
-    return local_batch(config) * space.decisions * cells * generator.feature_dim * width
+    grid, channels = seen_shape(generator, policy)
+    return local_batch(config) * space.decisions * grid[0] * grid[1] * channels * width
 
 
 def plan(

@@ -30,6 +30,7 @@ from ..core import (
     RewardModel,
     derive,
     sample_seeds,
+    seen_shape,
 )
 from ..errors import CheckpointError, ConfigError
 from ..evaluation import own_contexts
@@ -62,7 +63,7 @@ from .checkpoint import (
     with_epsilon,
 )
 from .config import RunConfig
-from .describe import describe
+from .describe import describe, describe_statistics
 from .held_out import AlarmWatch, Readings, held_out_of
 from .objects import RewardFunction, as_reward, require_callbacks, with_objects
 from .plan import local_batch, plan, stored_features
@@ -158,7 +159,7 @@ class Trainer(Engine):
         policy_class = load("policy", config.policy.name)
         if not policy_class.trainable:
             raise ConfigError(
-                f"policy {config.policy.name!r} has nothing to learn; use adaptive or shared, or adanat sample."
+                f"policy {config.policy.name!r} has nothing to learn; use adaptive, lean, context or shared, or adanat sample."
             )
         self.space = generator.bind(
             config.policy.schedule,
@@ -170,13 +171,9 @@ class Trainer(Engine):
         if self.space.size == 0:
             raise ConfigError("policy.knobs is empty: a learned policy must set at least one knob.")
         options = parse_options(f"policy {config.policy.name!r}", policy_class.Options, config.policy.options)
+        grid, width = seen_shape(generator, policy_class)
         policy, critic = build_policy(
-            policy_class,
-            options,
-            space=self.space,
-            grid=generator.grid,
-            feature_dim=generator.feature_dim,
-            seed=config.seed,
+            policy_class, options, space=self.space, grid=grid, feature_dim=width, seed=config.seed
         )
         assert critic is not None
         self.policy, self.critic = policy.to(self.device), critic.to(self.device)
@@ -204,6 +201,8 @@ class Trainer(Engine):
         scores, terms = self._score(rollout)
         self._require_finite(scores, actions_of_the_policy=rollout.actions, values_of_the_critic=rollout.values)
         row |= describe(rollout, scores, terms, self.space, group=config.ppo.group)
+        if self.policy.reads == "statistics" and rollout.features is not None:
+            row |= describe_statistics(rollout.features, self.generator)
         scored = time.perf_counter()
 
         # PPO: the standardised score is each trajectory's terminal reward; some epochs on the B x T states.

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from adanat_plugins.emoji64 import FOLDER
 from adanat_toolkit.core import TOKEN_KNOBS
+from adanat_toolkit.decoding import statistic_names
 from adanat_toolkit.metrics import FIGURES
 from adanat_toolkit.registry import load
 from adanat_toolkit.storage import RunFolder
@@ -315,6 +316,7 @@ def explained() -> dict[str, re.Pattern[str]]:
     figures = [name.partition("/")[2] for name in names if name.startswith("reward_model/") and "TERM" not in name]
     stands_for = {
         "KNOB": "|".join(knob.name for knob in TOKEN_KNOBS),
+        "STATISTIC": "|".join(statistic_names(True)),
         "STEP": r"\d+",
         "TERM": r"[\w:-]+(?:/[\w-]+)*",
         "NAME": "|".join(figures),
@@ -331,7 +333,7 @@ def explained() -> dict[str, re.Pattern[str]]:
 def test_every_logged_name_is_explained(tmp_path: Path) -> None:
     short = ["--steps", "2", "--trajectories", "32", "--batch", "16", "--set", "ppo.epochs=1"]
     watched = ["--generator", "mage", "--reward", "adversarial:1,fid:influence:0.3", "--set", "evaluate_every=1"]
-    watched += ["--set", "evaluate_images=16"]
+    watched += ["--set", "evaluate_images=16", "--policy", "lean"]
     runs = {
         "mixture": [*watched, *smaller_discriminator("reward.options.options.adversarial.")],
         "alone": smaller_discriminator(),

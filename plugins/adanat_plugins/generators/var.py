@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from adanat_toolkit.core import TOKEN, ActionSpace, Noise, next_scale_knobs
-from adanat_toolkit.decoding import draw_tokens, guide, prediction_statistics, statistic_names
+from adanat_toolkit.decoding import RANGES, draw_tokens, guide, prediction_statistics, statistic_names
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions, SamplingPolicy
 from adanat_toolkit.registry import parse_options
@@ -233,6 +233,10 @@ class NextScale(Generator):
     @property
     def statistic_names(self) -> tuple[str, ...]:
         return statistic_names(True)
+
+    @property
+    def statistic_ranges(self) -> tuple[tuple[float, float], ...]:
+        return tuple(RANGES[name] for name in self.statistic_names)
 
     @torch.no_grad()
     def statistics(self, state: ScaleState) -> Tensor:

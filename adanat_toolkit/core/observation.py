@@ -1,0 +1,58 @@
+"""What a policy sees of a sample: the generator's features, statistics of its prediction, or the context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .context import Context
+from .generator import Generator
+from .policy import Policy
+
+
+def seen_shape(generator: Generator, policy: Policy | type[Policy]) -> tuple[tuple[int, int], int]:
+    """``grid`` and ``feature_dim`` that a policy is built with.
+
+    Raises:
+        ConfigError: the generator has not what the policy reads.
+    """
+    if policy.reads == "features":
+        return generator.grid, generator.feature_dim
+    if policy.reads == "statistics":
+        if not generator.statistic_names:
+            raise ConfigError(
+                f"policy {policy.kind!r} reads statistics of the prediction, and {generator.name} gives none; use "
+                "policy adaptive, context or shared."
+            )
+        return (1, 1), len(generator.statistic_names)
+    if generator.context_dim == 0:
+        raise ConfigError(
+            f"policy {policy.kind!r} reads the context, and {generator.name} has none; use policy shared."
+        )
+    return (1, 1), generator.context_dim
+
+
+@torch.no_grad()
+def see(generator: Generator, policy: Policy | type[Policy], state: Any, context: Context) -> Tensor | None:
+    """What the policy's network is called with before a step: (B, N, D) float32 in the shape of :func:`seen_shape`.
+
+    Statistics come in units of their usual spread around their usual value (``Generator.statistic_ranges``), so that small
+    networks find them at one scale. None for a policy that sees the step alone.
+    """
+    if not policy.needs_features:
+        return None
+    if policy.reads == "features":
+        return generator.observe(state)
+    if policy.reads == "context":
+        return generator.context_vectors(context)[:, None]
+    centre, spread = statistic_units(generator)
+    return ((generator.statistics(state) - centre) / spread)[:, None]
+
+
+def statistic_units(generator: Generator) -> tuple[Tensor, Tensor]:
+    """(K,) usual values and (K,) usual spreads of a generator's statistics, on its device."""
+    ranges = torch.tensor(generator.statistic_ranges, device=generator.device).view(-1, 2)
+    return ranges[:, 0], ranges[:, 1]

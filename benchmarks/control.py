@@ -1,0 +1,82 @@
+"""Policies on the positive control: what share of the possible gain each kind reaches, after how many trajectories.
+
+    python benchmarks/control.py --policies shared adaptive --effects 0.02 0.005 --trajectories 100000 --seeds 0
+
+The control (``adanat_toolkit.testing.Control``) knows the best policy of each kind in closed form. An effect of e means that the
+slope common to all samples, those of contexts and those of states are each a share e of the reward's variance. One line of JSON
+a reading, with the gain of the exported policy over the schedule as a share of what is possible for the adaptive policy; the
+same for a shared one is in ``possible_shared``. Whatever follows ``--set`` are settings of training, for all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+
+from adanat_toolkit.testing import Control, control_reward
+from adanat_toolkit.training import create_trainer, resolve
+
+STEPS = 4
+
+
+def train(policy: str, effect: float, seed: int, arguments: argparse.Namespace) -> None:
+    """One run, without a folder."""
+    name, _, options = policy.partition(":")
+    control = Control(shared=effect, by_context=effect, by_state=effect, seed=seed)
+    possible = control.possible(STEPS)
+    flags: dict[str, Any] = {
+        "steps": STEPS,
+        "trajectories": arguments.trajectories,
+        "batch": arguments.batch,
+        "micro_batch": 1024,
+        "seed": seed,
+        "device": "cpu",
+        "policy": {"name": name},
+    }
+    overrides = [f"policy.options.{one}" for one in options.split(",") if one] + arguments.set
+    config = resolve(preset="demo", flags=flags, overrides=overrides)
+    trainer, started = create_trainer(config, control, control_reward), time.perf_counter()
+    every = max(1, config.iterations // arguments.readings)
+    while trainer.iteration < config.iterations:
+        trainer.step()
+        if trainer.iteration % every == 0 or trainer.iteration == config.iterations:
+            row = {
+                "policy": policy,
+                "effect": effect,
+                "seed": seed,
+                "settings": arguments.set,
+                "trajectories": trainer.iteration * config.batch,
+                "gain": round(control.gain(trainer.exported()), 4),
+                "of_possible": round(control.gain(trainer.exported()) / possible["adaptive"], 3),
+                "possible_shared": round(possible["shared"] / possible["adaptive"], 3),
+                "possible": round(possible["adaptive"], 4),
+                "seconds": round(time.perf_counter() - started, 1),
+            }
+            print(json.dumps(row), flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--policies", nargs="+", default=["shared", "adaptive"], help="NAME[:OPTION=VALUE,...]")
+    parser.add_argument("--effects", nargs="+", type=float, default=[0.02, 0.005])
+    parser.add_argument("--trajectories", type=int, default=100_000)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--readings", type=int, default=8)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for effect in arguments.effects:
+        for policy in arguments.policies:
+            for seed in arguments.seeds:
+                train(policy, effect, seed, arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Policies that see the context (``context``) or statistics (``lean``): trained, resumed, exported, refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adanat_toolkit import testing
+from adanat_toolkit.core import Noise, see, seen_shape
+from adanat_toolkit.errors import ConfigError
+from adanat_toolkit.policies import ContextPolicy, LeanPolicy, SamplingPolicy, load_policy
+from adanat_toolkit.sampling import collect, sample, seed_range
+from adanat_toolkit.storage import RunFolder
+from adanat_toolkit.training import Trainer, create_trainer, validate
+
+from ..helpers.tiny import TinyGenerator, install_tiny
+
+STEPS = 2
+
+
+def settings(kind: str, **more: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "generator": {"name": "tiny"},
+        "reward": {"name": "dark"},
+        "policy": {"name": kind, "average": 0.5},
+        "ppo": {"learning_rate": 0.01},
+        "steps": STEPS,
+        "trajectories": 64,
+        "batch": 16,
+        "checkpoint_every": 1,
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    return {**base, **more}
+
+
+def steady(folder: Path) -> list[dict[str, Any]]:
+    rows = RunFolder(folder).metrics()
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+@pytest.mark.parametrize("policy", [ContextPolicy, LeanPolicy])
+def test_contract(policy: type) -> None:
+    testing.check_policy(policy)
+
+
+@pytest.mark.parametrize("engine", ["adanat", "sb3"])
+@pytest.mark.parametrize("kind", ["context", "lean"])
+def test_a_run_that_broke_off_goes_on_exactly_and_its_policy_is_loaded(
+    kind: str, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_tiny(tmp_path / "site", monkeypatch)
+    config = validate(settings(kind, engine=engine))
+    create_trainer(config).run(tmp_path / "whole")
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["iteration"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create_trainer(config).run(tmp_path / "broken", on_iteration=stop)
+    trainer = create_trainer(config)
+    trainer.run(tmp_path / "broken")
+    assert steady(tmp_path / "whole") == steady(tmp_path / "broken")
+    files = [(tmp_path / run / "policy" / "policy.safetensors").read_bytes() for run in ("whole", "broken")]
+    assert files[0] == files[1]
+    loaded = load_policy(tmp_path / "whole", trainer.generator)
+    assert isinstance(trainer, Trainer)
+    ours = next(sample(trainer.generator, trainer.exported(), seed_range(0, 6)))
+    theirs = next(sample(trainer.generator, loaded, seed_range(0, 6), batch=6))
+    assert torch.equal(ours.knobs, theirs.knobs) and ours.knobs.std(0).max() > 1e-6
+    alone = next(sample(trainer.generator, loaded, seed_range(3, 1)))
+    assert torch.allclose(alone.knobs[0], theirs.knobs[3], atol=1e-6)
+
+
+def test_the_context_policy_tells_contexts_apart_and_nothing_else() -> None:
+    for kind in ("class", "text"):
+        generator = TinyGenerator(kind)  # type: ignore[arg-type]
+        policy = perturbed(ContextPolicy, generator)
+        noise = Noise(seed_range(0, 40))
+        context = generator.sample_contexts(noise)
+        knobs = collect(generator, policy, context, noise).actions
+        _, inverse = context.distinct()
+        means = torch.stack([knobs[inverse == i].mean(0) for i in range(int(inverse.max()) + 1)])
+        assert torch.allclose(knobs, means[inverse], atol=1e-5)
+        assert (means[0] - means[1]).abs().max() > 1e-3
+
+
+def test_the_lean_policy_sees_logged_statistics_and_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_tiny(tmp_path / "site", monkeypatch)
+    trainer = create_trainer(validate(settings("lean", trajectories=16)))
+    assert isinstance(trainer, Trainer)
+    row = trainer.step()
+    generator, noise = trainer.generator, Noise(seed_range(0, 4))
+    for name in generator.statistic_names:
+        for step in range(STEPS):
+            assert {f"statistic/{name}/{step}", f"statistic_spread/{name}/{step}"} <= row.keys()
+    assert row["statistic/masked/0"] == pytest.approx(1) and row["statistic/masked/1"] < 1
+    assert 0 < row["statistic/entropy/0"] < 1 and row["statistic_spread/entropy/1"] > 0
+    assert not [name for name in Trainer(validate(settings("context"))).step() if name.startswith("statistic")]
+    assert sum(p.numel() for p in trainer.policy.parameters()) < 1000
+    context = generator.sample_contexts(noise)
+    seen = see(generator, LeanPolicy, generator.reset(context, noise, STEPS), context)
+    assert seen is not None and seen.shape == (4, 1, len(generator.statistic_names))
+    actions = collect(generator, perturbed(LeanPolicy, generator), context, noise).actions
+    assert actions[:, 1].std(0).max() > 1e-3  # other statistics, other actions
+
+
+def test_what_is_not_there_is_refused() -> None:
+    nothing = TinyGenerator("none")
+    with pytest.raises(ConfigError, match="has none; use policy shared"):
+        seen_shape(nothing, ContextPolicy)
+    assert seen_shape(nothing, LeanPolicy) == ((1, 1), 5)
+
+    class Silent(TinyGenerator):
+        statistic_names = ()  # type: ignore[assignment]
+
+    with pytest.raises(ConfigError, match="tiny:class gives none"):
+        seen_shape(Silent(), LeanPolicy)
+
+
+def perturbed(kind: type, generator: TinyGenerator) -> SamplingPolicy:
+    """A policy whose every weight matters."""
+    space = generator.bind(None, STEPS)
+    grid, width = seen_shape(generator, kind)
+    torch.manual_seed(0)
+    policy = kind(kind.Options(), space=space, grid=grid, feature_dim=width)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    return SamplingPolicy(policy, space)
