@@ -26,7 +26,7 @@ def cells_of(row: Row, names: Sequence[str], *, intervals: bool = True) -> list[
     notes += [f"FAILED (seed {seed})" for seed in row.failed]
     notes += row.devices
     return [
-        row.policy,
+        row.title,
         row.reward or "",
         str(row.steps),
         str(len(row.seeds)),
@@ -108,6 +108,8 @@ def markdown(table: Table, *, pictures: Sequence[str] = (), command: str | None 
         lines += ["", "```bash", command, "```"]
     lines += ["", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     lines += ["| " + " | ".join(c.replace("|", "\\|") for c in cells_of(row, names)) + " |" for row in table.rows]
+    if table.adapted:
+        lines += ["", "## Did it adapt?", "", *(f"- {line}" for line in table.adapted)]
     if table.saved:
         lines += ["", "## Steps saved", "", *(f"- {saved_text(saved)}" for saved in table.saved)]
     schedules = [(row, dict.fromkeys(row.schedules)) for row in table.rows if row.schedules]
@@ -149,7 +151,7 @@ def to_csv(table: Table) -> str:
     writer.writerow([*heads, "partial", "alarms", "failed"])
     for row in table.rows:
         line: list[Any] = [
-            row.policy,
+            row.title,
             row.reward or "",
             row.steps,
             " ".join(map(str, row.seeds)),
