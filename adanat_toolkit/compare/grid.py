@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..errors import ConfigError, nearest
 from ..limits import MOST_IMAGES, MOST_STEPS
 from ..registry import explain, load, parse_options, reward_class
 from ..training import IGNORED_ON_RESUME, RunConfig, merge, validate
+from .controls import TITLES
 from .result import HAND_MADE, Cell
 from .search import check_search
 
@@ -40,6 +42,8 @@ class CompareConfig(BaseModel):
     """T at which schedules are searched; None: ``steps``."""
     candidates: int = Field(32, ge=0, le=MOST_CANDIDATES)
     """Hand-made schedules that the search tries; 0: no search."""
+    controls: bool = False
+    """Whether learned policies that see their samples have their controls as further rows."""
     images: int = Field(2000, ge=16, le=MOST_IMAGES)
     """Images of each cell in the table, N."""
     first_seed: int = Field(0, ge=0, le=2**62)
@@ -57,7 +61,11 @@ class CompareConfig(BaseModel):
         out = [Cell(PUBLISHED, None, t, s) for t in steps for s in seeds]
         out += [Cell(policy, None, t, s) for policy in (HAND_MADE, *fixed) for t in by_hand for s in seeds]
         out += [Cell(SEARCH, None, t, s) for t in searched for s in seeds]
-        return out + [Cell(p, r, t, s) for r in rewards for p in learned for t in steps for s in seeds]
+        for r, p, t in itertools.product(rewards, learned, steps):
+            out += [Cell(p, r, t, s) for s in seeds]
+            if self.controls and load("policy", p).needs_features:
+                out += [Cell(p, r, t, s, control) for s in seeds for control in TITLES]
+        return out
 
     def run_of(self, cell: Cell) -> RunConfig:
         """Configuration of a learned cell. Options of a policy or reward go to those of the grid that have them."""
@@ -101,7 +109,9 @@ class CompareConfig(BaseModel):
                 continue
             found = load("policy", name)
             if not found.trainable:
-                raise ConfigError(f"policy {name!r} has nothing to learn; give adaptive, lean, context, shared or fixed:SCHEDULE.")
+                raise ConfigError(
+                    f"policy {name!r} has nothing to learn; give adaptive, lean, context, shared or fixed:SCHEDULE."
+                )
             classes["policy"].append(found)
         if classes["policy"] and not self.rewards:
             raise ConfigError("learned policies need a reward; give at least one, or only fixed:SCHEDULE policies.")

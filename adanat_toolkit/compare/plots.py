@@ -31,7 +31,7 @@ def draw_all(results: Sequence[Result], table: Table, folder: Path, *, sheets: P
         The files: ``same-seeds-T*.png``, ``knobs-T*.png``, ``quality-against-steps.png``,
         ``reward-against-yardstick.png``.
     """
-    done = [r for r in results if r.evaluation is not None]
+    done = [r for r in results if r.evaluation is not None and r.cell.control is None]
     out = []
     for steps in sorted({r.cell.steps for r in done}):
         of_steps = [r for r in done if r.cell.steps == steps]
@@ -77,7 +77,7 @@ def quality_against_steps(table: Table) -> Figure:
     figure, (axis,) = _panels(1)
     lines: dict[str, list[Any]] = {}
     for row in table.rows:
-        if "frechet" in row.figures:
+        if "frechet" in row.figures and row.control is None:
             lines.setdefault(row.label, []).append(row)
     for position, (label, rows) in enumerate(lines.items()):
         means = [row.figures["frechet"].mean for row in rows]
@@ -102,11 +102,11 @@ def quality_against_steps(table: Table) -> Figure:
 
 def reward_against_yardstick(results: Sequence[Result]) -> Figure:
     """A panel a row of the table: reward (left, all iterations) and held-out Frechet distance (right), a line a seed."""
-    groups: dict[tuple[str, str | None, int], list[Result]] = {}
+    groups: dict[tuple[str, str | None, int, str | None], list[Result]] = {}
     for result in results:
         groups.setdefault(result.cell.row, []).append(result)
     figure, axes = _panels(len(groups))
-    for axis, ((policy, reward, steps), members) in zip(axes, groups.items(), strict=True):
+    for axis, ((policy, reward, steps, _), members) in zip(axes, groups.items(), strict=True):
         other = axis.twinx()
         for result in members:
             rows = [row for row in result.training if row["reward"] is not None]

@@ -29,7 +29,7 @@ def cells_of(row: Row, names: Sequence[str], *, intervals: bool = True) -> list[
     notes += [f"FAILED (seed {seed})" for seed in row.failed]
     notes += row.devices
     return [
-        row.policy,
+        row.title,
         row.reward or "",
         str(row.steps),
         str(len(row.seeds)),
@@ -119,6 +119,8 @@ def markdown(table: Table, *, pictures: Sequence[str] = (), command: str | None 
     if any(text for _, text in notes):
         lines += ["", "## Notes", ""]
         lines += [x for row, text in notes if text for x in _item(f"{row.label}, T={row.steps}: {plain(text)}")]
+    if table.adapted:
+        lines += ["", "## Did it adapt?", "", *(line for text in table.adapted for line in _item(text))]
     if table.saved:
         lines += ["", "## Steps saved", "", *(line for saved in table.saved for line in _item(saved_text(saved)))]
     schedules = [(row, dict.fromkeys(row.schedules)) for row in table.rows if row.schedules]
@@ -205,7 +207,7 @@ def to_csv(table: Table) -> str:
     writer.writerow([*heads, "partial", "alarms", "failed"])
     for row in table.rows:
         line: list[Any] = [
-            row.policy,
+            row.title,
             row.reward or "",
             row.steps,
             " ".join(map(str, row.seeds)),

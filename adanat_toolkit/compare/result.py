@@ -19,12 +19,14 @@ class Cell:
     Attributes:
         policy: kind of a learned policy; ``published``, ``hand-made`` or ``search``; or a policy spec given as a baseline.
         reward: None for what is not learned. steps: T. seed: of the training or search, and of the block of images.
+        control: of a learned policy's actions, a key of ``controls.TITLES``; None: the policy itself.
     """
 
     policy: str
     reward: str | None
     steps: int
     seed: int
+    control: str | None = None
 
     @property
     def learned(self) -> bool:
@@ -34,12 +36,13 @@ class Cell:
     def name(self) -> str:
         """Safe as a folder's name."""
         parts = [self.policy, *([self.reward] if self.reward else []), f"T{self.steps}", f"s{self.seed}"]
+        parts += [self.control] if self.control else []
         return folder_name("-".join(parts))
 
     @property
-    def row(self) -> tuple[str, str | None, int]:
+    def row(self) -> tuple[str, str | None, int, str | None]:
         """What the cells of a row of the table have in common."""
-        return self.policy, self.reward, self.steps
+        return self.policy, self.reward, self.steps, self.control
 
 
 @dataclass(frozen=True)

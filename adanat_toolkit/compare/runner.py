@@ -39,6 +39,7 @@ from ..sampling import seed_range
 from ..storage import RunFolder, prepare_folder, write_file, write_json
 from ..training import alarms, create_trainer
 from .cells import CellFiles
+from .controls import WITHIN, control_actions
 from .grid import PUBLISHED, SEARCH, CompareConfig, cell_key
 from .render import markdown, to_csv
 from .result import HAND_MADE, Cell, Result
@@ -84,12 +85,19 @@ class Comparison:
         require_enough(self.real)
         self.extractor = create_features(name, device=self.device, offline=base.offline)
         known = self._published() is not None
-        self.cells = [cell for cell in config.cells() if known or cell.policy != PUBLISHED]
-        """The grid, without ``published`` where the generator's family has no published sampler."""
+        classes = self.generator.context_kind == "class"
+        self.cells = [
+            cell
+            for cell in config.cells()
+            if (known or cell.policy != PUBLISHED) and (classes or cell.control != WITHIN)
+        ]
+        """The grid, without ``published`` where the generator's family has no published sampler, and without shuffling
+        within contexts where hardly two samples share one."""
         for cell in self.cells:
             if not cell.learned and cell.policy != SEARCH:
                 load_policy(f"fixed:{self._schedule(cell.policy)}", self.generator, cell.steps)
         self._yardstick: Yardstick | None = None
+        self._replayed: tuple[Cell, Images] | None = None  # the policy whose controls were made last
 
     @property
     def yardstick(self) -> Yardstick:
@@ -108,7 +116,7 @@ class Comparison:
     def plan(self) -> dict[str, Any]:
         """What the comparison will still need, for ``--dry-run``; images are those of the cells that are not finished."""
         missing = [cell for cell in self.cells if self.files.load(cell) is None]
-        learned = [cell for cell in missing if cell.learned]
+        learned = [cell for cell in missing if cell.learned and cell.control is None]
         searches = [cell for cell in missing if cell.policy == SEARCH]
         base = self.config.base
         readings = 0
@@ -158,7 +166,34 @@ class Comparison:
         except Interrupted as error:
             return Result(cell, None, error=str(error)), None
 
+    def _run_control(self, cell: Cell) -> tuple[Result, Tensor]:
+        """The images of a learned policy's seeds once more, with its actions given to them otherwise."""
+        of = replace(cell, control=None)
+        run = self.out / "runs" / of.name
+        found = self.files.load(of)
+        if found is None or not (RunFolder(run).policy / "policy.json").is_file():
+            self._train(of, run)
+        if self._replayed is None or self._replayed[0] != of:
+            self._replayed = of, self._images(of, str(run))
+        own = self._replayed[1]
+        assert cell.control is not None and own.actions is not None
+        groups = torch.zeros(len(own), dtype=torch.int64) if own.labels is None else own.labels
+        actions = control_actions(cell.control, own.actions, groups, cell.seed)
+        images = self._images(cell, str(run), actions)
+        result = Result(
+            cell,
+            self.yardstick.judge(images),
+            images=self.config.run_of(of).iterations * self.config.base.batch,
+            partial=found is not None and found.partial,
+            told=[] if found is None else found.told,
+            knobs={"names": list(self.generator.action_space.names), **_spread(images.knobs)},
+            device=self.device.type,
+        )
+        return result, grid(images.shown)
+
     def _run(self, cell: Cell) -> tuple[Result, Tensor]:
+        if cell.control is not None:
+            return self._run_control(cell)
         config, schedule, spec = self.config, None, ""
         result = Result(cell, None)
         if cell.learned:
@@ -209,13 +244,14 @@ class Comparison:
         told = [name for name in found if TABLE[name].reads == "prompts"]
         return RunFolder(run).metrics(), len(found) > len(told), told
 
-    def _images(self, cell: Cell, spec: str) -> Images:
+    def _images(self, cell: Cell, spec: str, actions: Tensor | None = None) -> Images:
         policy = load_policy(spec, self.generator, cell.steps)
         first = self.config.first_seed + cell.seed * self.config.images
         return self.yardstick.make(
             policy,
             seed_range(first, self.config.images),
             keep=SHOWN,
+            actions=actions,
             progress=lambda done, total: self.progress(f"{cell.name}: images", done, total),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -28,6 +28,7 @@ class _Cell(_Stored):
     reward: Text | None
     steps: Count
     seed: Amount
+    control: Literal["mean", "within", "overall"] | None = None
 
 
 class _Evaluation(_Stored):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 from ..errors import DataError
 from ..metrics import FIGURES, mean_interval, require_comparable
+from .controls import TITLES, verdicts
 from .result import HAND_MADE, Result
 
 
@@ -32,6 +33,7 @@ class Row:
         alarms: how many of the seeds raised each. failed: messages of the seeds that failed, by seed.
         budget: images generated for learning or searching, a seed. partial, told: see :class:`Result`.
         devices: what computed the seeds, where it was not the same for all of the table; else empty.
+        control: see :class:`Cell`.
     """
 
     policy: str
@@ -47,10 +49,16 @@ class Row:
     partial: bool
     told: list[str]
     devices: list[str]
+    control: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The policy, or the control of it."""
+        return self.policy if self.control is None else f"{self.policy}: {TITLES[self.control]}"
 
     @property
     def label(self) -> str:
-        return self.policy if self.reward is None else f"{self.policy}, {self.reward}"
+        return self.title if self.reward is None else f"{self.title}, {self.reward}"
 
 
 @dataclass(frozen=True)
@@ -71,11 +79,15 @@ class Saved:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by T, hand-made before learned; ``facts`` says how they were made."""
+    """Rows by T, hand-made before learned; ``facts`` says how they were made.
+
+    adapted: of each policy with controls, whether it adapted to its samples, in a sentence.
+    """
 
     rows: list[Row]
     saved: list[Saved]
     facts: dict[str, Any]
+    adapted: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,7 +109,7 @@ def build_table(results: Sequence[Result], facts: dict[str, Any]) -> Table:
         for r in results
         if r.cell.policy == HAND_MADE and r.evaluation is not None
     }
-    groups: dict[tuple[str, str | None, int], list[Result]] = {}
+    groups: dict[tuple[str, str | None, int, str | None], list[Result]] = {}
     for result in results:
         groups.setdefault(result.cell.row, []).append(result)
     several = len({r.cell.seed for r in results}) > 1
@@ -115,7 +127,7 @@ def build_table(results: Sequence[Result], facts: dict[str, Any]) -> Table:
         "data": first.data,
         "estimators": first.settings,
     }
-    return Table(rows, _steps_saved(rows), {**facts, **about})
+    return Table(rows, _steps_saved(rows), {**facts, **about}, verdicts(rows))
 
 
 def _row(group: Sequence[Result], reference: dict[tuple[int, int], float], several: bool) -> Row:
@@ -151,6 +163,7 @@ def _row(group: Sequence[Result], reference: dict[tuple[int, int], float], sever
         any(r.partial for r in group),
         list(dict.fromkeys(name for r in group for name in r.told)),
         list(dict.fromkeys(r.device for r in group if r.device)),
+        cell.control,
     )
 
 
@@ -171,7 +184,10 @@ def _steps_saved(rows: Sequence[Row]) -> list[Saved]:
     return [
         Saved(row.policy, row.reward, row.steps, _crossing(curve, row.figures["frechet"].mean), curve[-1][0])
         for row in rows
-        if row.reward is not None and "frechet" in row.figures and row.steps < curve[-1][0]
+        if row.reward is not None
+        and row.control is None
+        and "frechet" in row.figures
+        and row.steps < curve[-1][0]
     ]
 
 

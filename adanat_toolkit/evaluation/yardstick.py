@@ -41,6 +41,7 @@ class Images:
         features: (N, D), in the order of the seeds. labels: (N,) int64 class ids, None without classes.
         knobs: (N, T, K) float32 physical values. shown: the first images, (n, 3, H, W) uint8.
         clip: (N,) CLIP scores of image and prompt, None without prompts or without a network for them.
+        actions: (N, T, A) float32, the raw actions that the knobs came from.
     """
 
     features: Features = field(repr=False)
@@ -48,6 +49,7 @@ class Images:
     knobs: Tensor = field(repr=False)
     shown: Tensor = field(repr=False)
     clip: Tensor | None = field(default=None, repr=False)
+    actions: Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -110,21 +112,25 @@ class Yardstick:
         *,
         keep: int = 0,
         batch: int | None = None,
+        actions: Tensor | None = None,
         progress: Progress | None = None,
     ) -> Images:
         """Images of a policy, one a seed. All processes call it; all images are in the main one, elsewhere a share.
 
         Args:
             seeds: (N,) int64. keep: how many of the first images to keep. batch: images in flight at once.
+            actions: (N, T, A) raw actions to take in place of the policy's.
         """
         generator, everything = self.generator, len(seeds)
         first, last = distributed.local_slice(everything, BATCH)
         seeds, total = seeds[first:last], last - first
+        given = None if actions is None else actions[first:last]
         keep = max(0, keep - first)
         values: list[Tensor] = []
         chances: list[Tensor] = []
         classes: list[Tensor] = []
         knobs: list[Tensor] = []
+        taken: list[Tensor] = []
         waiting: list[Tensor] = []
         prompts: list[str] = []
         clip: list[Tensor] = []
@@ -134,10 +140,13 @@ class Yardstick:
         def contexts(noise: Noise) -> Context:
             return draw_contexts(generator, noise, self.contexts_from)
 
-        for samples in sample(generator, policy, seeds, contexts, batch=batch) if total else ():
+        made = sample(generator, policy, seeds, contexts, batch=batch, actions=given) if total else ()
+        for samples in made:
             pixels = to_bytes(samples.images)
             shown = torch.cat([shown, pixels[: keep - len(shown)]]) if len(shown) < keep else shown
             knobs.append(samples.knobs.cpu())
+            assert samples.actions is not None
+            taken.append(samples.actions.cpu())
             if samples.context.classes is not None:
                 classes.append(samples.context.classes.cpu())
             if self.scorer is not None:
@@ -158,14 +167,14 @@ class Yardstick:
                     chances.append(part.probabilities)
             if progress is not None:
                 progress(done * everything // total, everything)  # the other processes are about as far
-        columns = [torch.cat(c) if c else None for c in (values, chances, classes, knobs, clip)]
+        columns = [torch.cat(c) if c else None for c in (values, chances, classes, knobs, clip, taken)]
         parts = distributed.gather_on_main((columns, shown))
-        chance, label, score = (_joined([part[0][i] for part in parts]) for i in (1, 2, 4))
+        chance, label, score, raw = (_joined([part[0][i] for part in parts]) for i in (1, 2, 4, 5))
         feature, knob = (_joined([part[0][i] for part in parts]) for i in (0, 3))
         if feature is None or knob is None:  # another process, without a share
             feature, knob = torch.empty(0, self.extractor.feature_dim), torch.empty(0)
         features = Features(feature, chance, self.extractor.protocol)
-        return Images(features, label, knob, torch.cat([part[1] for part in parts]), score)
+        return Images(features, label, knob, torch.cat([part[1] for part in parts]), score, raw)
 
     def judge(self, images: Images, *, seed: int = 0, bootstrap: int | None = None) -> Evaluation:
         """All figures that the inputs allow (see ``metrics.evaluate_features``)."""

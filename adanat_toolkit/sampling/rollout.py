@@ -79,6 +79,7 @@ def collect(
     keep_features: bool = True,
     keep_images: int = 0,
     start_from: Start | None = None,
+    actions: Tensor | None = None,
 ) -> Rollout:
     """Generate one image a context under the policy.
 
@@ -89,6 +90,7 @@ def collect(
         micro_batch: samples in flight at once; None for all. It is halved where memory runs out (see ``memory``).
         keep_images: how many of the first images to keep.
         start_from: for masked editing of a token generator; None starts from nothing.
+        actions: (B, T, A) raw actions to take in place of the policy's.
 
     Raises:
         ConfigError: masked editing, or a published sampler, with a generator that has no tokens. MemoryShortage: even
@@ -109,6 +111,7 @@ def collect(
             keep_features,
             max(0, min(keep_images - rows.start, rows.stop - rows.start)),
             None if start_from is None else start_from.select(rows),
+            None if actions is None else actions[rows],
         )
 
     parts = MicroBatch.of(micro_batch).map(part, len(context))
@@ -127,6 +130,7 @@ def _collect(
     keep_features: bool,
     keep_images: int,
     start_from: Start | None,
+    given: Tensor | None,
 ) -> Rollout:
     size, device = len(context), generator.device
     network, space = policy.network, policy.space
@@ -136,10 +140,10 @@ def _collect(
     guided = None if network.trainable else _guided_steps(space)
     for t in range(space.decisions):
         step = torch.full((size,), t, dtype=torch.int64, device=device)
-        seen = see(generator, network, state, context)
+        seen = see(generator, network, state, context) if given is None else None
         if guided is not None:
             generator.observe(state, guided=guided[t])
-        mean = mean_action(network, seen, step)
+        mean = mean_action(network, seen, step) if given is None else given[:, t].to(device)
         action = mean if sigma == 0 else mean + sigma * explore.normal(ACTION, t, (space.size,))
         smoothed = space.smoothed(action, step, smoothed)
         physical = space.transformed(smoothed, step)

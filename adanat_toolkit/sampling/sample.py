@@ -22,12 +22,14 @@ class Samples:
     Attributes:
         seeds: (B,) int64. context: their contexts. images: (B, 3, H, W) float32 in [0, 1].
         knobs: (B, T, K) float32 physical values, in the order of ``policy.space.names``.
+        actions: (B, T, A) float32, the raw actions that they came from; None where nobody kept them.
     """
 
     seeds: Tensor
     context: Context
     images: Tensor
     knobs: Tensor
+    actions: Tensor | None = None
 
 
 def default_batch(device: torch.device) -> int:
@@ -45,6 +47,7 @@ def sample(
     sigma: float = 0.0,
     on_batch: Callable[[int], None] | None = None,
     start_from: Start | None = None,
+    actions: Tensor | None = None,
 ) -> Iterator[Samples]:
     """Images in batches, in the order of ``seeds``.
 
@@ -55,6 +58,7 @@ def sample(
         sigma: exploration noise in raw coordinates (0: the policy's mean).
         on_batch: called with the number of images done.
         start_from: n starts, for masked editing (see ``editing.edit``).
+        actions: (n, T, A) raw actions to take in place of the policy's.
     """
     seeds = as_seeds(seeds)
     noise = Noise(seeds.to(generator.device))
@@ -77,9 +81,10 @@ def sample(
             keep_images=size,
             micro_batch=at_once,
             start_from=None if start_from is None else start_from.select(rows),
+            actions=None if actions is None else actions[rows],
         )
         assert part.images is not None
-        yield Samples(seeds[rows].cpu(), part.context, part.images, part.physical)
+        yield Samples(seeds[rows].cpu(), part.context, part.images, part.physical, part.actions)
         if on_batch is not None:
             on_batch(min(start + size, len(seeds)))
 

@@ -50,6 +50,13 @@ def compare(
     ] = 32,
     trajectories: Annotated[int | None, typer.Option(help="Images for each training and each search.")] = None,
     batch: Annotated[int | None, typer.Option(help="Trajectories of one iteration.")] = None,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="Also the mean schedule of policies that see their samples, and their actions shuffled: did they adapt?",
+        ),
+    ] = False,
     num: Annotated[int, typer.Option(help="Images of each cell in the table.")] = 2000,
     features: options.Features = None,
     evaluate_every: Annotated[
@@ -115,6 +122,7 @@ def compare(
         hand_made_steps=_numbers("--hand-made-steps", hand_made_steps),
         search_steps=None if search_steps is None else _numbers("--search-steps", search_steps),
         candidates=candidates,
+        controls=controls,
         images=num,
         features=features,
     )
@@ -174,7 +182,7 @@ def _print_table(table: Table) -> None:
         grid.add_row(*map(escape, cells_of(row, SHOWN, intervals=False)))
     console = stdout()
     console.print(grid)
-    for line in [*caption(table), *map(saved_text, table.saved)]:
+    for line in [*caption(table), *table.adapted, *map(saved_text, table.saved)]:
         console.print(escape(line))
     for line in failures(table):
         console.print(escape(f"failed: {line}"))

@@ -1,0 +1,95 @@
+"""Controls of a policy that sees its samples: its own actions, taken away from the samples that they were chosen for.
+
+If these are as good as the policy, it did not adapt to its samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..metrics import mean_interval
+
+if TYPE_CHECKING:
+    from .table import Row
+
+MEAN, WITHIN, OVERALL = "mean", "within", "overall"
+TITLES = {
+    MEAN: "mean schedule for all",
+    WITHIN: "actions shuffled within contexts",
+    OVERALL: "actions shuffled",
+}
+"""The controls, in the order of the table."""
+
+
+def control_actions(control: str, actions: Tensor, groups: Tensor, seed: int) -> Tensor:
+    """The raw actions that a control replays.
+
+    Shuffled, each sample has the actions of another one; within contexts, of another one of the same context.
+
+    Args:
+        actions: (N, T, A), what the policy did. groups: (N,) int64, equal for samples of one context.
+
+    Raises:
+        ConfigError: most samples are the only one of their context, so that there is nothing to shuffle within.
+    """
+    if control == MEAN:
+        return actions.mean(0, keepdim=True).expand_as(actions)
+    if control == OVERALL:
+        groups = torch.zeros_like(groups)
+    shuffled, draw, alone = actions.clone(), torch.Generator().manual_seed(seed), 0
+    for group in groups.unique():
+        members = (groups == group).nonzero().squeeze(1)
+        alone += int(len(members) == 1)
+        order = members[torch.randperm(len(members), generator=draw)]
+        shuffled[order] = actions[order.roll(1)]
+    if 2 * alone > len(groups):
+        raise ConfigError(
+            f"{alone} of {len(groups)} images are the only one of their class, so that actions cannot be shuffled within "
+            "classes; give more images (--num)."
+        )
+    return shuffled
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each policy of the table that has controls: whether it adapted."""
+    out = []
+    for row in rows:
+        own = (row.policy, row.reward, row.steps)
+        controls = [r for r in rows if r.control is not None and (r.policy, r.reward, r.steps) == own]
+        if row.control is None and controls:
+            out.append(f"{row.label} at T={row.steps}: {_verdict(row, controls)}")
+    return out
+
+
+def _verdict(row: Row, controls: Sequence[Row]) -> str:
+    worse, told = {}, {}
+    for control in controls:
+        gaps = _gaps(row, control)
+        if len(gaps) < 2:
+            return "whether it adapted cannot be told from fewer than two seeds; give more (--seeds)."
+        low, high = mean_interval(gaps)
+        assert control.control is not None
+        worse[control.control] = low > 0
+        told[control.control] = f"{TITLES[control.control]} {sum(gaps) / len(gaps):+.1%} [{low:+.1%}, {high:+.1%}]"
+    figures = f"Frechet distance of its controls against its own: {'; '.join(told.values())}."
+    if not worse.get(MEAN, True):
+        return f"it did not adapt as far as these seeds tell, its mean schedule is as good for all. {figures}"
+    if not worse.get(OVERALL, True):
+        return f"it gained by variety, not by adapting: its actions are as good for other samples. {figures}"
+    if not worse.get(WITHIN, True):
+        return f"it adapted to contexts, not to the samples of one. {figures}"
+    return f"it adapted. {figures}"
+
+
+def _gaps(row: Row, control: Row) -> list[float]:
+    """How much worse the control is, seed by seed, as a share of the policy's Frechet distance."""
+    if "frechet" not in row.figures or "frechet" not in control.figures:
+        return []
+    own = dict(zip(row.seeds, row.figures["frechet"].values, strict=True))
+    other = dict(zip(control.seeds, control.figures["frechet"].values, strict=True))
+    return [other[seed] / own[seed] - 1 for seed in own if seed in other and own[seed]]

@@ -1,0 +1,97 @@
+"""Controls of policies that see their samples: what is replayed, what the table says, and that no training is spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adanat_toolkit.compare import Comparison, write_report
+from adanat_toolkit.compare.controls import control_actions
+from adanat_toolkit.compare.result import Cell, Result
+from adanat_toolkit.compare.table import build_table
+from adanat_toolkit.errors import ConfigError
+from adanat_toolkit.metrics import Evaluation
+from adanat_toolkit.training import Trainer
+
+from ..helpers.tiny_plugins import tiny_plugins
+from .test_compare import FACTS, configuration, never, plain
+
+__all__ = ["tiny_plugins"]
+
+
+def test_what_is_replayed() -> None:
+    actions = torch.randn(60, 2, 3)
+    groups = torch.arange(60) % 4
+    mean = control_actions("mean", actions, groups, 0)
+    assert mean.shape == actions.shape and torch.allclose(mean[7], actions.mean(0))
+    rows = actions.flatten(1).tolist()
+    for control in ("within", "overall"):
+        shuffled = control_actions(control, actions, groups, 0).flatten(1).tolist()
+        source = torch.tensor([rows.index(row) for row in shuffled])
+        assert sorted(source.tolist()) == list(range(60)) and not (source == torch.arange(60)).any()
+        assert torch.equal(groups[source], groups) == (control == "within")
+    with pytest.raises(ConfigError, match="60 of 60 images are the only one"):
+        control_actions("within", actions, torch.arange(60), 0)
+
+
+def test_a_comparison_with_controls(tmp_path: Path, tiny_plugins: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"ppo": {"learning_rate": 0.02}}
+    settings: dict[str, Any] = {"policies": ("shared", "lean", "context"), "candidates": 0, "controls": True}
+    comparison = Comparison(configuration(base, **settings), tmp_path / "out")
+    plan = comparison.plan()
+    assert plan["learned"] == 6 and plan["cells"] == 2 * (1 + 1 + 4 + 4)
+    results = comparison.run()
+    table = comparison.table(results)
+    titles = [row.title for row in table.rows]
+    assert titles[:6] == [
+        "hand-made", "shared", "lean", "lean: mean schedule for all", "lean: actions shuffled within contexts",
+        "lean: actions shuffled",
+    ]  # fmt: skip
+    rows = {row.title: row for row in table.rows}
+    lean, mean = rows["lean"], rows["lean: mean schedule for all"]
+    assert lean.figures["frechet"].values != mean.figures["frechet"].values and mean.ratio is not None
+    # Of one class all have the same actions under this policy: nothing is changed by shuffling within.
+    same = rows["context: actions shuffled within contexts"].figures["frechet"].values
+    assert same == pytest.approx(rows["context"].figures["frechet"].values, rel=1e-3)
+    assert [line.partition(",")[0] for line in table.adapted] == ["lean", "context"]
+    write_report(results, table, tmp_path / "report", sheets=tmp_path / "out" / "cells")
+    page = (tmp_path / "report" / "compare.md").read_text()
+    assert "## Did it adapt?" in page and "| lean: actions shuffled |" in page
+    # Without their own cells the controls are made again from the runs that are there.
+    for file in (tmp_path / "out" / "cells").glob("lean*-mean.json"):
+        file.unlink()
+    monkeypatch.setattr(Trainer, "step", never)
+    again = Comparison(configuration(base, **settings), tmp_path / "out")
+    assert again.plan()["finished"] == 18 and plain(again.run()) == plain(results)
+    taken = Comparison(configuration(base, **settings), tmp_path / "other", reuse=[tmp_path / "report"])
+    assert taken.plan()["finished"] == 20
+
+
+@pytest.mark.parametrize(
+    ("controls", "said"),
+    [
+        ({"mean": 5.5, "within": 5.2, "overall": 5.3}, "it adapted. Frechet"),
+        ({"mean": 5.5, "within": 5.0, "overall": 5.3}, "it adapted to contexts, not to the samples of one"),
+        ({"mean": 5.5, "within": 5.0, "overall": 5.0}, "it gained by variety"),
+        ({"mean": 5.0, "within": 5.2, "overall": 5.3}, "it did not adapt as far as these seeds tell"),
+        ({"mean": 5.5, "overall": 5.3}, "it adapted. Frechet"),
+    ],
+)
+def test_the_sentence(controls: dict[str, float], said: str) -> None:
+    results = [judged("hand-made", None, 6.0, seed, None) for seed in range(3)]
+    results += [judged("adaptive", "r", 5.0, seed, None) for seed in range(3)]
+    results += [judged("adaptive", "r", value, seed, name) for name, value in controls.items() for seed in range(3)]
+    (sentence,) = build_table(results, FACTS).adapted
+    assert sentence.startswith(f"adaptive, r at T=4: {said}")
+    assert f"{controls['mean'] / 5 - 1:.1%} [" in sentence and "mean schedule for all" in sentence
+    (unknown,) = build_table([r for r in results if r.cell.seed == 0], FACTS).adapted
+    assert "cannot be told from fewer than two seeds" in unknown
+
+
+def judged(policy: str, reward: str | None, frechet: float, seed: int, control: str | None) -> Result:
+    value = frechet * (1 + 0.01 * seed) + (0.01 * (seed - 1) if control else 0)
+    evaluation = Evaluation("pixels-v1", 64, 300, "tiny-images", {"frechet": value})
+    return Result(Cell(policy, reward, 4, seed, control), evaluation)
