@@ -104,6 +104,13 @@ def test_every_page_is_in_the_navigation_once_and_reports_come_last() -> None:
         assert all(page.startswith("results/") == (entry is navigation[-2]) for page in in_navigation(entry)), entry
 
 
+@pytest.mark.parametrize("page", documents())
+def test_links_within_the_repository_lead_somewhere(page: str) -> None:
+    """Also where a page is read on a forge, not on the site."""
+    for link in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", prose(page)):
+        assert (ROOT / page).parent.joinpath(link).exists() or link in hooks().TAKEN, f"{page} links {link}"
+
+
 def test_every_picture_is_shown_by_a_page() -> None:
     shown = set()
     for page in documents():
