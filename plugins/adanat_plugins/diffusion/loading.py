@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,12 @@ def load_pipeline(folder: Path, dtype: torch.dtype, *, kind: str | None = None) 
             "images before you show them.",
             folder,
         )
-    arguments = {"dtype": dtype, "local_files_only": True, "low_cpu_mem_usage": is_accelerate_available()}
+    arguments = {"torch_dtype": dtype, "local_files_only": True, "low_cpu_mem_usage": is_accelerate_available()}
     try:
-        networks = {name: _whole(folder / name, index[name][1], arguments) for name in (family.denoiser, "vae")}
-        pipe = loader.from_pretrained(folder, **arguments, **without, **networks)
+        with warnings.catch_warnings():  # newer versions have another name for torch_dtype, older ones only this
+            warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
+            networks = {name: _whole(folder / name, index[name][1], arguments) for name in (family.denoiser, "vae")}
+            pipe = loader.from_pretrained(folder, **arguments, **without, **networks)
     except AdaNATError:
         raise
     except Exception as error:  # diffusers and transformers raise a dozen kinds for a damaged folder
