@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import adanat_toolkit as adanat
+from adanat_plugins.diffusion import loading
 from adanat_plugins.diffusion.families import FAMILIES, family_of
 from adanat_plugins.diffusion.features import FeatureHook
 from adanat_plugins.generators import diffusers_pipeline
@@ -381,7 +382,7 @@ def _no_index(folder: Path) -> None:
         (_unknown_family, ConfigError, "'StableDiffusionInpaintPipeline' are not known"),
         (_quantised, ConfigError, "unet is quantised"),
         (_tensor_missing, WeightsError, "conv_out.weight"),
-        (_cut_short, WeightsError, "cannot be read"),
+        (_cut_short, WeightsError, "is damaged or truncated"),
         (_ancestral, ConfigError, "EulerAncestralDiscreteScheduler"),
         (_no_index, WeightsError, "holds no model_index.json"),
     ],
@@ -393,6 +394,18 @@ def test_a_folder_that_cannot_be_used(
     harm(broken)
     with pytest.raises(kind, match=text):
         loaded(broken)
+
+
+def test_weights_that_do_not_fit_into_memory(folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, generator = folder_of("stable-diffusion"), loaded(folder_of("stable-diffusion"))
+    for dtype, width in ((torch.float32, 4), (torch.bfloat16, 2)):
+        found, counts = loading.weight_bytes(folder, dtype), generator.parameters_count()
+        assert {name: found[name] // width for name in counts} == counts
+    free = sum(loading.weight_bytes(folder, torch.bfloat16).values())
+    monkeypatch.setattr(loading, "free_host_memory", lambda: free)
+    assert loaded(folder, dtype="bfloat16").parameters_count() == generator.parameters_count()
+    with pytest.raises(ConfigError, match="the weights take .* of main memory are free"):
+        loaded(folder)
 
 
 def test_a_safety_checker_is_not_run_and_said_so(broken: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -27,12 +27,10 @@ from adanat_toolkit.storage import text_lines
 
 from ..diffusion.families import FAMILIES, Condition, Family
 from ..diffusion.features import FeatureHook
-from ..diffusion.loading import load_pipeline, pipeline_folder
+from ..diffusion.loading import TEXT_ENCODER, load_pipeline, pipeline_folder
 from ..diffusion.samplers import ETA, NOTHING, TIME_SHIFT, Place, Schedule, Step, next_position, sampler_of
 from ..fingerprints import fingerprint_state
 
-TEXT_ENCODER = "text_encoder"
-"""How the names of a pipeline's text encoders begin."""
 KEPT_TEXT = 2**29
 """Bytes of encoded prompts that are kept: a thousand of Stable Diffusion 3's without T5."""
 
@@ -145,7 +143,8 @@ class DiffusersPipeline(Generator):
             )
         chosen = parse_options("generator 'diffusers'", DiffusersOptions, options)
         prompts = None if chosen.prompts is None else read_prompts(Path(chosen.prompts))
-        pipe, family = load_pipeline(pipeline_folder(chosen.weights, offline=offline), dtype, kind=variant)
+        folder = pipeline_folder(chosen.weights, offline=offline)
+        pipe, family = load_pipeline(folder, dtype, kind=variant, device=device, offload=chosen.offload)
         return cls(
             pipe,
             family,
