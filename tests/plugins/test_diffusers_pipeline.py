@@ -259,13 +259,14 @@ def test_prompts_of_a_file_are_drawn_by_the_seeds(folder_of: Callable[[str], Pat
 # --- what it is -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", PIPELINES)
 def test_bfloat16_and_its_fingerprint(
-    folder_of: Callable[[str], Path], generator_of: Callable[..., DiffusersPipeline]
+    name: str, folder_of: Callable[[str], Path], generator_of: Callable[..., DiffusersPipeline]
 ) -> None:
-    generator = loaded(folder_of("stable-diffusion-3"), dtype="bfloat16")
+    generator = loaded(folder_of(name), dtype="bfloat16")
     assert {p.dtype for p in generator.denoiser.parameters()} == {torch.bfloat16}
     images = generator.decode(follow(generator, PROMPTS, [1, 2, 3], 2, look=True))
-    plain = generator_of("stable-diffusion-3")
+    plain = generator_of(name)
     assert images.dtype == torch.float32 and generator.fingerprint == plain.fingerprint
     other = plain.decode(follow(plain, PROMPTS, [1, 2, 3], 2))
     assert 1e-5 < float((images - other).abs().max()) < 0.1
@@ -404,7 +405,7 @@ def test_weights_that_do_not_fit_into_memory(folder_of: Callable[[str], Path], m
     free = sum(loading.weight_bytes(folder, torch.bfloat16).values())
     monkeypatch.setattr(loading, "free_host_memory", lambda: free)
     assert loaded(folder, dtype="bfloat16").parameters_count() == generator.parameters_count()
-    with pytest.raises(ConfigError, match="the weights take .* of main memory are free"):
+    with pytest.raises(ConfigError, match=r"the weights take .* of main memory are free"):
         loaded(folder)
 
 
