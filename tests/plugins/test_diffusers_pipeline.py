@@ -273,10 +273,16 @@ def test_bfloat16_and_its_fingerprint(
 
 
 def test_fingerprints_tell_schedulers_and_sizes_apart(
-    folder_of: Callable[[str], Path], generator_of: Callable[..., DiffusersPipeline]
+    folder_of: Callable[[str], Path], generator_of: Callable[..., DiffusersPipeline], broken: Path
 ) -> None:
     made = [generator_of("stable-diffusion"), generator_of("dpm++"), loaded(folder_of("stable-diffusion"), height=32)]
-    assert len({generator.fingerprint for generator in made}) == 3
+    change(broken / "scheduler" / "scheduler_config.json", timestep_spacing="trailing")
+    made.append(loaded(broken))
+    change(broken / "scheduler" / "scheduler_config.json", timestep_spacing="leading", prediction_type="v_prediction")
+    made.append(loaded(broken))
+    assert len({generator.fingerprint for generator in made}) == 5
+    change(broken / "scheduler" / "scheduler_config.json", prediction_type="epsilon", a_newer_setting=False)
+    assert loaded(broken).fingerprint == made[0].fingerprint
     assert made[2].image_size == (32, 16) and made[2].latent_shape == (4, 16, 8) and made[2].grid == (16, 8)
 
 

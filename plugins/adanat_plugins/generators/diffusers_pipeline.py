@@ -31,6 +31,8 @@ from ..diffusion.loading import TEXT_ENCODER, load_pipeline, pipeline_folder
 from ..diffusion.samplers import ETA, NOTHING, TIME_SHIFT, Place, Schedule, Step, next_position, sampler_of
 from ..fingerprints import fingerprint_state
 
+DECIDING = ("prediction_type", "algorithm_type", "solver_order", "solver_type", "clip_sample")
+"""Settings of schedulers that change their steps beside their times."""
 KEPT_TEXT = 2**29
 """Bytes of encoded prompts that are kept: a thousand of Stable Diffusion 3's without T5."""
 
@@ -168,8 +170,11 @@ class DiffusersPipeline(Generator):
         for name, value in self.denoiser.state_dict().items():
             flat = value.flatten()
             state[f"{name}{tuple(value.shape)}"] = flat[:: max(1, flat.numel() // 4096)].bfloat16()
-        scheduler = sorted((key, str(value)) for key, value in self.pipe.scheduler.config.items() if key[0] != "_")
-        state[f"{type(self.pipe.scheduler).__name__} {scheduler} {self.image_size}"] = torch.zeros(0)
+        config = self.pipe.scheduler.config
+        rule = [type(self.pipe.scheduler).__name__, *(config.get(key) for key in DECIDING)]
+        # Its times and not its whole configuration, to which every version of diffusers adds; whole ones, since the last
+        # bits are the machine's.
+        state[f"{rule} {self.image_size}"] = self._schedule(10).timesteps.round()
         return fingerprint_state(state)
 
     # --- contexts -----------------------------------------------------------------------------------------------------
