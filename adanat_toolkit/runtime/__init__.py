@@ -15,7 +15,7 @@ from .devices import (
 )
 from .distributed import gather, is_main, rank, world_size
 from .launcher import LAUNCHED, ProcessError, check_devices, environment, join, launch, leave, record_failure
-from .micro_batch import MemoryShortage, MicroBatch, measured_size, whole
+from .micro_batch import MemoryShortage, MicroBatch, free_host_memory, measured_size, whole
 
 __all__ = [
     "COMPILED",
@@ -28,6 +28,7 @@ __all__ = [
     "dtype_name",
     "environment",
     "float32_by_default",
+    "free_host_memory",
     "gather",
     "has_fast_bfloat16",
     "in_chunks",
