@@ -1,1 +1,1 @@
-"""gymnasium and Stable-Baselines3. Each module stands alone: importing one does not import the other's library."""
+"""gymnasium, Stable-Baselines3 and diffusers. Each stands alone: importing one does not import another's library."""

@@ -17,7 +17,7 @@ from .devices import (
 )
 from .distributed import gather, is_main, rank, world_size
 from .launcher import LAUNCHED, ProcessError, check_devices, environment, join, launch, leave, record_failure
-from .micro_batch import MemoryShortage, MicroBatch, measured_size, whole
+from .micro_batch import MemoryShortage, MicroBatch, free_host_memory, measured_size, whole
 
 __all__ = [
     "COMPILED",
@@ -34,6 +34,7 @@ __all__ = [
     "environment",
     "fastest_dtype",
     "float32_by_default",
+    "free_host_memory",
     "gather",
     "in_chunks",
     "is_main",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from adanat_toolkit.policies import FixedPolicy, SamplingPolicy, load_policy
 from adanat_toolkit.sampling import collect
 
 from ..helpers.applied import featured_policy
+from ..helpers.doc_blocks import ROOT
 from ..helpers.released_pipelines import SIDE, save_amused
 
 CPU = torch.device("cpu")
@@ -190,3 +193,12 @@ def test_what_does_not_fit_is_refused_with_both_named(folder: Path, tmp_path: Pa
     pipe.transformer.compile()
     with pytest.raises(ConfigError, match="UVit2DModel is compiled"):
         adanat.apply(pipe, spec)
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["diffusers_amused.py", "--out", str(tmp_path)])
+    with torch.random.fork_rng():
+        runpy.run_path(str(ROOT / "examples" / "diffusers_amused.py"), run_name="__main__")
+    found = re.search(r"largest difference from adanat.sample: (\S+)", capsys.readouterr().out)
+    assert found is not None and float(found[1]) < ROUNDING
+    assert (tmp_path / "applied.png").is_file()

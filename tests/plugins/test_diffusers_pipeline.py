@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import adanat_toolkit as adanat
+from adanat_plugins.diffusion import loading
 from adanat_plugins.diffusion.families import FAMILIES, family_of
 from adanat_plugins.diffusion.features import FeatureHook
 from adanat_plugins.generators import diffusers_pipeline
@@ -258,23 +259,30 @@ def test_prompts_of_a_file_are_drawn_by_the_seeds(folder_of: Callable[[str], Pat
 # --- what it is -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", PIPELINES)
 def test_bfloat16_and_its_fingerprint(
-    folder_of: Callable[[str], Path], generator_of: Callable[..., DiffusersPipeline]
+    name: str, folder_of: Callable[[str], Path], generator_of: Callable[..., DiffusersPipeline]
 ) -> None:
-    generator = loaded(folder_of("stable-diffusion-3"), dtype="bfloat16")
+    generator = loaded(folder_of(name), dtype="bfloat16")
     assert {p.dtype for p in generator.denoiser.parameters()} == {torch.bfloat16}
     images = generator.decode(follow(generator, PROMPTS, [1, 2, 3], 2, look=True))
-    plain = generator_of("stable-diffusion-3")
+    plain = generator_of(name)
     assert images.dtype == torch.float32 and generator.fingerprint == plain.fingerprint
     other = plain.decode(follow(plain, PROMPTS, [1, 2, 3], 2))
     assert 1e-5 < float((images - other).abs().max()) < 0.1
 
 
 def test_fingerprints_tell_schedulers_and_sizes_apart(
-    folder_of: Callable[[str], Path], generator_of: Callable[..., DiffusersPipeline]
+    folder_of: Callable[[str], Path], generator_of: Callable[..., DiffusersPipeline], broken: Path
 ) -> None:
     made = [generator_of("stable-diffusion"), generator_of("dpm++"), loaded(folder_of("stable-diffusion"), height=32)]
-    assert len({generator.fingerprint for generator in made}) == 3
+    change(broken / "scheduler" / "scheduler_config.json", timestep_spacing="trailing")
+    made.append(loaded(broken))
+    change(broken / "scheduler" / "scheduler_config.json", timestep_spacing="leading", prediction_type="v_prediction")
+    made.append(loaded(broken))
+    assert len({generator.fingerprint for generator in made}) == 5
+    change(broken / "scheduler" / "scheduler_config.json", prediction_type="epsilon", a_newer_setting=False)
+    assert loaded(broken).fingerprint == made[0].fingerprint
     assert made[2].image_size == (32, 16) and made[2].latent_shape == (4, 16, 8) and made[2].grid == (16, 8)
 
 
@@ -381,7 +389,7 @@ def _no_index(folder: Path) -> None:
         (_unknown_family, ConfigError, "'StableDiffusionInpaintPipeline' are not known"),
         (_quantised, ConfigError, "unet is quantised"),
         (_tensor_missing, WeightsError, "conv_out.weight"),
-        (_cut_short, WeightsError, "cannot be read"),
+        (_cut_short, WeightsError, "is damaged or truncated"),
         (_ancestral, ConfigError, "EulerAncestralDiscreteScheduler"),
         (_no_index, WeightsError, "holds no model_index.json"),
     ],
@@ -393,6 +401,18 @@ def test_a_folder_that_cannot_be_used(
     harm(broken)
     with pytest.raises(kind, match=text):
         loaded(broken)
+
+
+def test_weights_that_do_not_fit_into_memory(folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, generator = folder_of("stable-diffusion"), loaded(folder_of("stable-diffusion"))
+    for dtype, width in ((torch.float32, 4), (torch.bfloat16, 2)):
+        found, counts = loading.weight_bytes(folder, dtype), generator.parameters_count()
+        assert {name: found[name] // width for name in counts} == counts
+    free = sum(loading.weight_bytes(folder, torch.bfloat16).values())
+    monkeypatch.setattr(loading, "free_host_memory", lambda: free)
+    assert loaded(folder, dtype="bfloat16").parameters_count() == generator.parameters_count()
+    with pytest.raises(ConfigError, match=r"the weights take .* of main memory are free"):
+        loaded(folder)
 
 
 def test_a_safety_checker_is_not_run_and_said_so(broken: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import diffusers
@@ -164,6 +165,8 @@ def test_schedulers_without_a_formula_share_their_times() -> None:
     ],
 )
 def test_schedulers_that_draw_noise_are_refused(name: str, config: dict[str, Any], text: str) -> None:
+    if not set(config) <= set(inspect.signature(getattr(diffusers, name).__init__).parameters):
+        pytest.skip(f"diffusers {diffusers.__version__} has no such setting")
     with pytest.raises(ConfigError, match=text):
         sampler_of(made(name, config))
 

@@ -60,7 +60,7 @@ class AdanatGuider(ClassifierFreeGuidance):
         if more:
             raise ConfigError(
                 f"the policy at {policy} also sets {', '.join(more)}, and a guider sets guidance alone; use "
-                "adanat.apply(pipe, policy) with the classic pipeline, or train with --set actions.acted=[guidance]."
+                "adanat.apply(pipe, policy) with the classic pipeline, or train with policy.knobs=[guidance]."
             )
         self._actions = Actions(self.policy)
         self._denoiser: nn.Module | None = None

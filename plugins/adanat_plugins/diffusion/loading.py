@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from adanat_toolkit.errors import AdaNATError, ConfigError, WeightsError
-from adanat_toolkit.runtime import distributed
-from adanat_toolkit.storage import is_hub_id, read_document, shortened
+from adanat_toolkit.runtime import distributed, dtype_name, free_host_memory
+from adanat_toolkit.storage import is_hub_id, read_document, read_header, shortened
 
 from .families import Family, family_of
 
@@ -19,6 +22,11 @@ log = logging.getLogger("adanat_toolkit")
 
 INDEX = "model_index.json"
 _REMEDY = "Give the whole folder that pipe.save_pretrained wrote, or a hub id."
+TEXT_ENCODER = "text_encoder"
+"""How the names of a pipeline's text encoders begin."""
+_CPU = torch.device("cpu")
+_PLAIN_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
+"""Names of the files that are loaded; those of variants (``.fp16.safetensors``) are not."""
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of pipelines that training on prompts has no use for."""
 _IF_PRESENT = ("text_encoder_3", "tokenizer_3")
@@ -47,15 +55,17 @@ def pipeline_folder(weights: str | None, *, offline: bool) -> Path:
         raise WeightsError(f"cannot fetch the pipeline {weights}: {why} {_REMEDY}") from None
 
 
-def load_pipeline(folder: Path, dtype: torch.dtype, *, kind: str | None = None) -> tuple[Any, Family]:
+def load_pipeline(
+    folder: Path, dtype: torch.dtype, *, kind: str | None = None, device: torch.device = _CPU, offload: bool = False
+) -> tuple[Any, Family]:
     """The pipeline on the CPU and its family. No code that lies in the folder is run.
 
     Args:
-        kind: the class that it must be of.
+        kind: the class that it must be of. device: where it will run; its text encoders too unless ``offload``.
 
     Raises:
-        ConfigError: its family is unknown, its class is another one, or its denoiser is quantised. WeightsError: a component
-            is missing or damaged.
+        ConfigError: its family is unknown, its class is another one, its denoiser is quantised, or its weights do not fit
+            into memory. WeightsError: a component is missing or damaged.
     """
     index = read_document(folder / INDEX, dict[str, Any], error=WeightsError, remedy=_REMEDY)
     found = str(index.get("_class_name"))[:100]
@@ -63,6 +73,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype, *, kind: str | None = None) 
     if kind not in (None, found):
         raise ConfigError(f"{folder} is a {found}, and a {kind} is asked for; give the folder of one.")
     _check_components(folder, index, family)
+    _check_memory(folder, dtype, device, offload)
 
     import diffusers
     from diffusers.utils import is_accelerate_available
@@ -81,10 +92,12 @@ def load_pipeline(folder: Path, dtype: torch.dtype, *, kind: str | None = None) 
             "images before you show them.",
             folder,
         )
-    arguments = {"dtype": dtype, "local_files_only": True, "low_cpu_mem_usage": is_accelerate_available()}
+    arguments = {"torch_dtype": dtype, "local_files_only": True, "low_cpu_mem_usage": is_accelerate_available()}
     try:
-        networks = {name: _whole(folder / name, index[name][1], arguments) for name in (family.denoiser, "vae")}
-        pipe = loader.from_pretrained(folder, **arguments, **without, **networks)
+        with warnings.catch_warnings():  # newer versions have another name for torch_dtype, older ones only this
+            warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
+            networks = {name: _whole(folder / name, index[name][1], arguments) for name in (family.denoiser, "vae")}
+            pipe = loader.from_pretrained(folder, **arguments, **without, **networks)
     except AdaNATError:
         raise
     except Exception as error:  # diffusers and transformers raise a dozen kinds for a damaged folder
@@ -127,6 +140,36 @@ def _check_components(folder: Path, index: dict[str, Any], family: Family) -> No
             f"{config}: the {family.denoiser} is quantised, which training on it does not support; give the pipeline in "
             "bfloat16 (--dtype bfloat16 halves the memory of float32)."
         )
+
+
+def weight_bytes(folder: Path, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes of the weights of each component once they are loaded, from the heads of its safetensors files."""
+    found: dict[str, int] = {}
+    for file in sorted(folder.glob("*/*.safetensors")):
+        if _PLAIN_WEIGHTS.fullmatch(file.name):
+            tensors = read_header(file, error=WeightsError, remedy=_REMEDY)[0].values()
+            sizes = (
+                math.prod(fact.shape) * (dtype if fact.dtype.is_floating_point else fact.dtype).itemsize for fact in tensors
+            )
+            found[file.parent.name] = found.get(file.parent.name, 0) + sum(sizes)
+    return found
+
+
+def _check_memory(folder: Path, dtype: torch.dtype, device: torch.device, offload: bool) -> None:
+    """Refuse weights that cannot be held: a system out of memory ends a program without a word."""
+    sizes = {name: size for name, size in weight_bytes(folder, dtype).items() if name not in _LEFT_OUT}
+    waiting = sum(size for name, size in sizes.items() if offload and name.startswith(TEXT_ENCODER))
+    whole = sum(sizes.values())
+    places = [("main memory", whole, free_host_memory())]
+    if device.type == "cuda":
+        places.append((f"memory of {device}", whole - waiting, torch.cuda.mem_get_info(device)[0]))
+    for where, needed, free in places:
+        if free is not None and needed > free:
+            raise ConfigError(
+                f"{folder}: the weights take {needed / 1e9:,.2f} GB in {dtype_name(dtype)} and {free / 1e9:,.2f} GB of "
+                f"{where} are free. Use --dtype bfloat16, the option offload (text encoders wait in main memory), or a "
+                "machine with more."
+            )
 
 
 def _library(entry: Any) -> str | None:

@@ -27,12 +27,12 @@ from adanat_toolkit.storage import text_lines
 
 from ..diffusion.families import FAMILIES, Condition, Family
 from ..diffusion.features import FeatureHook
-from ..diffusion.loading import load_pipeline, pipeline_folder
+from ..diffusion.loading import TEXT_ENCODER, load_pipeline, pipeline_folder
 from ..diffusion.samplers import ETA, NOTHING, TIME_SHIFT, Place, Schedule, Step, next_position, sampler_of
 from ..fingerprints import fingerprint_state
 
-TEXT_ENCODER = "text_encoder"
-"""How the names of a pipeline's text encoders begin."""
+DECIDING = ("prediction_type", "algorithm_type", "solver_order", "solver_type", "clip_sample")
+"""Settings of schedulers that change their steps beside their times."""
 KEPT_TEXT = 2**29
 """Bytes of encoded prompts that are kept: a thousand of Stable Diffusion 3's without T5."""
 
@@ -145,7 +145,8 @@ class DiffusersPipeline(Generator):
             )
         chosen = parse_options("generator 'diffusers'", DiffusersOptions, options)
         prompts = None if chosen.prompts is None else read_prompts(Path(chosen.prompts))
-        pipe, family = load_pipeline(pipeline_folder(chosen.weights, offline=offline), dtype, kind=variant)
+        folder = pipeline_folder(chosen.weights, offline=offline)
+        pipe, family = load_pipeline(folder, dtype, kind=variant, device=device, offload=chosen.offload)
         return cls(
             pipe,
             family,
@@ -169,8 +170,11 @@ class DiffusersPipeline(Generator):
         for name, value in self.denoiser.state_dict().items():
             flat = value.flatten()
             state[f"{name}{tuple(value.shape)}"] = flat[:: max(1, flat.numel() // 4096)].bfloat16()
-        scheduler = sorted((key, str(value)) for key, value in self.pipe.scheduler.config.items() if key[0] != "_")
-        state[f"{type(self.pipe.scheduler).__name__} {scheduler} {self.image_size}"] = torch.zeros(0)
+        config = self.pipe.scheduler.config
+        rule = [type(self.pipe.scheduler).__name__, *(config.get(key) for key in DECIDING)]
+        # Its times and not its whole configuration, to which every version of diffusers adds; whole ones, since the last
+        # bits are the machine's.
+        state[f"{rule} {self.image_size}"] = self._schedule(10).timesteps.round()
         return fingerprint_state(state)
 
     # --- contexts -----------------------------------------------------------------------------------------------------
