@@ -2,7 +2,7 @@
 
 from .callbacks import Callback
 from .config import PRESETS, DataConfig, PPOConfig, RunConfig, differences, merge, resolve, validate
-from .describe import describe, describe_statistics
+from .describe import describe, describe_shares, describe_statistics
 from .engines import create_trainer
 from .objects import FunctionReward
 from .ppo import targets
@@ -23,6 +23,7 @@ __all__ = [
     "checked_scores",
     "create_trainer",
     "describe",
+    "describe_shares",
     "describe_statistics",
     "differences",
     "merge",
