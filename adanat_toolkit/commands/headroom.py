@@ -28,6 +28,7 @@ from ..core import (
     RewardSpec,
     derive,
     sample_seeds,
+    see,
 )
 from ..decoding import SamplingPolicy
 from ..errors import ConfigError, DataError
@@ -403,7 +404,7 @@ def _trajectories(
             seen.append(generator.statistics(state))
         raw = moved[:, t]
         if network.trainable:
-            raw = raw + mean_action(network, generator.observe(state) if network.needs_features else None, step)
+            raw = raw + mean_action(network, see(generator, network, state, context), step)
         smoothed = space.smoothed(raw, step, smoothed)
         state = generator.step(state, space.transformed(smoothed, step), noise)
     return state, torch.stack(seen, 1) if seen else None

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ..core import ACTION, Context, Generator, ImageSource, Noise, Policy, RewardModel, derive, sample_seeds
 from ..errors import ConfigError, NotFiniteError
 from ..runtime import distributed, float32_by_default
-from ..training import RunConfig, Trainer, describe, describe_statistics, require_finite_state, targets
+from ..training import RunConfig, Trainer, describe, describe_shares, describe_statistics, require_finite_state, targets
 from .gym_env import GenerationVectorEnv, Observations
 
 
@@ -347,6 +347,9 @@ class SB3Trainer(Trainer):
         assert finished is not None
         group = self.config.ppo.group
         self._row |= describe(finished, self.env.scores, self.reward.terms(), self.space, group=group)
+        self._row |= describe_shares(
+            finished, self.env.scores, seed=self.config.seed, iteration=self.iteration, start=0, group=group
+        )
         if self.policy.reads == "statistics":
             stored = self.model.rollout_buffer.observations["features"]  # type: ignore[call-overload]
             seen = torch.as_tensor(stored, device=self.device).transpose(0, 1)  # theirs is (T, B, ...)

@@ -9,7 +9,7 @@ from .kid import kernel_distance
 from .prdc import FEWEST, neighbourhoods
 from .scores import clip_scores, inception_score, within_class_diversity
 from .shared import shared_reference, shared_statistics
-from .variance_shares import Share, Slopes, VarianceShares, trajectories_to_move, variance_shares
+from .variance_shares import Share, Slopes, VarianceShares, batch_shares, trajectories_to_move, variance_shares
 
 __all__ = [
     "BATCH",
@@ -23,6 +23,7 @@ __all__ = [
     "Share",
     "Slopes",
     "VarianceShares",
+    "batch_shares",
     "bootstrap_interval",
     "clip_scores",
     "direction",

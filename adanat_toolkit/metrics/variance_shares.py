@@ -134,6 +134,34 @@ def variance_shares(reward: Tensor, action: Tensor, statistics: Tensor | None = 
     )
 
 
+def batch_shares(reward: Tensor, action: Tensor, context: Tensor) -> dict[str, float]:
+    """Shares of the variance of one batch of training, without bias, so that their mean over iterations is the run's.
+
+    Args:
+        reward: (B,). action: (B, T, K), standard normal and independent: the exploration. context: (B,) int64, equal where two
+            samples have the same one.
+
+    Returns:
+        ``context`` where two samples share one, and ``slope`` (of the actions, common to all) where there are enough samples;
+        nothing where the reward does not vary.
+    """
+    y, x = reward.double().cpu(), action.double().cpu().flatten(1)
+    count, (y, variance) = len(y), (y - y.mean(), float(y.var()))
+    out: dict[str, float] = {}
+    if count < 3 or not variance > 0:
+        return out
+    _, place, sizes = context.cpu().unique(return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, place, y)
+    same = int(sizes.square().sum()) - count
+    if 0 < same < count * (count - 1):
+        alike = float(sums.square().sum() - y.square().sum()) / same
+        others = -float(sums.square().sum()) / (count * count - count - same)
+        out["context"] = (alike - others) / variance
+    if count > 1.5 * (x.shape[1] + 2):
+        out["slope"] = _regress(x - x.mean(0), y / math.sqrt(variance), lost=1)[2]
+    return out
+
+
 def trajectories_to_move(share: float, count: int, context: float) -> float:
     """How many trajectories a policy gradient needs until it is as long as its own noise, that is at 45 degrees to the truth.
 

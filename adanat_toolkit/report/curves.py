@@ -59,6 +59,12 @@ YARDSTICK = (
     Panel("Diversity, held out", (("diversity", "yardstick/diversity"),), "1: as diverse as the data."),
 )
 LATER = (
+    Panel(
+        "Shares of the reward's variance",
+        (("context", "share/context"), ("slopes common to all", "share/slope")),
+        "Each batch's estimate has a wide error and no bias: look at the mean.",
+        True,
+    ),
     Panel("Diversity of the batch", (("diversity", "diversity"),), "No unit; compare within a run only."),
     Panel("Policy loss", (("policy loss", "ppo/policy_loss"),)),
     Panel("Value loss", (("value loss", "ppo/value_loss"),), "In units of the standardised reward.", True),

@@ -3,7 +3,7 @@
 from .callbacks import Callback
 from .checkpoint import in_stored_dtype
 from .config import PRESETS, DataConfig, PPOConfig, RunConfig, differences, merge, resolve, validate
-from .describe import describe, describe_statistics
+from .describe import describe, describe_shares, describe_statistics
 from .engines import create_trainer
 from .objects import FunctionReward, with_objects
 from .ppo import targets
@@ -24,6 +24,7 @@ __all__ = [
     "checked_scores",
     "create_trainer",
     "describe",
+    "describe_shares",
     "describe_statistics",
     "differences",
     "in_stored_dtype",

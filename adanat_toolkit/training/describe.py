@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from ..core import ActionSpace, Generator, statistic_units
+from ..core import ACTION, ActionSpace, Generator, Noise, derive, sample_seeds, statistic_units
+from ..metrics import batch_shares
 from ..runtime import distributed
 from ..sampling import Rollout
 from .diversity import context_diversity
@@ -25,6 +27,28 @@ def describe_statistics(seen: Tensor, generator: Generator) -> dict[str, float]:
         for name, one, other in zip(generator.statistic_names, mean, std, strict=True):
             row |= {f"statistic/{name}/{t}": one, f"statistic_spread/{name}/{t}": other}
     return row
+
+
+def describe_shares(
+    rollout: Rollout, scores: Tensor, *, seed: int, iteration: int, start: int, group: int
+) -> dict[str, float]:
+    """What the batch says of the headroom (docs/headroom.md): shares of the reward's variance. All processes call it together.
+
+    Each process estimates them from its own samples; their mean is logged.
+
+    Args:
+        scores: (B,) of this process's samples, the run's ``start``, ``start`` + 1, ... in this iteration (0-based).
+        seed: of the run. group: trajectories that share their noise, of which one counts.
+    """
+    samples, steps, size = rollout.actions.shape
+    noise = Noise(sample_seeds(derive(seed, ACTION), iteration, start, samples, scores.device))
+    explored = torch.stack([noise.normal(ACTION, t, (size,)) for t in range(steps)], dim=1)
+    alone = slice(None, None, group)
+    own = batch_shares(scores[alone], explored[alone], rollout.context.select(alone).distinct()[1])
+    names = ("context", "slope")
+    found = torch.tensor([[own.get(name, 0.0), float(name in own)] for name in names], device=scores.device)
+    sums = distributed.sum_over_ranks(found).tolist()
+    return {f"share/{name}": total / count for name, (total, count) in zip(names, sums, strict=True) if count}
 
 
 def describe(

@@ -63,7 +63,7 @@ from .checkpoint import (
     with_epsilon,
 )
 from .config import RunConfig
-from .describe import describe, describe_statistics
+from .describe import describe, describe_shares, describe_statistics
 from .held_out import AlarmWatch, Readings, held_out_of
 from .objects import RewardFunction, as_reward, require_callbacks, with_objects
 from .plan import local_batch, plan, stored_features
@@ -201,6 +201,9 @@ class Trainer(Engine):
         scores, terms = self._score(rollout)
         self._require_finite(scores, actions_of_the_policy=rollout.actions, values_of_the_critic=rollout.values)
         row |= describe(rollout, scores, terms, self.space, group=config.ppo.group)
+        row |= describe_shares(
+            rollout, scores, seed=config.seed, iteration=iteration, start=start, group=config.ppo.group
+        )
         if self.policy.reads == "statistics" and rollout.features is not None:
             row |= describe_statistics(rollout.features, self.generator)
         scored = time.perf_counter()
