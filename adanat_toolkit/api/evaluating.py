@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ..core import Generator
+from ..core import Generator, PolicySpec
 from ..decoding import SamplingPolicy
 from ..errors import ConfigError
 from ..evaluation import (
@@ -156,7 +156,8 @@ def _named(one: SamplingPolicy | Run | Spec | None, generator: Generator, steps:
     """A policy, and what it is called in the table: as the user wrote it, or its kind."""
     if isinstance(one, str | os.PathLike):
         name = os.fspath(one)
-        fixed = name.partition(":")[0] == "fixed"
+        parsed = PolicySpec.parse(name)
+        fixed = parsed.fixed and not parsed.blend
         policy = load_policy(one, generator, steps=steps if fixed else None)
         return policy, f"fixed:{policy.card['schedule']}" if fixed else name
     policy = as_policy(one, generator, steps=steps)

@@ -11,7 +11,6 @@ from .. import policies
 from ..core import Generator
 from ..decoding import SamplingPolicy
 from ..errors import ConfigError
-from ..storage import local_policy
 from .arguments import require_generator, wrong
 
 Spec: TypeAlias = str | os.PathLike[str]
@@ -25,8 +24,8 @@ def load_policy(
 
     Args:
         spec: a run folder, a policy folder, a hub id ``owner/name[@revision]``, the file of a released policy,
-            ``fixed`` (the generator's best known schedule), ``fixed:SCHEDULE`` or ``fixed:SAMPLER``. None: the policy that
-            ships for the generator, else ``fixed``.
+            ``fixed`` (the generator's best known schedule), ``fixed:SCHEDULE`` or ``fixed:SAMPLER``; or a blend of such,
+            ``A*0.7+B*0.3``. None: the policy that ships for the generator, else ``fixed``.
         steps: T of a hand-made schedule; a learned policy has its own, which this must equal if given.
         offline: do not fetch a hub id that is not in the cache.
 
@@ -44,7 +43,7 @@ def load_policy(
         spec = pretrained_policy(generator, steps) or "fixed"
     if not isinstance(spec, str | os.PathLike):
         raise wrong("spec", spec, f"{NEEDS_POLICY}, or None for the policy that ships")
-    return policies.load_policy(local_policy(spec, offline=offline), generator, steps)
+    return policies.load_policy(policies.local_spec(spec, offline=offline), generator, steps)
 
 
 def as_policy(policy: SamplingPolicy | Spec | None, generator: Generator, *, steps: int | None = None) -> SamplingPolicy:

@@ -96,7 +96,7 @@ def train(
         steps: T of an image. trajectories: images to generate for training. batch: trajectories of one iteration.
             micro_batch: images in flight at once.
         data: real images, a folder, a zip file or an ImageSource; None: those that ship with the generator.
-        preset: settings to start from, such as ``demo``, ``gpu`` or ``paper``.
+        preset: settings to start from, such as ``demo``, ``gpu``, ``paper`` or ``adagen``.
         settings: any further setting (docs/settings.md), nested: ``{"ppo": {"epochs": 2}}``. They win over the others.
         out: the run folder; None: a folder under ``runs`` that is named by the settings.
         on_iteration: called with every row of metrics.
@@ -142,7 +142,8 @@ def train(
         "data": None if path is None else {"path": path},
     }
     given = {key: value for key, value in flags.items() if value is not None}
-    config = resolve(preset=preset, flags=merge(given, settings or {}))
+    own = generator.name if isinstance(generator, Generator) else None
+    config = resolve(preset=preset, flags=merge(given, settings or {}), generator=own)
     objects = (
         generator if isinstance(generator, Generator) else None,
         reward if isinstance(reward, RewardModel) else None,

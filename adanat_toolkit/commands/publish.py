@@ -71,8 +71,8 @@ def publish(
     spec = str(run)
     policy = load_policy(spec, generator)
     card = policy.card
-    if card["kind"] == "fixed":
-        raise ConfigError("a hand-made schedule has no weights to publish; give a run folder.")
+    if card["kind"] in ("fixed", "blend"):
+        raise ConfigError("a hand-made schedule or a blend has no weights of its own to publish; give a run folder.")
     inside = RunFolder(run).policy
     source = inside if os.path.exists(inside / "policy.json") else run
     judged = _evaluation_of(card, run, evaluation)

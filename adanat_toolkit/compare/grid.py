@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..core import RewardModel, RewardSpec
+from ..core import PolicySpec, RewardModel, RewardSpec
 from ..errors import ConfigError, nearest
 from ..limits import MOST_IMAGES, MOST_STEPS
 from ..registry import explain, load, parse_options, reward_class
@@ -55,7 +55,7 @@ class CompareConfig(BaseModel):
         steps, seeds = sorted(set(self.steps)), list(dict.fromkeys(self.seeds))
         by_hand = sorted({*steps, *self.hand_made_steps})
         policies, rewards = dict.fromkeys(self.policies), dict.fromkeys(self.rewards)
-        fixed = [policy for policy in policies if policy.partition(":")[0] == "fixed"]
+        fixed = [policy for policy in policies if PolicySpec.parse(policy).fixed]
         learned = [policy for policy in policies if policy not in fixed]
         searched = sorted(set(self.search_steps if self.search_steps is not None else steps)) if self.candidates else []
         out = [Cell(PUBLISHED, None, t, s) for t in steps for s in seeds]
@@ -105,7 +105,7 @@ class CompareConfig(BaseModel):
             )
         classes: dict[str, list[Any]] = {"policy": [], "reward": [_reward_class(name) for name in self.rewards]}
         for name in self.policies:
-            if name.partition(":")[0] == "fixed":
+            if PolicySpec.parse(name).fixed:
                 continue
             found = load("policy", name)
             if not found.trainable:

@@ -34,6 +34,7 @@ from .noise import (
 from .observation import see, seen_shape, statistic_units
 from .options import PluginOptions, Source
 from .policy import Policy
+from .policy_spec import PolicySpec, PolicyTerm
 from .reward import LearnedReward, RewardModel
 from .reward_spec import RewardSpec, RewardTerm
 from .schedules import RATIO_CURVES, adanat_heuristic, linear, parse_schedule
@@ -69,6 +70,8 @@ __all__ = [
     "Noise",
     "PluginOptions",
     "Policy",
+    "PolicySpec",
+    "PolicyTerm",
     "PrecomputedExtractor",
     "PromptScorer",
     "RewardModel",

@@ -95,6 +95,11 @@ class Generator(ABC):
     def variants(cls) -> tuple[str, ...]:
         """Names of the variants, the default first."""
 
+    @classmethod
+    def preset_settings(cls, preset: str, variant: str | None) -> dict[str, Any]:
+        """Settings of a training preset that are this family's own, nested as in a configuration; most have none."""
+        return {}
+
     def parameters_count(self) -> dict[str, int]:
         """Parameter counts by part, for ``--dry-run``."""
         return {}

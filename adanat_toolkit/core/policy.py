@@ -25,9 +25,9 @@ class Policy(nn.Module, ABC):
 
     Options: ClassVar[type[PluginOptions]] = PluginOptions
     kind: ClassVar[str]
-    needs_features: ClassVar[bool] = True
+    needs_features: bool = True
     """Whether it sees anything but the step."""
-    reads: ClassVar[Literal["features", "statistics", "context"]] = "features"
+    reads: Literal["features", "statistics", "context"] = "features"
     """What it sees (``core.see``): the generator's features; statistics of its prediction; or the contexts' vectors. With
     the latter two N is 1, and ``grid`` and ``feature_dim`` are (1, 1) and the number of statistics or the vectors' width."""
     trainable: ClassVar[bool] = True

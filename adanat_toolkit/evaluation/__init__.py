@@ -1,5 +1,6 @@
 """Policies held against real images."""
 
+from .blend_curve import CURVE, blend_specs, draw_curve
 from .choices import (
     choose_features,
     choose_scorer,
@@ -14,6 +15,7 @@ from .stored import Count, StoredFigure, StoredInterval, read_evaluation
 from .yardstick import Images, Yardstick, require_enough
 
 __all__ = [
+    "CURVE",
     "MINIMUM",
     "RESULT",
     "Comparison",
@@ -23,9 +25,11 @@ __all__ = [
     "StoredFigure",
     "StoredInterval",
     "Yardstick",
+    "blend_specs",
     "choose_features",
     "choose_scorer",
     "class_id",
+    "draw_curve",
     "evaluate_policies",
     "is_statistics",
     "own_contexts",

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core import FeatureExtractor, Generator, ImageSource
+from ..core import FeatureExtractor, Generator, ImageSource, PolicySpec
 from ..decoding import SamplingPolicy
 from ..errors import ConfigError
 from ..images import GRID_LIMIT, OwnContexts, grid, side_by_side, write_png
@@ -238,7 +238,7 @@ def _is_baseline(spec: str, baseline: str | None, hand_made: str) -> bool:
 
 
 def _is_fixed(spec: str) -> bool:
-    return spec.partition(":")[0] == "fixed"
+    return PolicySpec.parse(spec).fixed
 
 
 def _make(

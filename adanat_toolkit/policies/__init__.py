@@ -1,7 +1,8 @@
 """Policies: networks, folders, and which generator one belongs to."""
 
 from ..decoding import SamplingPolicy
-from .folder import export_policy, load_policy, policy_card, policy_folder
+from .blend import BlendPolicy, blend_policies
+from .folder import export_policy, load_policy, local_spec, policy_card, policy_folder
 from .made_for import open_generator
 from .networks import (
     SIZES,
@@ -24,6 +25,7 @@ __all__ = [
     "AdaptiveNetwork",
     "AdaptiveOptions",
     "AdaptivePolicy",
+    "BlendPolicy",
     "ContextOptions",
     "ContextPolicy",
     "FixedPolicy",
@@ -33,9 +35,11 @@ __all__ = [
     "SharedOptions",
     "SharedPolicy",
     "StepEmbedding",
+    "blend_policies",
     "build_policy",
     "export_policy",
     "load_policy",
+    "local_spec",
     "open_generator",
     "policy_card",
     "policy_folder",

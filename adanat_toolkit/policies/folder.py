@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..core import RATIO_CURVES, Generator, Policy, seen_shape
+from ..core import RATIO_CURVES, Generator, Policy, PolicySpec, PolicyTerm, seen_shape
 from ..decoding import PUBLISHED_SAMPLERS, ReadsPolicies, SamplingPolicy, TokenGenerator, parse_sampler
 from ..errors import CheckpointError, ConfigError, nearest
 from ..limits import MOST_STEPS, check_steps
@@ -34,6 +34,7 @@ from ..storage import (
     save_tensors,
     shortened,
 )
+from .blend import blend_policies
 from .networks import FixedPolicy
 
 
@@ -135,7 +136,8 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
         spec: ``fixed`` (the generator's best known schedule), ``fixed:SCHEDULE``, ``fixed:SAMPLER`` (a published sampler
             with its own steps, ``fixed:maskgit``, or with options, ``fixed:halton,guidance=1.5``), a run folder, a
             policy folder, a hub id ``owner/name[@revision]``, or the file of a published policy where the generator reads
-            one, with changes of its recipe if any (``FILE,smoothing=0.4,guidance=1.5``).
+            one, with changes of its recipe if any (``FILE,smoothing=0.4,guidance=1.5``); or a blend of such,
+            ``A*0.7+B*0.3`` (see ``core.PolicySpec`` and :func:`blend_policies`).
         steps: T of a fixed schedule (default: the generator's) or sampler (default: its authors' number); a learned policy
             has its own T, which this must equal if given.
 
@@ -147,10 +149,13 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
             policy's, or a policy of another generator.
         CheckpointError: damaged files.
     """
-    spec = os.fspath(spec)
-    name, _, schedule = spec.partition(":")
-    if name == "fixed":
-        return _fixed(schedule or generator.default_schedule, generator, steps)
+    parsed = PolicySpec.parse(spec)
+    if parsed.blend:
+        return _blend(parsed, generator, steps)
+    (term,) = parsed.terms
+    spec = term.text
+    if term.fixed:
+        return _fixed(term.schedule or generator.default_schedule, generator, steps)
     file, _, changes = spec.partition(",")
     folder = Path(local_policy(file if os.path.isfile(file) else spec))
     if os.path.isfile(folder):  # os.path: a name that is too long for the system is no file
@@ -204,6 +209,27 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
         policy = build()
     policy.load_state_dict(weights)
     return _ready(SamplingPolicy(policy, space, card=card), generator)
+
+
+def local_spec(spec: str | os.PathLike[str], *, offline: bool = False) -> str:
+    """A spec that needs no network: see ``storage.local_policy``, for each part of a blend.
+
+    Raises:
+        ConfigError: a hub repository is not there, or cannot be fetched.
+    """
+    parsed = PolicySpec.parse(spec)
+    terms = tuple(PolicyTerm(local_policy(term.text, offline=offline)) for term in parsed.terms)
+    return str(PolicySpec(terms, parsed.weights))
+
+
+def _blend(spec: PolicySpec, generator: Generator, steps: int | None) -> SamplingPolicy:
+    """Hand-made schedules in a blend take as many steps as the learned policies."""
+    learned = {term: load_policy(term.text, generator, steps) for term in spec.terms if not term.fixed}
+    own = next((policy.steps for policy in learned.values()), steps)
+    policies = [
+        load_policy(term.text, generator, own) if term.fixed else learned[term] for term in spec.terms
+    ]
+    return blend_policies(spec, policies, generator)
 
 
 def _ready(policy: SamplingPolicy, generator: Generator) -> SamplingPolicy:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ..core import Generator
+from ..core import Generator, PolicySpec
 from ..errors import CheckpointError, ConfigError
 from ..registry import GeneratorConfig, create_generator, load, parse_override
 from ..runtime import resolve_device, resolve_dtype
@@ -47,11 +47,11 @@ def open_generator(
         given["weights"] = weights
     chosen = GeneratorConfig() if name is None else GeneratorConfig(name=name)
     if name is None:
-        for spec in policies:
-            found = _trained_for(Path(spec))
+        for place in (Path(place) for spec in policies for place in PolicySpec.parse(spec).places):
+            found = _trained_for(place)
             if found is not None:
                 chosen = found
-                _refuse_sources(chosen, Path(spec), given)
+                _refuse_sources(chosen, place, given)
                 break
     values = {**chosen.options, **given}
     where = resolve_device(device)
@@ -75,7 +75,7 @@ class _Card(BaseModel):
 
 
 def _trained_for(folder: Path) -> GeneratorConfig | None:
-    """The generator of a run folder or of a policy folder; None for ``fixed...`` and for what is neither."""
+    """The generator of a run folder or of a policy folder; None for what is neither."""
     for file, key in ((folder / "config.json", "config"), (folder / "policy.json", "card")):
         if not os.path.exists(file):  # also where the name is too long for the system
             continue

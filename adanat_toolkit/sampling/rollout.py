@@ -137,7 +137,7 @@ def _collect(
     state = begin(generator, policy, context, noise, start_from)
     features, actions, log_probs, values, physicals = [], [], [], [], []
     smoothed: Tensor | None = None  # what action smoothing carries from one step of a sample to the next
-    guided = None if network.trainable else _guided_steps(space)
+    guided = None if space.acted else _guided_steps(space)
     for t in range(space.decisions):
         step = torch.full((size,), t, dtype=torch.int64, device=device)
         seen = see(generator, network, state, context) if given is None else None

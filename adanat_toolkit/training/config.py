@@ -6,6 +6,7 @@ were given with: a later source that names another one drops them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..errors import ConfigError, nearest
 from ..limits import MOST_IMAGES, MOST_SEED, MOST_STEPS, MOST_TRAJECTORIES
-from ..registry import GeneratorConfig, Settings, explain, parse_override
+from ..registry import GeneratorConfig, Settings, explain, load, parse_override
 from ..storage import read_yaml_document
 
 
@@ -178,8 +179,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trajectories": 4_096_000,
         "data": {"flip": False},
     },
+    "adagen": {
+        "ppo": PPOConfig.paper().model_dump(),
+        "policy": {"options": {"size": "paper", "feature_dtype": "float32"}, "residual": True},
+        "reward": {"options": {"architecture": "paper"}},
+        "batch": 4096,
+        "trajectories": 4_096_000,
+        "data": {"flip": False},
+    },
 }
-"""``demo``: minutes on two CPU cores. ``gpu``: larger batches for one GPU. ``paper``: the published algorithm (ImageNet
+"""``demo``: minutes on two CPU cores. ``gpu``: larger batches for one GPU. ``adagen``: with the schedule, smoothing and T that
+AdaGen published for the generator (``Generator.preset_settings``). ``paper``: the published algorithm (ImageNet
 recipe: no residual). Add ``--set policy.residual=true --set policy.schedule=adanat`` for the published CC3M recipe."""
 
 
@@ -189,24 +199,35 @@ def resolve(
     file: Path | None = None,
     flags: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
+    generator: str | None = None,
 ) -> RunConfig:
     """Merge all sources and validate.
 
     Args:
         flags: nested mapping of flags that were given. overrides: ``a.b=c`` texts, values read as YAML.
+        generator: name of the one that is given as an object, for what a preset says of its family alone.
 
     Raises:
         ConfigError: unknown preset or key, unreadable file, or a value out of range.
     """
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}{nearest(preset, PRESETS)} Presets: {', '.join(PRESETS)}.")
-    values = merge({}, PRESETS[preset])
-    if file is not None:
-        values = _merge_source(values, read_yaml(file))
-    values = _merge_source(values, flags or {})
-    for text in overrides:
-        values = _merge_source(values, parse_override(text))
-    return validate(values)
+    sources = [] if file is None else [read_yaml(file)]
+    sources += [flags or {}, *map(parse_override, overrides)]
+    config = validate(functools.reduce(_merge_source, sources, merge({}, PRESETS[preset])))
+    family = _family_settings(preset, generator or config.generator.name)
+    if not family:
+        return config
+    return validate(functools.reduce(_merge_source, sources, merge(PRESETS[preset], family)))
+
+
+def _family_settings(preset: str, generator: str) -> dict[str, Any]:
+    """What the generator's family adds to a preset; the presets that all generators share need no plug-in to be loaded."""
+    if preset != "adagen":
+        return {}
+    name, _, variant = generator.partition(":")
+    settings: dict[str, Any] = load("generator", name).preset_settings(preset, variant or None)
+    return settings
 
 
 def _merge_source(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

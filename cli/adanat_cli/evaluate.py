@@ -22,6 +22,13 @@ def evaluate(
             help="Policy to judge (repeatable); default: the one that ships, where it takes --steps.",
         ),
     ] = None,
+    blend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W,W,...",
+            help="Judge blends of the two --policy given, at these weights of the first (0 to 1), and draw the curve.",
+        ),
+    ] = None,
     generator: options.Generator = None,
     num: Annotated[int, typer.Option(help="Images of each policy.")] = 2000,
     seed: options.Seed = 0,
@@ -53,13 +60,24 @@ def evaluate(
 ) -> None:
     """Judge policies against the real images, beside the hand-made schedule on the same seeds and contexts.
 
-    With --out, evaluation.json and comparison.png (the same seeds side by side) are written there.
+    With --out, evaluation.json and comparison.png (the same seeds side by side) are written there, with --blend also
+    blend.png.
     """
     from adanat_plugins.pretrained import pretrained_policy
-    from adanat_toolkit.evaluation import choose_features, evaluate_policies, own_contexts, real_side, write_comparison
-    from adanat_toolkit.policies import open_generator
+    from adanat_toolkit.errors import ConfigError
+    from adanat_toolkit.evaluation import (
+        CURVE,
+        blend_specs,
+        choose_features,
+        draw_curve,
+        evaluate_policies,
+        own_contexts,
+        real_side,
+        write_comparison,
+    )
+    from adanat_toolkit.policies import local_spec, open_generator
     from adanat_toolkit.registry import create_features
-    from adanat_toolkit.storage import local_policy, prepare_folder
+    from adanat_toolkit.storage import prepare_folder
 
     from .progress import image_progress
     from .ranks import ranks
@@ -67,7 +85,10 @@ def evaluate(
     with ranks(context) as here:
         here.start(device)
         quiet = quiet or not here.main
-        named = [local_policy(spec, offline=offline) for spec in policy or ()]
+        named = [local_spec(spec, offline=offline) for spec in policy or ()]
+        weights_of_first = [] if blend is None else numbers("--blend", blend)
+        if blend is not None and len(named) != 2:
+            raise ConfigError(f"--blend needs two policies, and there are {len(named)}; give --policy twice.")
         model = open_generator(
             generator,
             named,
@@ -79,6 +100,8 @@ def evaluate(
         )
         shipped = pretrained_policy(model, steps)
         chosen = named or ([str(shipped)] if shipped else [])
+        if blend is not None:
+            chosen = blend_specs(*named, weights_of_first)
         extractor = create_features(choose_features(model, features), device=model.device, offline=offline)
         if out is not None and here.main:
             prepare_folder(out)
@@ -106,7 +129,23 @@ def evaluate(
             _print_table(comparison)
         if out is not None:  # after the figures are told: a full disk must not lose them
             write_comparison(comparison, out)
+            if blend is not None:
+                draw_curve(comparison, weights_of_first, *named, out / CURVE)
             note(f"written: {out}", quiet=quiet)
+
+
+def numbers(flag: str, text: str) -> list[float]:
+    """Numbers with commas between them.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    from adanat_toolkit.errors import ConfigError
+
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(f"{flag} {text!r} is no list of numbers; write them with commas, such as 0,0.5,1.") from None
 
 
 def _print_table(comparison: Comparison) -> None:

@@ -17,7 +17,8 @@ def sample(
         str | None,
         typer.Option(
             metavar="RUN|FOLDER|HUB_ID|fixed[:SCHEDULE|:SAMPLER]",
-            help="Default: the policy that ships for the generator, else its best hand-made schedule (fixed).",
+            help="Or a blend of such, A*0.7+B*0.3. Default: the policy that ships for the generator, else its best "
+            "hand-made schedule (fixed).",
         ),
     ] = None,
     generator: options.Generator = None,
@@ -64,9 +65,8 @@ def sample(
     from adanat_toolkit.commands.inputs import choose_contexts, context_of, read_prompts
     from adanat_toolkit.commands.sample_folder import sample_to_folder
     from adanat_toolkit.errors import ConfigError
-    from adanat_toolkit.policies import load_policy, open_generator
+    from adanat_toolkit.policies import load_policy, local_spec, open_generator
     from adanat_toolkit.sampling import Edit, read_edit, seed_range
-    from adanat_toolkit.storage import local_policy
 
     from .progress import image_progress
     from .ranks import ranks
@@ -79,7 +79,7 @@ def sample(
         here.start(device)
         quiet = quiet or not here.main
         texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
-        policy = local_policy(policy, offline=offline) if policy else None
+        policy = local_spec(policy, offline=offline) if policy else None
         named = [policy] if policy else []
         model = open_generator(
             generator,

@@ -37,7 +37,7 @@ def train(
     weights: options.Weights = None,
     offline: options.Offline = False,
     preset: Annotated[
-        str, typer.Option(metavar="NAME", help="Settings to start from, such as demo, gpu or paper.")
+        str, typer.Option(metavar="NAME", help="Settings to start from, such as demo, gpu, paper or adagen.")
     ] = "default",
     config: Annotated[
         Path | None, typer.Option(metavar="FILE.yaml", help="Settings as printed by --dry-run; flags override them.")

@@ -76,6 +76,20 @@ ADAGEN = {
 }
 """AdaGen's settings of each model (its released configurations); its files do not say them."""
 
+
+def adagen_settings(generator: str) -> dict[str, Any]:
+    """What the preset ``adagen`` sets for a generator ``family:variant``: schedule, smoothing and T as released.
+
+    A variant that AdaGen has none of gets its family's smoothing, and keeps its own schedule and T.
+    """
+    if generator in ADAGEN:
+        recipe = ADAGEN[generator]
+        return {"steps": recipe.steps, "policy": {"schedule": recipe.schedule, "smoothing": recipe.smoothing}}
+    family = generator.partition(":")[0]
+    smoothing = next(recipe.smoothing for name, recipe in ADAGEN.items() if name.partition(":")[0] == family)
+    return {"policy": {"smoothing": smoothing}}
+
+
 _COUNTERS = ("global_step", "num_trajectories", "num_agent_updates", "num_discriminator_updates")
 
 

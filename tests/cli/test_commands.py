@@ -289,6 +289,25 @@ def test_evaluate_stands_beside_the_hand_made_schedule(run: Path, images: Path, 
     assert "Frechet / hand-made" in table.stdout and f"{ratio:.3f}" in table.stdout
 
 
+def test_evaluate_draws_the_curve_between_two_policies(run: Path, images: Path, tmp_path: Path) -> None:
+    common = ["--num", "16", "--data", images, "--device", "cpu", "--dtype", "float32"]
+    two = ["--policy", run, "--policy", "fixed:linear"]
+    result = adanat("evaluate", *two, "--blend", "0,0.5,1", *common, "--json", "--out", tmp_path / "curve")
+    assert result.exit_code == 0, result.stderr
+    policies = json.loads(result.stdout)["policies"]
+    assert [row["policy"] for row in policies] == ["fixed:linear", f"{run}*0.5+fixed:linear*0.5", str(run)]
+    assert len({row["figures"]["frechet"] for row in policies}) == 3
+    assert Image.open(tmp_path / "curve" / "blend.png").width > 600
+    for options, message in (
+        (["--policy", run, "--blend", "0.5"], "--blend needs two policies, and there are 1"),
+        ([*two, "--blend", "0,2"], "--blend has the weight 2"),
+        ([*two, "--blend", "half"], "--blend 'half' is no list of numbers"),
+        (["--policy", run, "--policy", f"{run}*0.5+fixed*0.5", "--blend", "1"], "is a blend itself"),
+    ):
+        refused = adanat("evaluate", *options, *common)
+        assert refused.exit_code == 1 and message in refused.stderr
+
+
 # --- the others -------------------------------------------------------------------------------------------------------
 
 

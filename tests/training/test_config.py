@@ -135,6 +135,33 @@ def test_options_stay_with_the_plugin_they_were_given_with(tmp_path: Path) -> No
     assert resolve(file=file, flags={"reward": {"name": "fid:influence"}}).reward.options == {}
 
 
+@pytest.mark.parametrize(
+    ("generator", "steps", "smoothing", "schedule"),
+    [
+        ("maskgit:adanat-imagenet-l", 16, 0.8, "adanat"),
+        ("maskgit", 4, 0.8, None),
+        ("dit:xl-2-256", 16, 0.4, "time=0.9:0.01,guidance=1"),
+        ("sit", 16, 0.8, "time=0.01:0.99,guidance=1.5"),
+        ("var:d30", 10, 0.0, "guidance=2,top_k=900,top_p=0.96,token_temperature=1"),
+        ("muse", 4, 0.0, None),
+    ],
+)
+def test_adagens_settings_are_those_of_the_generator(
+    generator: str, steps: int, smoothing: float, schedule: str | None
+) -> None:
+    config = resolve(preset="adagen", flags={"generator": {"name": generator}})
+    policy = config.policy
+    assert (config.steps, policy.smoothing, policy.schedule, policy.residual) == (steps, smoothing, schedule, True)
+    assert config.ppo == PPOConfig.paper() and policy.options["size"] == "paper"
+    assert resolve(preset="adagen", generator=generator) == resolve(preset="adagen", generator=generator, flags={})
+    # Whatever the user says wins over the family's settings too.
+    own = resolve(
+        preset="adagen", overrides=[f"generator.name={generator}", "steps=6", "policy.smoothing=0.1", "ppo.epochs=2"]
+    )
+    assert (own.steps, own.policy.smoothing, own.ppo.epochs, own.policy.schedule) == (6, 0.1, 2, schedule)
+    assert resolve(preset="paper", flags={"generator": {"name": generator}}).policy.smoothing == 0
+
+
 def test_groups_must_divide_the_batch() -> None:
     with pytest.raises(ConfigError, match=r"batch = 10 must be a multiple of ppo\.group = 4"):
         validate({"batch": 10, "ppo": {"group": 4}})

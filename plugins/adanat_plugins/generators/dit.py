@@ -211,6 +211,12 @@ class LatentGenerator(Generator):
     # --- loading ------------------------------------------------------------------------------------------------------
 
     @classmethod
+    def preset_settings(cls, preset: str, variant: str | None) -> dict[str, Any]:
+        from ..released_policy import adagen_settings
+
+        return adagen_settings(f"{cls.family}:{variant or cls.variants()[0]}") if preset == "adagen" else {}
+
+    @classmethod
     def variants(cls) -> tuple[str, ...]:
         return ("xl-2-256",)
 

@@ -139,6 +139,12 @@ class MaskGIT(TokenGenerator):
     Options = MaskGITOptions
 
     @classmethod
+    def preset_settings(cls, preset: str, variant: str | None) -> dict[str, Any]:
+        from ..released_policy import adagen_settings
+
+        return adagen_settings(f"maskgit:{variant or cls.variants()[0]}") if preset == "adagen" else {}
+
+    @classmethod
     def variants(cls) -> tuple[str, ...]:
         return ("emoji64", *PUBLISHED)
 

@@ -28,7 +28,7 @@ from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import COMPILED, in_chunks, minimum_batch
 
 from ..fingerprints import fingerprint_state
-from ..released_policy import ADAGEN, read_policy
+from ..released_policy import ADAGEN, adagen_settings, read_policy
 from ..tokenizers.multi_scale import MultiScaleQuantizer, MultiScaleTokenizer, MultiScaleVQ, MultiScaleVQConfig
 from ..weights import asset, build, place, read_state
 from .class_conditional import PublishedOptions, published_files, uniform_classes
@@ -127,6 +127,10 @@ class NextScale(Generator):
         self.num_classes = self.null_class = config.num_classes
         self.default_schedule = default_schedule
         self.device, self.dtype = device, dtype
+
+    @classmethod
+    def preset_settings(cls, preset: str, variant: str | None) -> dict[str, Any]:
+        return adagen_settings(f"var:{variant or cls.variants()[0]}") if preset == "adagen" else {}
 
     @classmethod
     def variants(cls) -> tuple[str, ...]:
