@@ -2,10 +2,11 @@
 
     python benchmarks/control.py --policies shared adaptive --effects 0.02 0.005 --trajectories 100000 --seeds 0
 
-The control (``adanat_toolkit.testing.Control``) knows the best policy of each kind in closed form. An effect of e means that the
-slope common to all samples, those of contexts and those of states are each a share e of the reward's variance. One line of JSON
-a reading, with the gain of the exported policy over the schedule as a share of what is possible for the adaptive policy; the
-same for a shared one is in ``possible_shared``. Whatever follows ``--set`` are settings of training, for all of them.
+The control (``adanat_toolkit.testing.Control``) knows the best policy of each kind in closed form. An effect of e means
+that the slope common to all samples, those of contexts and those of states are each a share e of the reward's variance.
+One line of JSON a reading, with the gain of the exported policy over the schedule as a share of what is possible for the
+adaptive policy; the same for a shared one is in ``possible_shared``. Whatever follows ``--set`` are settings of training,
+for all of them.
 """
 
 from __future__ import annotations
