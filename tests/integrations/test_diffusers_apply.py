@@ -123,12 +123,27 @@ def test_without_seeds_the_latents_are_the_pipelines(case: Case) -> None:
     # A schedule of constant guidance is the pipeline's own call with that scale.
     steps = pipe_steps(pipe)
     case.apply(pipe, policy="fixed:guidance=2")
-    one = {"generator": torch.Generator().manual_seed(5), "num_inference_steps": steps}
+    one: dict[str, Any] = {"generator": torch.Generator().manual_seed(5), "num_inference_steps": steps}
     found = case.images(pipe, PROMPTS[:2], **one)
     scale = 2.0 if case.kind == "z-image" else 3.0
     one["generator"].manual_seed(5)
     expected = case.images(adanat.remove(pipe), PROMPTS[:2], guidance_scale=scale, **one)
     torch.testing.assert_close(found, expected, atol=ROUNDING, rtol=0)
+
+
+def test_bfloat16_and_what_users_do_between_steps(case: Case) -> None:
+    """The policy belongs to the pipeline in bfloat16 too, and a callback's latents are the ones that go on."""
+    pipe = case.apply(case.pipeline().to(torch.bfloat16), [7, 8])
+    seen: list[Tensor] = []
+
+    def callback(pipe: Any, step: int, timestep: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append(given["latents"])
+        return {"latents": torch.zeros_like(given["latents"])} if step == STEPS - 1 else given
+
+    found = case.images(pipe, PROMPTS[:2], callback_on_step_end=callback)
+    assert len(seen) == STEPS and all(bool(latents.isfinite().all()) for latents in seen)
+    assert torch.equal(found[0], found[1])  # both decoded from zeros
+    assert (seen[-1][0] - seen[-1][1]).abs().max() > 0.1
 
 
 def pipe_steps(pipe: Any) -> int:

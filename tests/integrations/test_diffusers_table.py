@@ -37,12 +37,12 @@ MODULAR = {"StableDiffusionXLModularPipeline": "stable-diffusion-xl", "StableDif
 
 def trained(kind: str, folder: Path, **settings: Any) -> adanat.Run:
     """Two iterations of training on the kind's pipeline, which is saved at ``folder / "pipe"``."""
-    from diffusers import AmusedPipeline
     from torchvision.utils import save_image
 
     more: dict[str, Any] = {}
     if kind == "amused":
-        AmusedPipeline(**save_amused(folder / "parts")).save_pretrained(folder / "pipe")
+        pipeline: Any = diffusers.AmusedPipeline
+        pipeline(**save_amused(folder / "parts")).save_pretrained(folder / "pipe")
         options = {}
         (folder / "data").mkdir()
         for i in range(2):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -84,7 +83,7 @@ class AdanatGuider(ClassifierFreeGuidance):
         place = os.path.join(source, subfolder) if subfolder else source
         expected = None
         if os.path.isfile(os.path.join(place, cls.config_name)):
-            config: Mapping[str, Any] = cls.load_config(place)
+            config: Any = cls.load_config(place)
             expected = str(config.get("policy_hash"))
         guider = cls(policy=place, policy_hash=expected)
         # How diffusers knows where a component came from: with it, the pipeline's index names the guider.
@@ -95,7 +94,8 @@ class AdanatGuider(ClassifierFreeGuidance):
         """Write the configuration and beside it the policy's two files."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        source = policy_folder(self.config.policy)
+        config: Any = self.config
+        source = policy_folder(config.policy)
         assert source is not None
         for name in POLICY_FILES:
             if (source / name).resolve() != (folder / name).resolve():
