@@ -32,6 +32,7 @@ PROMPTS = ["a red dog", "blue tree", "fox"]
 SIZE = {"height": 16, "width": 16}
 SCHEDULERS: dict[str, tuple[str, Callable[[], Any] | None]] = {
     **{kind: (kind, None) for kind in PIPELINES},
+    "stable-diffusion-3-t5": ("stable-diffusion-3-t5", None),
     "pndm": ("stable-diffusion", lambda: diffusers.PNDMScheduler(**TRAINED, skip_prk_steps=True)),
     "dpm++": ("stable-diffusion", lambda: diffusers.DPMSolverMultistepScheduler(**TRAINED)),
     "unipc": ("stable-diffusion-xl", lambda: diffusers.UniPCMultistepScheduler(**TRAINED)),

@@ -220,7 +220,7 @@ class SharedTimes(Sampler):
 class OwnTimes(Sampler):
     """A sampler whose formula stands here, so that every sample has its own place."""
 
-    knobs = (TIME_SHIFT,)
+    knobs: tuple[Knob, ...] = (TIME_SHIFT,)
 
     def place(self, schedule: Schedule, position: Tensor) -> Place:
         levels, after = schedule.levels, schedule.after
@@ -425,7 +425,8 @@ def sampler_of(scheduler: Any) -> tuple[Sampler, str | None]:
         if missing is None:
             return SharedTimes(scheduler), why
         name = f"{name} with {missing}"
-    usable = sorted({known for kind in (*OWN_TIMES, SharedTimes) for known in kind.schedulers})
+    kinds: tuple[type[Sampler], ...] = (*OWN_TIMES, SharedTimes)
+    usable = sorted({known for kind in kinds for known in kind.schedulers})
     raise ConfigError(
         f"the pipeline's scheduler is {name}: its noise would not belong to a sample, or it is unknown. Give the pipeline one "
         f"of {', '.join(usable)} (NAME.from_config(pipe.scheduler.config)) and save it again."
