@@ -226,14 +226,16 @@ class DiffusersPipeline(Generator):
         distinct = list(dict.fromkeys(prompts))
         with self._text_encoders(any(prompt not in self._kept for prompt in distinct)):
             found = OrderedDict(
-                (prompt, self._kept.pop(prompt, None) or self.family.encode(self.pipe, prompt, self.device))
-                for prompt in distinct
+                (prompt, self._kept.pop(prompt) if prompt in self._kept else self._encode(prompt)) for prompt in distinct
             )
         self._kept.update(found)
         used = sum(value.nbytes for condition in self._kept.values() for value in condition.values())
         while used > KEPT_TEXT:
             used -= sum(value.nbytes for value in self._kept.popitem(last=False)[1].values())
         return found
+
+    def _encode(self, prompt: str) -> Condition:
+        return self.family.encode(self.pipe, prompt, self.device)
 
     @contextmanager
     def _text_encoders(self, needed: bool) -> Iterator[None]:
