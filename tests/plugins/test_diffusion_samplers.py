@@ -125,6 +125,20 @@ def test_samples_go_their_own_ways(case: str) -> None:
     assert float(way.diff(dim=0).min()) >= LEAST_MOVE - 1e-9 and bool((way[-1] == 6).all())
 
 
+def test_where_a_step_goes() -> None:
+    def go(position: float, shift: float, index: int, steps: int = 6) -> float:
+        at, knob = torch.tensor([position], dtype=torch.float64), torch.tensor([shift])
+        return float(next_position(at, knob, index, steps))
+
+    assert [go(i, 0.5, i) for i in range(6)] == [1, 2, 3, 4, 5, 6]
+    assert [go(i, 0.5, i, 49) for i in range(49)] == list(range(1, 50))
+    assert go(2, 0.5, 3) == pytest.approx(2 + 4 / 3)  # one behind: the rest is shared by three steps
+    assert go(0, 1 / 3, 0) == pytest.approx(6 - 6 * (5 / 6) ** 2)
+    assert go(0, 0.8, 0) == pytest.approx(6 - 6 * (5 / 6) ** 0.25)
+    assert go(1, 0.0, 1) == pytest.approx(6 - 4 * LEAST_MOVE)
+    assert go(1, 1.0, 1) == pytest.approx(1 + LEAST_MOVE)
+
+
 @pytest.mark.parametrize("case", ["ddim", "euler", "dpm++", "flow"])
 def test_a_step_to_a_time_of_another_schedule_is_that_schedules_step(case: str) -> None:
     """Two of its own steps at once are what a scheduler told those times does: DDIM and Euler do not depend on the rest."""
