@@ -48,7 +48,12 @@ CASES = {
     "unipc": ("UniPCMultistepScheduler", STABLE),
     "dpm++, third order": ("DPMSolverMultistepScheduler", {**STABLE, "solver_order": 3}),
     "heun": ("HeunDiscreteScheduler", STABLE),
+    "deis": ("DEISMultistepScheduler", STABLE),
+    "lms": ("LMSDiscreteScheduler", STABLE),
+    "kdpm2": ("KDPM2DiscreteScheduler", STABLE),
+    "dpm++, single-step": ("DPMSolverSinglestepScheduler", {"beta_schedule": "scaled_linear"}),
 }
+SHARED = ("pndm", "unipc", "dpm++, third order", "heun", "deis", "lms", "kdpm2", "dpm++, single-step")
 
 
 def made(name: str, config: dict[str, Any]) -> Any:
@@ -109,7 +114,7 @@ def test_eta_is_the_schedulers() -> None:
     torch.testing.assert_close(found, latents, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c not in ("pndm", "unipc", "dpm++, third order", "heun")])
+@pytest.mark.parametrize("case", [c for c in CASES if c not in SHARED])
 def test_samples_go_their_own_ways(case: str) -> None:
     """The second sample is shifted alone: the others are not touched, and it moves as it would in a batch of its own."""
     sampler = sampler_of(made(*CASES[case]))[0]
