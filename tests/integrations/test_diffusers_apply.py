@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,15 @@ def test_bfloat16_and_what_users_do_between_steps(case: Case) -> None:
     assert len(seen) == STEPS and all(bool(latents.isfinite().all()) for latents in seen)
     assert torch.equal(found[0], found[1])  # both decoded from zeros
     assert (seen[-1][0] - seen[-1][1]).abs().max() > 0.1
+
+
+def test_an_applied_pipeline_is_freed(case: Case) -> None:
+    pipe = case.apply(case.pipeline(), [7])
+    case.images(pipe, PROMPTS[:1])
+    alive = weakref.ref(pipe)
+    del pipe
+    gc.collect()
+    assert alive() is None
 
 
 def pipe_steps(pipe: Any) -> int:

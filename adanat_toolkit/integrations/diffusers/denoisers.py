@@ -33,8 +33,10 @@ class DenoiserPilot:
     """
 
     def __init__(self, network: PipelineNetwork, policy: SamplingPolicy, seeds: Tensor | None) -> None:
-        self.network, self.policy, self.seeds = network, policy, seeds
+        # The network itself is not kept: it knows the pipeline, which would then never be freed.
+        self.policy, self.seeds = policy, seeds
         self.family, self.sampler = network.family, network.sampler
+        self.latent_shape, self.image_size = network.latent_shape, network.image_size
         self.patch = network.family.patch(network.pipe)
         self.calls = calls_of(network.denoiser)
         self._actions = Actions(policy)
@@ -182,10 +184,10 @@ class DenoiserPilot:
         Raises:
             ConfigError: images of another size than the policy's.
         """
-        trained = self.network.latent_shape
+        trained = self.latent_shape
         if tuple(latents.shape[1:]) != trained:
             here, there = ("x".join(map(str, shape)) for shape in (latents.shape[1:], trained))
-            height, width = self.network.image_size
+            height, width = self.image_size
             raise ConfigError(
                 f"the pipeline makes latents of {here} and the policy is for {there}; call it with height={height}, "
                 f"width={width}, or give apply the size that the policy was trained with."

@@ -15,7 +15,7 @@ from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor, nn
 
 from adanat_plugins.diffusion.families import Family
-from adanat_plugins.diffusion.features import FeatureHook
+from adanat_plugins.diffusion.features import FeatureHook, check_denoiser
 
 from ...errors import CheckpointError, ConfigError
 from ...policies import policy_folder
@@ -132,7 +132,7 @@ class AdanatGuider(ClassifierFreeGuidance):
         """Told before each of the two forwards of a step; the first one is the conditional one.
 
         Raises:
-            ConfigError: a denoiser that the policy was not trained for.
+            ConfigError: a denoiser that the policy was not trained for, or one that is compiled or quantised.
         """
         super().prepare_models(denoiser)
         self._detach()  # what an interrupted call left
@@ -141,6 +141,7 @@ class AdanatGuider(ClassifierFreeGuidance):
                 require_denoiser(denoiser, self.policy)
                 self._denoiser = denoiser
             family, calls = family_of_denoiser(denoiser), calls_of(denoiser)
+            check_denoiser(family, denoiser)
             self._watch = denoiser.register_forward_pre_hook(_Watch(self, family, calls), with_kwargs=True)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
