@@ -34,7 +34,7 @@ def tiny_pipeline(folder: Path) -> Path:
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     torch.manual_seed(0)
-    AmusedPipeline(
+    pipe: Any = AmusedPipeline(
         transformer=UVit2DModel(
             hidden_size=32, use_bias=False, cond_embed_dim=24, micro_cond_encode_dim=4, micro_cond_embed_dim=20,
             encoder_hidden_size=32, vocab_size=64, codebook_size=48, in_channels=40, block_out_channels=32,
@@ -55,7 +55,8 @@ def tiny_pipeline(folder: Path) -> Path:
         ),
         tokenizer=CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=32),
         scheduler=AmusedScheduler(mask_token_id=63),
-    ).save_pretrained(folder / "pipeline")  # fmt: skip
+    )  # fmt: skip
+    pipe.save_pretrained(folder / "pipeline")
     return folder / "pipeline"
 
 

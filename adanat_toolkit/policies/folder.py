@@ -109,7 +109,11 @@ def export_policy(
 
 def policy_folder(spec: str | os.PathLike[str]) -> Path | None:
     """The folder that holds ``policy.json``, of a run folder, a policy folder or a hub id; None for any other spec."""
-    folder = Path(local_policy(spec))
+    return _within(Path(local_policy(spec)))
+
+
+def _within(folder: Path) -> Path | None:
+    """Where in a run or policy folder the policy lies."""
     for place in (RunFolder(folder).policy, folder):
         if os.path.exists(place / "policy.json"):  # also where the name is too long for the system
             return place
@@ -166,12 +170,12 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
         )
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise ConfigError(f"{spec} is no file and no folder; give a run or policy folder.")
-    if os.path.exists(RunFolder(folder).policy / "policy.json"):
-        folder = RunFolder(folder).policy
-    if not os.path.exists(folder / "policy.json"):
+    found = _within(folder)
+    if found is None:
         raise ConfigError(
             f"no policy at {spec!r}: give a run folder, a folder with policy.json, or fixed[:SCHEDULE] for a hand-made one."
         )
+    folder = found
     card = read_card(folder, "policy", PolicyCard)
     made_for = card["generator"]
     if made_for["fingerprint"] != generator.fingerprint:

@@ -19,7 +19,7 @@ def save_pipeline(kind: str, folder: Path, *, scheduler: Any = None) -> Path:
     """A pipeline's folder.
 
     Args:
-        kind: a key of :data:`PIPELINES`. scheduler: in place of the kind's own.
+        kind: a key of :data:`PIPELINES` or :data:`MORE_PIPELINES`. scheduler: in place of the kind's own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pipe = make_pipeline(kind, folder)
@@ -35,7 +35,7 @@ def make_pipeline(kind: str, folder: Path) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pipe = PIPELINES[kind](folder)
+        pipe = {**PIPELINES, **MORE_PIPELINES}[kind](folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -136,17 +136,33 @@ def _stable_diffusion_3(folder: Path) -> Any:
     )
 
 
-def _z_image(folder: Path) -> Any:
-    if not hasattr(diffusers, "ZImagePipeline"):
-        pytest.skip(f"diffusers {diffusers.__version__} has no Z-Image")
-    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+def _stable_diffusion_3_with_t5(folder: Path) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    pipe = _stable_diffusion_3(folder)
+    config = T5Config(vocab_size=40, d_model=2 * TEXT_WIDTH, d_kv=8, d_ff=20, num_layers=2, num_heads=2)
+    pipe.register_modules(text_encoder_3=T5EncoderModel(config).eval(), tokenizer_3=_letters())
+    return pipe
+
+
+def _letters() -> Any:
+    """A tokenizer of single letters, as transformers' own class for any."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+    from transformers import PreTrainedTokenizerFast
 
     words = ["<unk>", "<pad>", *string.ascii_lowercase, *string.digits, " "]
     letters = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<unk>", pad_token="<pad>")
+    return PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<unk>", pad_token="<pad>")
+
+
+def _z_image(folder: Path) -> Any:
+    if not hasattr(diffusers, "ZImagePipeline"):
+        pytest.skip(f"diffusers {diffusers.__version__} has no Z-Image")
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    tokenizer = _letters()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     text_encoder = Qwen3Model(
         Qwen3Config(
@@ -176,3 +192,5 @@ PIPELINES = {
     "z-image": _z_image,
 }
 """Pipelines of every family, by a name for tests."""
+MORE_PIPELINES = {"stable-diffusion-3-t5": _stable_diffusion_3_with_t5}
+"""Others with further components."""

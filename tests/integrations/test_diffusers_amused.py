@@ -39,7 +39,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     from diffusers import AmusedPipeline
 
     made = tmp_path_factory.mktemp("amused")
-    AmusedPipeline(**save_amused(made / "parts", halved=request.param)).save_pretrained(made / "pipe")
+    kind: Any = AmusedPipeline
+    kind(**save_amused(made / "parts", halved=request.param)).save_pretrained(made / "pipe")
     policy_folder(generator_of(made), made / "policy", smoothing=0.3)
     return made
 

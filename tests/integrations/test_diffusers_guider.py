@@ -11,16 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
+import adanat_toolkit as adanat
 from adanat_plugins.generators.diffusers_pipeline import DiffusersPipeline
 from adanat_toolkit.core import Noise
 from adanat_toolkit.errors import CheckpointError, ConfigError
-from adanat_toolkit.integrations.diffusers import AdanatGuider, seeded_latents
 from adanat_toolkit.policies import load_policy
 from adanat_toolkit.sampling import collect
 
 from ..helpers.applied import featured_policy
 from ..helpers.diffusion_pipelines import save_pipeline
 from ..helpers.modular_pipelines import BLOCKS, make_modular
+
+pytest.importorskip("diffusers.guiders", reason="this diffusers has no guiders")
+
+from adanat_toolkit.integrations.diffusers import AdanatGuider, seeded_latents
 
 CPU = torch.device("cpu")
 STEPS = 4
@@ -154,6 +158,11 @@ def test_what_does_not_fit_is_refused_with_both_named(case: Case, tmp_path: Path
     policy = featured_policy(other, tmp_path / "tokens", "guidance=3", STEPS, acted=["guidance"])
     with pytest.raises(ConfigError, match=r"was trained for amused:256 .* needs one of the generator 'diffusers'"):
         AdanatGuider.from_pretrained(policy)
+    with pytest.raises(ConfigError, match="Modular pipelines take an AdanatGuider"):
+        adanat.apply(pipe, case.policy)
     if case.kind == "stable-diffusion-3":
         with pytest.raises(ConfigError, match=r"no unconditional prompt.*call it with negative_prompt=''"):
             case.images(pipe, PROMPTS[:1], negative_prompt=None)
+    (pipe.unet if hasattr(pipe, "unet") else pipe.transformer).compile()
+    with pytest.raises(ConfigError, match="is compiled, so its hidden state cannot be read"):
+        case.images(pipe, PROMPTS[:1])

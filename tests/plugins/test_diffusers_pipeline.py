@@ -32,6 +32,7 @@ PROMPTS = ["a red dog", "blue tree", "fox"]
 SIZE = {"height": 16, "width": 16}
 SCHEDULERS: dict[str, tuple[str, Callable[[], Any] | None]] = {
     **{kind: (kind, None) for kind in PIPELINES},
+    "stable-diffusion-3-t5": ("stable-diffusion-3-t5", None),
     "pndm": ("stable-diffusion", lambda: diffusers.PNDMScheduler(**TRAINED, skip_prk_steps=True)),
     "dpm++": ("stable-diffusion", lambda: diffusers.DPMSolverMultistepScheduler(**TRAINED)),
     "unipc": ("stable-diffusion-xl", lambda: diffusers.UniPCMultistepScheduler(**TRAINED)),
@@ -162,8 +163,12 @@ def test_eta_adds_noise_of_the_samples_own(generator_of: Callable[..., Diffusers
     assert float((noisy[1] - plain[1]).abs().max()) > 0.1
 
 
-def test_a_scheduler_without_times_of_each_sample_leaves_guidance(generator_of: Callable[..., DiffusersPipeline]) -> None:
-    generator = generator_of("pndm")
+def test_a_scheduler_without_times_of_each_sample_leaves_guidance(
+    folder_of: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="adanat_toolkit"):
+        generator = loaded(folder_of("pndm"))
+    assert "PNDMScheduler has no formula here" in caplog.text and "DDIMScheduler" in caplog.text
     assert generator.action_space.names == ("guidance",)
     assert generator.decisions(4) == 5
     assert generator.bind(None, 4).steps == 4

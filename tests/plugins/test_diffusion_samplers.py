@@ -48,7 +48,12 @@ CASES = {
     "unipc": ("UniPCMultistepScheduler", STABLE),
     "dpm++, third order": ("DPMSolverMultistepScheduler", {**STABLE, "solver_order": 3}),
     "heun": ("HeunDiscreteScheduler", STABLE),
+    "deis": ("DEISMultistepScheduler", STABLE),
+    "lms": ("LMSDiscreteScheduler", STABLE),
+    "kdpm2": ("KDPM2DiscreteScheduler", STABLE),
+    "dpm++, single-step": ("DPMSolverSinglestepScheduler", {"beta_schedule": "scaled_linear"}),
 }
+SHARED = ("pndm", "unipc", "dpm++, third order", "heun", "deis", "lms", "kdpm2", "dpm++, single-step")
 
 
 def made(name: str, config: dict[str, Any]) -> Any:
@@ -109,7 +114,7 @@ def test_eta_is_the_schedulers() -> None:
     torch.testing.assert_close(found, latents, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c not in ("pndm", "unipc", "dpm++, third order", "heun")])
+@pytest.mark.parametrize("case", [c for c in CASES if c not in SHARED])
 def test_samples_go_their_own_ways(case: str) -> None:
     """The second sample is shifted alone: the others are not touched, and it moves as it would in a batch of its own."""
     sampler = sampler_of(made(*CASES[case]))[0]
@@ -123,6 +128,20 @@ def test_samples_go_their_own_ways(case: str) -> None:
     torch.testing.assert_close(turned[1], every[1], rtol=1e-6, atol=1e-6)
     way = torch.stack([torch.zeros(3, dtype=torch.float64), *visited])
     assert float(way.diff(dim=0).min()) >= LEAST_MOVE - 1e-9 and bool((way[-1] == 6).all())
+
+
+def test_where_a_step_goes() -> None:
+    def go(position: float, shift: float, index: int, steps: int = 6) -> float:
+        at, knob = torch.tensor([position], dtype=torch.float64), torch.tensor([shift])
+        return float(next_position(at, knob, index, steps))
+
+    assert [go(i, 0.5, i) for i in range(6)] == [1, 2, 3, 4, 5, 6]
+    assert [go(i, 0.5, i, 49) for i in range(49)] == list(range(1, 50))
+    assert go(2, 0.5, 3) == pytest.approx(2 + 4 / 3)  # one behind: the rest is shared by three steps
+    assert go(0, 1 / 3, 0) == pytest.approx(6 - 6 * (5 / 6) ** 2)
+    assert go(0, 0.8, 0) == pytest.approx(6 - 6 * (5 / 6) ** 0.25)
+    assert go(1, 0.0, 1) == pytest.approx(6 - 4 * LEAST_MOVE)
+    assert go(1, 1.0, 1) == pytest.approx(1 + LEAST_MOVE)
 
 
 @pytest.mark.parametrize("case", ["ddim", "euler", "dpm++", "flow"])

@@ -132,7 +132,8 @@ class AmusedPilot:
         is_last = state.step == self.policy.steps
         drawn = state.proposal.view_as(sample)
         left = drawn if is_last else state.tokens.view_as(sample)
-        return AmusedSchedulerOutput(left, drawn) if return_dict else (left, drawn)
+        output: Any = AmusedSchedulerOutput  # whose own annotations take a random generator for tokens
+        return output(left, drawn) if return_dict else (left, drawn)
 
     def _keep_logits(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self._logits = output

@@ -110,7 +110,9 @@ def _kind_of(pipe: Any) -> _Attach:
     """
     attach = _KINDS.get(type(pipe).__name__)
     if attach is None:
-        raise ConfigError(f"policies apply to {', '.join(_KINDS)}; this is of the class {type(pipe).__name__}.")
+        name = type(pipe).__name__
+        modular = " Modular pipelines take an AdanatGuider (docs/diffusers.md)." if name.endswith("ModularPipeline") else ""
+        raise ConfigError(f"policies apply to {', '.join(_KINDS)}; this is of the class {name}.{modular}")
     return attach
 
 

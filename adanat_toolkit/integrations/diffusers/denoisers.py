@@ -7,6 +7,7 @@ steps every sample to its own place.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,8 +33,10 @@ class DenoiserPilot:
     """
 
     def __init__(self, network: PipelineNetwork, policy: SamplingPolicy, seeds: Tensor | None) -> None:
-        self.network, self.policy, self.seeds = network, policy, seeds
+        # The network itself is not kept: it knows the pipeline, which would then never be freed.
+        self.policy, self.seeds = policy, seeds
         self.family, self.sampler = network.family, network.sampler
+        self.latent_shape, self.image_size = network.latent_shape, network.image_size
         self.patch = network.family.patch(network.pipe)
         self.calls = calls_of(network.denoiser)
         self._actions = Actions(policy)
@@ -105,33 +108,35 @@ class DenoiserPilot:
         """
         from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-        size, device = len(sample), sample.device
-        assert self._schedule is not None and self._answer is not None and self._hook is not None
-        if self._noise is None:
-            self._noise = noise_of(self.seeds, generator, size, device)
+        assert self._answer is not None and self._hook is not None
         latents = (sample if self._start is None else self._start).float()
         self._start = None
-        features, _ = self.calls.halves(self._hook.take(), size)
+        conditional = self.calls.halves(self._hook.take(), len(sample))[0]
         index = self._actions.decision
-        values = dict(zip(self.policy.space.names, self._actions.next(features).unbind(1), strict=True))
-        output = self._guided(values["guidance"], size)
-        place = self._place_of_rows(size, device)
-        steps = self._schedule.steps
-        shift = values.get("time_shift")
+        values = dict(zip(self.policy.space.names, self._actions.next(conditional).unbind(1), strict=True))
+        output = self._guided(values["guidance"], len(sample))
+        if "eta" in values and self._noise is None:
+            self._noise = noise_of(self.seeds, generator, len(sample), sample.device)
+        latents = self._moved(latents, output, index, values.get("time_shift"), values.get("eta")).to(sample.dtype)
+        return SchedulerOutput(prev_sample=latents) if return_dict else (latents,)
+
+    def _moved(self, latents: Tensor, output: Tensor, index: int, shift: Tensor | None, eta: Tensor | None) -> Tensor:
+        """The latents (B, C, h, w) float32 after step ``index``."""
+        assert self._schedule is not None
+        place, steps = self._place_of_rows(len(latents), latents.device), self._schedule.steps
         if shift is None:
             position = torch.full_like(place.position, index + 1)
         else:
             position = next_position(place.position, shift, index, steps)
         target = self.sampler.place(self._schedule, position)
-        eta, fresh = values.get("eta"), None
+        now = Step(latents, output, place, target, index, steps)
         if eta is not None:
-            eta = torch.where(eta < NOTHING, 0.0, eta)
+            assert self._noise is not None
             fresh = self._noise.normal(STEP, index, tuple(latents.shape[1:]))
-        now = Step(latents, output, place, target, index, steps, eta, fresh)
-        latents, self._memory = self.sampler.step(now, self._memory)
+            now = replace(now, eta=torch.where(eta < NOTHING, 0.0, eta), noise=fresh)
         self._place = target
-        latents = latents.to(sample.dtype)
-        return SchedulerOutput(prev_sample=latents) if return_dict else (latents,)
+        latents, self._memory = self.sampler.step(now, self._memory)
+        return latents
 
     def _guided(self, guidance: Tensor, size: int) -> Tensor:
         assert self._answer is not None
@@ -179,10 +184,10 @@ class DenoiserPilot:
         Raises:
             ConfigError: images of another size than the policy's.
         """
-        trained = self.network.latent_shape
+        trained = self.latent_shape
         if tuple(latents.shape[1:]) != trained:
             here, there = ("x".join(map(str, shape)) for shape in (latents.shape[1:], trained))
-            height, width = self.network.image_size
+            height, width = self.image_size
             raise ConfigError(
                 f"the pipeline makes latents of {here} and the policy is for {there}; call it with height={height}, "
                 f"width={width}, or give apply the size that the policy was trained with."

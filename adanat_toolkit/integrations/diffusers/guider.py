@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -16,7 +15,7 @@ from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
 from torch import Tensor, nn
 
 from adanat_plugins.diffusion.families import Family
-from adanat_plugins.diffusion.features import FeatureHook
+from adanat_plugins.diffusion.features import FeatureHook, check_denoiser
 
 from ...errors import CheckpointError, ConfigError
 from ...policies import policy_folder
@@ -84,7 +83,7 @@ class AdanatGuider(ClassifierFreeGuidance):
         place = os.path.join(source, subfolder) if subfolder else source
         expected = None
         if os.path.isfile(os.path.join(place, cls.config_name)):
-            config: Mapping[str, Any] = cls.load_config(place)
+            config: Any = cls.load_config(place)
             expected = str(config.get("policy_hash"))
         guider = cls(policy=place, policy_hash=expected)
         # How diffusers knows where a component came from: with it, the pipeline's index names the guider.
@@ -95,7 +94,8 @@ class AdanatGuider(ClassifierFreeGuidance):
         """Write the configuration and beside it the policy's two files."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        source = policy_folder(self.config.policy)
+        config: Any = self.config
+        source = policy_folder(config.policy)
         assert source is not None
         for name in POLICY_FILES:
             if (source / name).resolve() != (folder / name).resolve():
@@ -132,7 +132,7 @@ class AdanatGuider(ClassifierFreeGuidance):
         """Told before each of the two forwards of a step; the first one is the conditional one.
 
         Raises:
-            ConfigError: a denoiser that the policy was not trained for.
+            ConfigError: a denoiser that the policy was not trained for, or one that is compiled or quantised.
         """
         super().prepare_models(denoiser)
         self._detach()  # what an interrupted call left
@@ -141,6 +141,7 @@ class AdanatGuider(ClassifierFreeGuidance):
                 require_denoiser(denoiser, self.policy)
                 self._denoiser = denoiser
             family, calls = family_of_denoiser(denoiser), calls_of(denoiser)
+            check_denoiser(family, denoiser)
             self._watch = denoiser.register_forward_pre_hook(_Watch(self, family, calls), with_kwargs=True)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:

@@ -17,6 +17,7 @@ from adanat_toolkit.runtime import distributed, dtype_name, free_host_memory
 from adanat_toolkit.storage import is_hub_id, read_document, read_header, shortened
 
 from .families import Family, family_of
+from .samplers import sampler_of
 
 log = logging.getLogger("adanat_toolkit")
 
@@ -64,10 +65,10 @@ def load_pipeline(
         kind: the class that it must be of. device: where it will run; its text encoders too unless ``offload``.
 
     Raises:
-        ConfigError: its family is unknown, its class is another one, its denoiser is quantised, or its weights do not fit
-            into memory. WeightsError: a component is missing or damaged.
+        ConfigError: its family or scheduler is unknown, its class is another one, its denoiser is quantised, or its weights
+            do not fit into memory. WeightsError: a component is missing or damaged.
     """
-    index = read_document(folder / INDEX, dict[str, Any], error=WeightsError, remedy=_REMEDY)
+    index: dict[str, Any] = read_document(folder / INDEX, dict[str, Any], error=WeightsError, remedy=_REMEDY)
     found = str(index.get("_class_name"))[:100]
     family = family_of(found)
     if kind not in (None, found):
@@ -94,6 +95,7 @@ def load_pipeline(
         )
     arguments = {"torch_dtype": dtype, "local_files_only": True, "low_cpu_mem_usage": is_accelerate_available()}
     try:
+        sampler_of(getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler"))  # before what is large
         with warnings.catch_warnings():  # newer versions have another name for torch_dtype, older ones only this
             warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
             networks = {name: _whole(folder / name, index[name][1], arguments) for name in (family.denoiser, "vae")}

@@ -28,8 +28,7 @@ from adanat_toolkit.errors import ConfigError
 TIME_SHIFT = Knob(
     "time_shift",
     "sigmoid",
-    "moves where the step goes in the pipeline's schedule: 0.5 is its own place, 0 half the schedule nearer to the image, 1 "
-    "half of it nearer to noise",
+    "how much of the pipeline's remaining schedule the step leaves: 0.5 is its own share, 0 is nothing (the image), 1 all",
     0.5,
 )
 ETA = Knob("eta", "sigmoid", "share of fresh noise in a DDIM step: 0 is none, 1 is DDPM", 0.0)
@@ -104,13 +103,20 @@ class Step:
 def next_position(position: Tensor, shift: Tensor, index: int, steps: int) -> Tensor:
     """The position (B,) float64 that step ``index`` of ``steps`` goes to from ``position`` under the knob ``time_shift`` (B,).
 
-    It moves on by :data:`LEAST_MOVE` or more and leaves as much for every step that follows; the last step finishes.
+    With n steps left and r of the schedule remaining, r (1 - 1/n)^s remains, where s = (1 - v) / v for the knob's value v.
+    At 0.5 a step goes 1/n of the way, which is the scheduler's own from its own places; and s is e^-x for the raw value x, so
+    that exploration is as strong for many steps as for few. A step moves on by :data:`LEAST_MOVE` or more and leaves as
+    much for every step that follows; the last step finishes.
     """
-    if index == steps - 1:
+    left = steps - index
+    if left == 1:
         return torch.full_like(position, steps)
-    proposed = index + 1 + (0.5 - shift.double()) * steps
-    latest = steps - LEAST_MOVE * (steps - 1 - index)
-    return torch.maximum(proposed, position + LEAST_MOVE).clamp_max(latest)
+    shift = shift.double()
+    proposed = steps - (steps - position) * (1 - 1 / left) ** ((1 - shift) / shift)
+    latest = steps - LEAST_MOVE * (left - 1)
+    moved = torch.maximum(proposed, position + LEAST_MOVE).clamp_max(latest)
+    whole = moved.round()  # the last bits must not miss the scheduler's own places
+    return torch.where((moved - whole).abs() < 1e-6, whole, moved)
 
 
 class Sampler(ABC):
@@ -220,7 +226,7 @@ class SharedTimes(Sampler):
 class OwnTimes(Sampler):
     """A sampler whose formula stands here, so that every sample has its own place."""
 
-    knobs = (TIME_SHIFT,)
+    knobs: tuple[Knob, ...] = (TIME_SHIFT,)
 
     def place(self, schedule: Schedule, position: Tensor) -> Place:
         levels, after = schedule.levels, schedule.after
@@ -425,7 +431,8 @@ def sampler_of(scheduler: Any) -> tuple[Sampler, str | None]:
         if missing is None:
             return SharedTimes(scheduler), why
         name = f"{name} with {missing}"
-    usable = sorted({known for kind in (*OWN_TIMES, SharedTimes) for known in kind.schedulers})
+    kinds: tuple[type[Sampler], ...] = (*OWN_TIMES, SharedTimes)
+    usable = sorted({known for kind in kinds for known in kind.schedulers})
     raise ConfigError(
         f"the pipeline's scheduler is {name}: its noise would not belong to a sample, or it is unknown. Give the pipeline one "
         f"of {', '.join(usable)} (NAME.from_config(pipe.scheduler.config)) and save it again."

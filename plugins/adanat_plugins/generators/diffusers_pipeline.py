@@ -7,6 +7,7 @@ images.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,14 +23,26 @@ from adanat_toolkit.core import CONTEXT, GUIDANCE, INITIAL, STEP, ActionSpace, N
 from adanat_toolkit.errors import ConfigError, nearest
 from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions, Source
 from adanat_toolkit.registry import parse_options
-from adanat_toolkit.runtime import in_chunks, minimum_batch
+from adanat_toolkit.runtime import distributed, in_chunks, minimum_batch
 from adanat_toolkit.storage import text_lines
 
 from ..diffusion.families import FAMILIES, Condition, Family
 from ..diffusion.features import FeatureHook
 from ..diffusion.loading import TEXT_ENCODER, load_pipeline, pipeline_folder
-from ..diffusion.samplers import ETA, NOTHING, TIME_SHIFT, Place, Schedule, Step, next_position, sampler_of
+from ..diffusion.samplers import (
+    ETA,
+    NOTHING,
+    OWN_TIMES,
+    TIME_SHIFT,
+    Place,
+    Schedule,
+    Step,
+    next_position,
+    sampler_of,
+)
 from ..fingerprints import fingerprint_state
+
+log = logging.getLogger("adanat_toolkit")
 
 DECIDING = ("prediction_type", "algorithm_type", "solver_order", "solver_type", "clip_sample")
 """Settings of schedulers that change their steps beside their times."""
@@ -103,7 +116,14 @@ class DiffusersPipeline(Generator):
         default = family.default_size(pipe)
         self.image_size = (size[0] or default[0], size[1] or default[1])
         self.latent_shape = family.latent_shape(pipe, self.image_size)
-        self.sampler, self.why_shared = sampler_of(pipe.scheduler)
+        self.sampler, why = sampler_of(pipe.scheduler)
+        if why is not None and distributed.is_main():
+            log.warning(
+                "%s: steps are at the same times for all images, and a policy sets guidance alone. Save the pipeline with %s "
+                "for times of each image's own.",
+                why,
+                " or ".join(sorted(name for kind in OWN_TIMES for name in kind.schedulers)),
+            )
         self.action_space = ActionSpace((GUIDANCE, *self.sampler.knobs))
         self.default_schedule = f"guidance={family.default_guidance(pipe):g}"
         self.default_steps = family.default_steps(pipe)
@@ -206,14 +226,16 @@ class DiffusersPipeline(Generator):
         distinct = list(dict.fromkeys(prompts))
         with self._text_encoders(any(prompt not in self._kept for prompt in distinct)):
             found = OrderedDict(
-                (prompt, self._kept.pop(prompt, None) or self.family.encode(self.pipe, prompt, self.device))
-                for prompt in distinct
+                (prompt, self._kept.pop(prompt) if prompt in self._kept else self._encode(prompt)) for prompt in distinct
             )
         self._kept.update(found)
         used = sum(value.nbytes for condition in self._kept.values() for value in condition.values())
         while used > KEPT_TEXT:
             used -= sum(value.nbytes for value in self._kept.popitem(last=False)[1].values())
         return found
+
+    def _encode(self, prompt: str) -> Condition:
+        return self.family.encode(self.pipe, prompt, self.device)
 
     @contextmanager
     def _text_encoders(self, needed: bool) -> Iterator[None]:
