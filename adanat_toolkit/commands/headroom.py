@@ -486,7 +486,7 @@ def _draw(result: Headroom, file: Path) -> None:
 
     from ..storage import write_file
 
-    rows = [(name.strip() if "of it" not in name else "slopes", share) for name, share in result.rows if share is not None]
+    rows = [(name.strip(), share) for name, share in result.rows if share is not None]
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -496,6 +496,7 @@ def _draw(result: Headroom, file: Path) -> None:
     left.errorbar(values, list(places), xerr=sides, fmt="o", color="#2a78d6", capsize=3)
     left.axvline(0, color="#8888", linewidth=1)
     left.set_xscale("symlog", linthresh=1)
+    left.xaxis.set_major_formatter("{x:g}")
     left.set_yticks(list(places), [name for name, _ in rows])
     left.set_xlabel("% of the reward's variance, 95 % intervals")
     left.set_title(result.title(), fontsize=9)
