@@ -4,6 +4,7 @@ from .callbacks import Callback
 from .config import PRESETS, DataConfig, PPOConfig, RunConfig, differences, merge, resolve, validate
 from .describe import describe, describe_statistics
 from .engines import create_trainer
+from .judge import load_judge
 from .objects import FunctionReward
 from .ppo import targets
 from .reward_update import update_reward
@@ -25,6 +26,7 @@ __all__ = [
     "describe",
     "describe_statistics",
     "differences",
+    "load_judge",
     "merge",
     "require_finite_state",
     "resolve",
