@@ -348,7 +348,7 @@ class SB3Trainer(Trainer):
         group = self.config.ppo.group
         self._row |= describe(finished, self.env.scores, self.reward.terms(), self.space, group=group)
         if self.policy.reads == "statistics":
-            stored = self.model.rollout_buffer.observations["features"]  # type: ignore[call-overload]
+            stored = self.model.rollout_buffer.observations["features"]
             seen = torch.as_tensor(stored, device=self.device).transpose(0, 1)  # theirs is (T, B, ...)
             self._row |= describe_statistics(seen, self.generator)
         self._row |= self._update_reward(finished)

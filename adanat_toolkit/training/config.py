@@ -217,7 +217,7 @@ def resolve(
     """
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}{nearest(preset, PRESETS)} Presets: {', '.join(PRESETS)}.")
-    sources = [] if file is None else [read_yaml(file)]
+    sources: list[Mapping[str, Any]] = [] if file is None else [read_yaml(file)]
     sources += [flags or {}, *map(parse_override, overrides)]
     config = validate(functools.reduce(_merge_source, sources, merge({}, PRESETS[preset])))
     family = _family_settings(preset, generator or config.generator.name)

@@ -105,7 +105,8 @@ def evaluate(
         shipped = pretrained_policy(model, steps)
         chosen = named or ([str(shipped)] if shipped else [])
         if blend is not None:
-            chosen = blend_specs(*named, weights_of_first)
+            first, second = named
+            chosen = blend_specs(first, second, weights_of_first)
         extractor = create_features(choose_features(model, features), device=model.device, offline=offline)
         if judge is not None and refine is None:
             raise ConfigError("--judge says whose reward --refine goes by; give --refine N, or leave it out.")
@@ -141,7 +142,7 @@ def evaluate(
         if out is not None:  # after the figures are told: a full disk must not lose them
             write_comparison(comparison, out)
             if blend is not None:
-                draw_curve(comparison, weights_of_first, *named, out / CURVE)
+                draw_curve(comparison, weights_of_first, first, second, out / CURVE)
             note(f"written: {out}", quiet=quiet)
 
 
