@@ -22,7 +22,7 @@ from ..errors import OutputError
 from ..images import GRID_LIMIT, grid, read_facts, read_png, write_png
 from ..registry import toolkit_version
 from ..runtime import distributed, dtype_name, float32_by_default
-from ..sampling import Edit, Samples, edit, sample
+from ..sampling import Edit, Refinement, Samples, edit, sample
 from ..storage import MIB, holds_files, prepare_folder, read_document, write_json
 from ..training import differences
 
@@ -57,6 +57,7 @@ def sample_to_folder(
     context: Context | None = None,
     batch: int | None = None,
     editing: Edit | None = None,
+    refinement: Refinement | None = None,
     on_image: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Make the images that ``folder`` does not hold yet, then its grid and list.
@@ -67,6 +68,7 @@ def sample_to_folder(
     Args:
         seeds: (n,) int64 or a list. context: n contexts; None draws each by its seed.
         editing: an image of which each one is a variant (see ``editing.edit``).
+        refinement: makes several candidates an image and keeps the best; not with ``editing``.
         on_image: called with the number of images that are there, after every batch.
 
     Returns:
@@ -80,6 +82,8 @@ def sample_to_folder(
     settings = folder_settings(generator, policy)
     if editing is not None:
         settings["edit"] = editing.facts()
+    if refinement is not None:
+        settings["refine"] = refinement.facts(generator, policy.space)
     chosen = generator.sample_contexts(Noise(seeds.to(generator.device))) if context is None else context
     missing: list[int] = []
     if distributed.is_main():
@@ -91,7 +95,9 @@ def sample_to_folder(
     if len(index):
         wanted = chosen.select(index.to(generator.device))
         done = 0
-        if editing is None:
+        if refinement is not None:
+            parts = refinement.sample(generator, policy, seeds[index], wanted, batch=batch)
+        elif editing is None:
             parts = sample(generator, policy, seeds[index], wanted, batch=batch)
         else:
             parts = edit(generator, policy, editing, seeds[index], wanted, batch=batch)
@@ -223,6 +229,7 @@ def _row(part: Samples, position: int, names: Sequence[str]) -> dict[str, Any]:
         "file": image_name(seed),
         "seed": seed,
         **part.context.describe(position),
+        **({} if part.kept is None else {"refined": part.kept[position]}),
         "knobs": {name: [float(f"{v:.6g}") for v in values] for name, values in zip(names, knobs, strict=True)},
     }
 

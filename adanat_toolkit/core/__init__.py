@@ -17,6 +17,7 @@ from .features import FeatureExtractor, JointExtractor, PrecomputedExtractor, Pr
 from .generator import Generator, ImageSource, Labelled
 from .noise import (
     ACTION,
+    CANDIDATE,
     CONTEXT,
     DATA,
     INITIAL,
@@ -41,6 +42,7 @@ from .schedules import RATIO_CURVES, adanat_heuristic, linear, parse_schedule
 
 __all__ = [
     "ACTION",
+    "CANDIDATE",
     "CONTEXT",
     "DATA",
     "GUIDANCE",

@@ -24,7 +24,7 @@ _MIX1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX2 = 0x94D049BB133111EB - 2**64
 
 # One number a purpose; two purposes never share random numbers.
-TOKEN, REMASK, ACTION, CONTEXT, INITIAL, STEP, SHUFFLE, DATA, REWARD = range(1, 10)
+TOKEN, REMASK, ACTION, CONTEXT, INITIAL, STEP, SHUFFLE, DATA, REWARD, CANDIDATE = range(1, 11)
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:

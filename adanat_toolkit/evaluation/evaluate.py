@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core import FeatureExtractor, Generator, ImageSource, PolicySpec
+from ..core import ActionSpace, FeatureExtractor, Generator, ImageSource, PolicySpec
 from ..decoding import SamplingPolicy
 from ..errors import ConfigError
 from ..images import GRID_LIMIT, OwnContexts, grid, side_by_side, write_png
-from ..limits import check_seeds
+from ..limits import MOST_STEPS, check_seeds
 from ..metrics import (
     Evaluation,
     Features,
@@ -27,7 +27,7 @@ from ..metrics import (
 from ..policies import load_policy
 from ..registry import toolkit_version
 from ..runtime import distributed, dtype_name, float32_by_default
-from ..sampling import seed_range
+from ..sampling import Refinement, seed_range
 from ..storage import prepare_folder, write_json
 from .choices import choose_scorer
 from .yardstick import Images, Yardstick
@@ -125,6 +125,7 @@ def evaluate_policies(
     contexts_from: OwnContexts | None = None,
     offline: bool = False,
     ready: Mapping[str, SamplingPolicy] | None = None,
+    refinement: Refinement | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Figures of every policy and of the hand-made schedule.
@@ -144,6 +145,8 @@ def evaluate_policies(
         contexts_from: see ``images.draw_contexts``.
         offline: forbids to download the network of the CLIP scores.
         ready: those among ``policies`` that are loaded already, by the name that stands there for each.
+        refinement: each policy is judged once more with it, and beside it the hand-made schedule with so many more steps
+            that an image takes as many forwards, where the generator takes so many.
 
     Raises:
         ConfigError: too few images, or a policy that does not fit. CheckpointError, DataError.
@@ -177,13 +180,29 @@ def evaluate_policies(
     )
 
     judged: dict[tuple[str, int], Judged] = {}
-    wanted = [(hand_made, length) for length in lengths]
-    wanted += [
+    wanted = [
         (hand_made if _is_baseline(spec, baseline, hand_made) else spec, policy.steps) for spec, policy in loaded
     ]
-    for key in dict.fromkeys(wanted):
+    beside = [(key, key[1]) for key in wanted]  # a row, and T of the hand-made schedule that it stands beside
+    refined: dict[tuple[str, int], tuple[str, int]] = {}
+    if refinement is not None:
+        for key in dict.fromkeys(wanted or [(hand_made, length) for length in lengths]):
+            best = f"{key[0]}, best of {refinement.candidates}", key[1]
+            refined[best] = key
+            beside.append((best, key[1]))
+            more = _steps_of_forwards(generator, loaded_once(*key).space, refinement.candidates)
+            if more is not None:
+                beside.append(((hand_made, more), key[1]))
+    for key in dict.fromkeys([*((hand_made, length) for length in lengths), *(key for key, _ in beside)]):
         images, card = _make(
-            key[0], loaded_once(*key), yardstick, count=count, seed=seed, batch=batch, progress=report
+            key[0],
+            loaded_once(*refined.get(key, key)),
+            yardstick,
+            count=count,
+            seed=seed,
+            batch=batch,
+            refinement=refinement if key in refined else None,
+            progress=report,
         )
         if distributed.is_main():  # at once: one set of features is all that is held, however many policies there are
             kept = None
@@ -194,8 +213,8 @@ def evaluate_policies(
         return Comparison([], [], {})
     baselines = {length: judged[hand_made, length] for length in lengths}
     rows = []
-    for key in wanted[len(lengths) :]:
-        own = baselines[key[1]]
+    for key, length in beside:
+        own = baselines[length]
         require_comparable(judged[key].evaluation, own.evaluation)
         rows.append(_compare(judged[key], own, yardstick.reference, seed))
     first = next(iter(baselines.values())).evaluation
@@ -213,6 +232,9 @@ def evaluate_policies(
         "data": first.data,
         "estimators": first.settings,
     }
+    if refinement is not None:
+        spaces = {key[1]: loaded_once(*key).space for key in refined.values()}
+        facts["refine"] = [{"steps": t, **refinement.facts(generator, space)} for t, space in spaces.items()]
     return Comparison(rows, list(baselines.values()), facts)
 
 
@@ -241,14 +263,36 @@ def _is_fixed(spec: str) -> bool:
     return PolicySpec.parse(spec).fixed
 
 
+def _steps_of_forwards(generator: Generator, space: ActionSpace, times: int) -> int | None:
+    """The least T whose images take ``times`` as many forwards as those of ``space``; None where the generator takes no
+    such T."""
+    target = times * (space.decisions - 1)
+    for steps in range(space.steps, MOST_STEPS + 1):
+        try:
+            if generator.decisions(steps) - 1 >= target:
+                return steps
+        except ConfigError:
+            return None
+    return None
+
+
 def _make(
-    spec: str, policy: SamplingPolicy, yardstick: Yardstick, *, count: int, seed: int, batch: int | None, progress: Progress
+    spec: str,
+    policy: SamplingPolicy,
+    yardstick: Yardstick,
+    *,
+    count: int,
+    seed: int,
+    batch: int | None,
+    refinement: Refinement | None,
+    progress: Progress,
 ) -> tuple[Images, dict[str, Any]]:
     images = yardstick.make(
         policy,
         seed_range(seed, count),
         keep=GRID_LIMIT,
         batch=batch,
+        refinement=refinement,
         progress=lambda done, total: progress(spec, done, total),
     )
     return images, policy.card

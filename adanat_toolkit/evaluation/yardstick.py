@@ -6,7 +6,7 @@ features are those of one process, bit for bit where the extractor is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -27,7 +27,7 @@ from ..metrics import (
     shared_reference,
 )
 from ..runtime import distributed
-from ..sampling import sample
+from ..sampling import Refinement, Samples, sample
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and of all."""
@@ -113,13 +113,15 @@ class Yardstick:
         keep: int = 0,
         batch: int | None = None,
         actions: Tensor | None = None,
+        refinement: Refinement | None = None,
         progress: Progress | None = None,
     ) -> Images:
         """Images of a policy, one a seed. All processes call it; all images are in the main one, elsewhere a share.
 
         Args:
             seeds: (N,) int64. keep: how many of the first images to keep. batch: images in flight at once.
-            actions: (N, T, A) raw actions to take in place of the policy's.
+            actions: (N, T, A) raw actions to take in place of the policy's. refinement: makes several candidates an image
+            and keeps the best.
         """
         generator, everything = self.generator, len(seeds)
         first, last = distributed.local_slice(everything, BATCH)
@@ -140,7 +142,11 @@ class Yardstick:
         def contexts(noise: Noise) -> Context:
             return draw_contexts(generator, noise, self.contexts_from)
 
-        made = sample(generator, policy, seeds, contexts, batch=batch, actions=given) if total else ()
+        made: Iterable[Samples] = ()
+        if total and refinement is not None:
+            made = refinement.sample(generator, policy, seeds, contexts, batch=batch)
+        elif total:
+            made = sample(generator, policy, seeds, contexts, batch=batch, actions=given)
         for samples in made:
             pixels = to_bytes(samples.images)
             shown = torch.cat([shown, pixels[: keep - len(shown)]]) if len(shown) < keep else shown

@@ -402,7 +402,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             out["context"] = np.zeros(self.num_envs, dtype=np.int64)
         if "features" in self._entries:
             if self._step == self.space.decisions:
-                out["features"] = np.zeros(self.observation_space["features"].shape, dtype=np.float32)
+                out["features"] = np.zeros((self.num_envs, *(self._entries["features"].shape or ())), dtype=np.float32)
             else:
                 parts = zip(self._states, self._parts, strict=True)
                 seen = [see(self.generator, self._watcher, state, context.select(rows)) for state, rows in parts]

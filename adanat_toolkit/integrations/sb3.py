@@ -351,7 +351,7 @@ class SB3Trainer(Trainer):
             finished, self.env.scores, seed=self.config.seed, iteration=self.iteration, start=0, group=group
         )
         if self.policy.reads == "statistics":
-            stored = self.model.rollout_buffer.observations["features"]  # type: ignore[call-overload]
+            stored = self.model.rollout_buffer.observations["features"]
             seen = torch.as_tensor(stored, device=self.device).transpose(0, 1)  # theirs is (T, B, ...)
             self._row |= describe_statistics(seen, self.generator)
         self._row |= self._update_reward(finished)

@@ -23,6 +23,7 @@ class BlendPolicy(Policy):
 
     kind = "blend"
     trainable = False
+    offsets: Tensor
 
     def __init__(
         self,

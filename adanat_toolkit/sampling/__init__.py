@@ -1,18 +1,22 @@
 """Trajectories, and images from seeds."""
 
 from .editing import Edit, edit, read_edit
+from .refine import Refinement, candidate_seeds, forwards_of_an_image
 from .rollout import Rollout, begin, collect, embed, gaussian_log_prob, mean_action
 from .sample import Samples, default_batch, sample, seed_range
 
 __all__ = [
     "Edit",
+    "Refinement",
     "Rollout",
     "Samples",
     "begin",
+    "candidate_seeds",
     "collect",
     "default_batch",
     "edit",
     "embed",
+    "forwards_of_an_image",
     "gaussian_log_prob",
     "mean_action",
     "read_edit",

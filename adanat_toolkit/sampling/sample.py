@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class Samples:
         seeds: (B,) int64. context: their contexts. images: (B, 3, H, W) float32 in [0, 1].
         knobs: (B, T, K) float32 physical values, in the order of ``policy.space.names``.
         actions: (B, T, A) float32, the raw actions that they came from; None where nobody kept them.
+        kept: of refined images which ``candidate`` each is, its ``seed`` and ``score``; None of others.
     """
 
     seeds: Tensor
@@ -30,6 +32,7 @@ class Samples:
     images: Tensor
     knobs: Tensor
     actions: Tensor | None = None
+    kept: list[dict[str, Any]] | None = None
 
 
 def default_batch(device: torch.device) -> int:

@@ -5,6 +5,7 @@ from .checkpoint import in_stored_dtype
 from .config import PRESETS, DataConfig, PPOConfig, RunConfig, differences, merge, resolve, validate
 from .describe import describe, describe_shares, describe_statistics
 from .engines import create_trainer
+from .judge import load_judge
 from .objects import FunctionReward, with_objects
 from .ppo import targets
 from .reward_update import update_reward
@@ -28,6 +29,7 @@ __all__ = [
     "describe_statistics",
     "differences",
     "in_stored_dtype",
+    "load_judge",
     "merge",
     "require_finite_state",
     "resolve",

@@ -19,7 +19,7 @@ from ..storage import RunFolder, load_checkpoint, prepare_folder, save_tensors, 
 from .config import RunConfig, differences, merge
 from .same_run import IGNORED_ON_RESUME, require_same_run
 
-BEFORE = {"ppo": {"adam_epsilon": 1e-8}, "policy": {"smoothing": 0.0}}
+BEFORE = {"ppo": {"adam_epsilon": 1e-8, "group_baseline": "mean"}, "policy": {"smoothing": 0.0}}
 """What earlier versions did, for settings that their ``config.json`` does not name."""
 
 

@@ -53,6 +53,9 @@ class PPOConfig(BaseModel):
     group: int = Field(1, ge=1, le=MOST_IMAGES)
     """Trajectories that share one context and one token noise (common random numbers); with 2 or more, the group's mean
     reward is subtracted before standardising, which removes what the context and the noise contribute to the reward."""
+    group_baseline: Literal["mean", "shrunk"] = "mean"
+    """What is subtracted with ``group`` of 2 or more: ``mean`` is the group's mean; ``shrunk`` the mean of the group's other
+    trajectories, shrunk towards that of the other groups by as much as it is noisier than they differ."""
 
     @model_validator(mode="after")
     def _consistent(self) -> PPOConfig:
@@ -61,6 +64,8 @@ class PPOConfig(BaseModel):
                 "standardise = 'returns' is the paper's rule, which knows neither ppo.group nor ppo.gae_lambda; leave both "
                 "at 1 or set standardise = 'reward'"
             )
+        if self.group_baseline == "shrunk" and self.group < 2:
+            raise ValueError("group_baseline = 'shrunk' needs groups; set ppo.group to 2 or more")
         return self
 
     @classmethod
@@ -212,7 +217,7 @@ def resolve(
     """
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}{nearest(preset, PRESETS)} Presets: {', '.join(PRESETS)}.")
-    sources = [] if file is None else [read_yaml(file)]
+    sources: list[Mapping[str, Any]] = [] if file is None else [read_yaml(file)]
     sources += [flags or {}, *map(parse_override, overrides)]
     config = validate(functools.reduce(_merge_source, sources, merge({}, PRESETS[preset])))
     family = _family_settings(preset, generator or config.generator.name)

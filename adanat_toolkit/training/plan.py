@@ -9,6 +9,7 @@ from torch import nn
 
 from ..core import ActionSpace, Generator, Policy, RewardModel, seen_shape
 from ..runtime import distributed
+from ..sampling import forwards_of_an_image
 from .config import RunConfig
 
 
@@ -37,12 +38,11 @@ def plan(
     micro_batch: int | None,
 ) -> dict[str, Any]:
     """What ``--dry-run`` prints. Memory and micro-batch are those of one process."""
-    guided = 2 if "guidance" in generator.action_space.names else 1
     learned = [sum(p.numel() for p in module.parameters()) for module in (policy, critic)]
     return {
         "iterations": config.iterations,
         "trajectories": config.iterations * config.batch,
-        "generator_forwards": config.iterations * config.batch * guided * (space.decisions - 1),
+        "generator_forwards": config.iterations * config.batch * forwards_of_an_image(generator, space),
         "generator_forwards_note": "samples times (conditional + unconditional) after the first step; first states are "
         "computed once per distinct context",
         "parameters": {

@@ -29,6 +29,41 @@ def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
     return advantages
 
 
+def shrunk_baseline(reward: Tensor, group: int) -> Tensor:
+    """A baseline a trajectory: the mean of the others of its group, shrunk towards the mean of the other groups.
+
+    The mean of few trajectories is noisy. It is shrunk by v / (v + t), where v is the noise of that mean and t how much the
+    groups' true means differ (James and Stein 1961, empirical Bayes); both are estimated from the other groups alone. Hence
+    a trajectory's baseline does not depend on its own reward, and the gradient stays unbiased. With fewer than three
+    groups in all there is nothing to estimate them from, and nothing is shrunk.
+
+    Args:
+        reward: (B,) of this process, B a multiple of ``group`` >= 2; trajectories of a group stand together.
+
+    Returns:
+        (B,). All processes call it together.
+    """
+    own = reward.view(-1, group)
+    means, noise = distributed.gather(own.mean(1)), distributed.gather(own.var(1))
+    first, count = distributed.position(len(own), reward.device)
+    inside = (own.sum(1, keepdim=True) - own) / (group - 1)
+    if count < 3:
+        return inside.flatten()
+    others = count - 1
+
+    def without_own(values: Tensor) -> Tensor:
+        return ((values.sum() - values) / others)[first : first + len(own)]
+
+    centre, within = without_own(means), without_own(noise)
+    # Shifted to the mean of all, so that a large common level costs no digits.
+    shifted = means - means.mean()
+    between = (without_own(shifted**2) - without_own(shifted) ** 2) * others / (others - 1)
+    differ = (between - within / group).clamp_min(0)
+    error = within / (group - 1)
+    shrink = torch.where(error > 0, error / (error + differ), torch.zeros_like(error))[:, None]
+    return ((1 - shrink) * inside + shrink * centre[:, None]).flatten()
+
+
 def targets(reward: Tensor, values: Tensor, config: PPOConfig) -> tuple[Tensor, Tensor]:
     """Value targets and advantages from terminal rewards.
 
@@ -46,7 +81,9 @@ def targets(reward: Tensor, values: Tensor, config: PPOConfig) -> tuple[Tensor, 
         returns = (returns - mean) / (std + 1e-7)
         return returns, returns - values
     centred = reward
-    if config.group > 1:
+    if config.group > 1 and config.group_baseline == "shrunk":
+        centred = reward - shrunk_baseline(reward, config.group)
+    elif config.group > 1:
         centred = reward - reward.view(-1, config.group).mean(1).repeat_interleave(config.group)
     mean, std = distributed.mean_and_std(centred)
     terminal = torch.zeros_like(values)

@@ -29,6 +29,8 @@ def evaluate(
             help="Judge blends of the two --policy given, at these weights of the first (0 to 1), and draw the curve.",
         ),
     ] = None,
+    refine: options.Refine = None,
+    judge: options.Judge = None,
     generator: options.Generator = None,
     num: Annotated[int, typer.Option(help="Images of each policy.")] = 2000,
     seed: options.Seed = 0,
@@ -77,7 +79,9 @@ def evaluate(
     )
     from adanat_toolkit.policies import local_spec, open_generator
     from adanat_toolkit.registry import create_features
+    from adanat_toolkit.sampling import Refinement
     from adanat_toolkit.storage import prepare_folder
+    from adanat_toolkit.training import load_judge
 
     from .progress import image_progress
     from .ranks import ranks
@@ -101,8 +105,15 @@ def evaluate(
         shipped = pretrained_policy(model, steps)
         chosen = named or ([str(shipped)] if shipped else [])
         if blend is not None:
-            chosen = blend_specs(*named, weights_of_first)
+            first, second = named
+            chosen = blend_specs(first, second, weights_of_first)
         extractor = create_features(choose_features(model, features), device=model.device, offline=offline)
+        if judge is not None and refine is None:
+            raise ConfigError("--judge says whose reward --refine goes by; give --refine N, or leave it out.")
+        refinement = None
+        if refine is not None:
+            reward, told = load_judge(judge or (named[0] if named else "fixed"), model, offline=offline)
+            refinement = Refinement(reward, refine, told)
         if out is not None and here.main:
             prepare_folder(out)
         real = real_side(model, data, extractor)
@@ -119,6 +130,7 @@ def evaluate(
                 baseline=baseline,
                 batch=batch,
                 offline=offline,
+                refinement=refinement,
                 progress=show,
             )
         if not here.main:
@@ -130,7 +142,7 @@ def evaluate(
         if out is not None:  # after the figures are told: a full disk must not lose them
             write_comparison(comparison, out)
             if blend is not None:
-                draw_curve(comparison, weights_of_first, *named, out / CURVE)
+                draw_curve(comparison, weights_of_first, first, second, out / CURVE)
             note(f"written: {out}", quiet=quiet)
 
 
@@ -178,6 +190,8 @@ def _print_table(comparison: Comparison) -> None:
         f"features {facts['protocol']}; {facts['real_images'] or 'unknown number of'} real images {facts['data']}; "
         f"adanat-toolkit {facts['toolkit']}; intervals: 95 %, bootstrap over the generated images"
     )
+    for refined in facts.get("refine", ()):
+        console.print(escape(f"T={refined['steps']}, {options.told_of(refined)}"))
 
 
 def _cell(judged: Judged, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,6 +52,20 @@ Gpus = Annotated[
 Batch = Annotated[
     int | None, typer.Option(min=1, max=MOST_IMAGES, help="Images in flight at once; it does not change the images.")
 ]
+Refine = Annotated[
+    int | None,
+    typer.Option(
+        "--refine",
+        min=1,
+        max=MOST_IMAGES,
+        metavar="N",
+        help="Make N candidates an image and keep the one that a trained run's reward prefers.",
+    ),
+]
+Judge = Annotated[
+    str | None,
+    typer.Option(metavar="RUN", help="Run folder whose reward --refine goes by; default: that of --policy."),
+]
 Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="First seed; the images take consecutive ones.")]
 Features = Annotated[
     str | None,
@@ -66,3 +80,11 @@ Set = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where the results go.")]
+
+
+def told_of(facts: dict[str, Any]) -> str:
+    """What refinement cost, in a line."""
+    return (
+        f"best of {facts['candidates']} by {facts['judge']}: {facts['forwards']} forwards an image, of which "
+        f"{facts['extra_forwards']} are refinement's"
+    )

@@ -42,6 +42,8 @@ def sample(
     keep_pixels: Annotated[
         bool, typer.Option("--keep-pixels", help="Outside the mask, the image's own pixels instead of the tokenizer's.")
     ] = False,
+    refine: options.Refine = None,
+    judge: options.Judge = None,
     seed: options.Seed = 0,
     steps: Annotated[
         int | None, typer.Option(metavar="T", help="Steps of a hand-made schedule or published sampler.")
@@ -66,7 +68,8 @@ def sample(
     from adanat_toolkit.commands.sample_folder import sample_to_folder
     from adanat_toolkit.errors import ConfigError
     from adanat_toolkit.policies import load_policy, local_spec, open_generator
-    from adanat_toolkit.sampling import Edit, read_edit, seed_range
+    from adanat_toolkit.sampling import Edit, Refinement, read_edit, seed_range
+    from adanat_toolkit.training import load_judge
 
     from .progress import image_progress
     from .ranks import ranks
@@ -76,6 +79,10 @@ def sample(
             raise ConfigError(
                 "masked editing needs both --image and --mask (and --keep-pixels only with them); give both."
             )
+        if judge is not None and refine is None:
+            raise ConfigError("--judge says whose reward --refine goes by; give --refine N, or leave it out.")
+        if refine is not None and image is not None:
+            raise ConfigError("--refine does not go with masked editing; leave one of them out.")
         here.start(device)
         quiet = quiet or not here.main
         texts = [*(prompt or ()), *(read_prompts(prompts) if prompts else ())]
@@ -95,6 +102,10 @@ def sample(
         editing = None
         if image is not None and mask is not None:
             editing = Edit(*read_edit(image, mask, model.image_size), keep_pixels)
+        refinement = None
+        if refine is not None:
+            reward, told = load_judge(judge or spec, model, offline=offline)
+            refinement = Refinement(reward, refine, told)
         contexts = choose_contexts(model, classes, texts, num)
         count = num or max(16, len(contexts))
         note(f"{model.name}, policy {spec}, {loaded.steps} steps, on {model.device}", quiet=quiet)
@@ -108,8 +119,12 @@ def sample(
                 context=context_of(model, contexts, count),
                 batch=batch,
                 editing=editing,
+                refinement=refinement,
                 on_image=lambda done: show("sample", done, count),
             )
+        if refinement is not None:
+            result |= {"refine": refinement.facts(model, loaded.space)}
+            note(options.told_of(result["refine"]), quiet=quiet)
         note(f"{result['made']} made, {result['kept']} kept: {result['grid']}", quiet=quiet)
         if json:
             print_json(result)

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 
 from adanat_toolkit.core import ACTION, Noise
-from adanat_toolkit.errors import ConfigError
+from adanat_toolkit.errors import ConfigError, PluginError
 from adanat_toolkit.integrations.gym_env import GenerationEnv, GenerationVectorEnv
 from adanat_toolkit.interfaces import Context, Generator, RewardModel
 from adanat_toolkit.policies import SamplingPolicy, SharedPolicy
@@ -286,3 +286,19 @@ def test_update_reward_trains_on_the_finished_images(generator):
     again.reset(seed=0)
     again.step(actions_of(env, 0))
     assert again.update_reward() == figures
+
+
+@pytest.mark.parametrize(("kind", "width"), [("lean", 5), ("context", 98)])
+def test_features_are_what_a_kind_of_policy_sees(generator, kind, width):
+    env = vector(generator, 3, features=kind)
+    first, _ = env.reset(seed=5)
+    assert env.single_observation_space["features"].shape == (1, width) and first in env.observation_space
+    second, *_ = env.step(np.zeros((3, 4), dtype=np.float32))
+    if kind == "context":
+        np.testing.assert_array_equal(first["features"][:, 0].argmax(1), first["context"])
+        np.testing.assert_array_equal(first["features"], second["features"])
+    else:
+        assert (first["features"] != second["features"]).any(-1).all()
+    with pytest.raises(PluginError, match="did you mean 'lean'"):
+        vector(generator, 1, features="leen")
+    assert "features" not in vector(generator, 1, features="shared").single_observation_space.spaces

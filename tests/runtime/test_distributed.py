@@ -132,6 +132,10 @@ BASE: dict[str, Any] = {
 CASES: dict[str, dict[str, Any]] = {
     "adaptive": {"ppo": {"minibatches": 2}},
     "shared in groups": {"policy": {"name": "shared"}, "ppo": {"group": 2, "gae_lambda": 0.9, "minibatches": 3}},
+    "lean, in groups with a shrunk baseline": {
+        "policy": {"name": "lean"},
+        "ppo": {"group": 2, "group_baseline": "shrunk"},
+    },
     "paper's rule": {"ppo": {"standardise": "returns", "minibatches": 1}, "reward": {"options": {"loss": "hinge"}}},
     "pairs, and part of the images": {
         "policy": {"name": "shared"},

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from adanat_toolkit.errors import ConfigError
@@ -18,6 +19,7 @@ from adanat_toolkit.training.ppo import (
     gae,
     ppo_loss,
     ppo_update,
+    shrunk_baseline,
 )
 
 SIGMA = 0.6
@@ -144,6 +146,58 @@ def test_group_centring() -> None:
     assert torch.allclose(advantages.view(3, 2, 2).sum(1), torch.zeros(3, 2), atol=1e-6)
     centred = torch.tensor([-0.1, 0.1, 0.1, -0.1, 0.0, 0.0])
     assert torch.allclose(goal[:, 0], centred / centred.std(), atol=1e-4)
+
+
+def test_shrunk_baseline_by_hand() -> None:
+    reward = torch.tensor([0.1, 0.4, 0.2, 0.8, 0.6, 0.5, 0.9, 0.5, 0.3, 0.2, 0.0, 0.1])
+    found = shrunk_baseline(reward, 3).view(4, 3)
+    groups = reward.view(4, 3).double()
+    for i in range(4):
+        rest = torch.cat([groups[:i], groups[i + 1 :]])
+        noise = float(rest.var(1).mean())
+        between = max(0.0, float(rest.mean(1).var()) - noise / 3)
+        shrink = (noise / 2) / (noise / 2 + between)
+        for j in range(3):
+            inside = float(groups[i].sum() - groups[i, j]) / 2
+            assert float(found[i, j]) == pytest.approx((1 - shrink) * inside + shrink * float(rest.mean()), abs=1e-5)
+
+
+def test_a_shrunk_baseline_does_not_depend_on_its_own_reward() -> None:
+    reward = randn(24, seed=3)
+    baseline = shrunk_baseline(reward, 2)
+    for i in (0, 7, 23):
+        changed = reward.clone()
+        changed[i] += 5
+        moved = shrunk_baseline(changed, 2)
+        assert float(moved[i]) == pytest.approx(float(baseline[i]), abs=1e-5)
+        assert float((moved - baseline).abs().max()) > 0.1
+    two = reward[:4].view(2, 2).flip(1).flatten()  # from two groups alone nothing can be told
+    assert torch.allclose(shrunk_baseline(reward[:4], 2), two, atol=1e-6)
+    assert torch.isfinite(shrunk_baseline(torch.full((8,), 0.3), 2)).all()
+    shifted = shrunk_baseline(reward.double() + 1e6, 2) - 1e6
+    assert torch.allclose(shifted.float(), baseline, atol=1e-3)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.4, 3.0])
+def test_the_shrunk_baseline_is_never_the_noisier_one(spread: float) -> None:
+    """Variance of the advantage, against the mean of the other trajectories of a group and the mean of all."""
+    level = spread * randn(4000, 1, seed=1)
+    reward = (level + randn(4000, 2, seed=2)).flatten()
+    shrunk = float((reward - shrunk_baseline(reward, 2)).var())
+    group = float((reward - reward.view(-1, 2).flip(1).flatten()).var())
+    whole = float(reward.var())
+    assert shrunk <= 1.01 * min(group, whole)
+    if spread == 0.4:
+        assert shrunk < 0.6 * group and shrunk < 0.99 * whole
+
+
+def test_the_shrunk_baseline_is_an_option_of_groups() -> None:
+    reward, values = randn(12, seed=5), torch.zeros(12, 2)
+    goal, _ = targets(reward, values, PPOConfig(group=2, group_baseline="shrunk"))
+    centred = reward - shrunk_baseline(reward, 2)
+    assert torch.allclose(goal[:, 0], (centred - centred.mean()) / centred.std(), atol=1e-4)
+    with pytest.raises(ValidationError, match=r"needs groups; set ppo\.group to 2 or more"):
+        PPOConfig(group_baseline="shrunk")
 
 
 def test_explained_variance() -> None:

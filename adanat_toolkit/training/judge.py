@@ -1,0 +1,83 @@
+"""The reward of a trained run, as its newest checkpoint has it: a discriminator that can judge further images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+from ..core import REWARD, Context, Generator, RewardModel, RewardSpec, derive
+from ..errors import ConfigError, DataError
+from ..images import images_for
+from ..registry import create_reward, reward_class
+from ..runtime import float32_by_default
+from ..storage import RunFolder, load_checkpoint, shortened
+from .checkpoint import BEFORE
+from .config import merge, validate
+
+
+@float32_by_default()
+def load_judge(run: str | os.PathLike[str], generator: Generator, *, offline: bool = False) -> tuple[RewardModel, str]:
+    """The reward that a run's newest checkpoint holds, and in words what it is.
+
+    Sources that the run's options name are not followed: the folder may come from someone else.
+
+    Raises:
+        ConfigError: no run with a checkpoint is there, it was of another generator, its reward was an object of the caller's,
+            or its options name sources. CheckpointError: damaged files. PluginError, WeightsError: of the reward.
+    """
+    folder = RunFolder(Path(run))
+    stored = folder.config if os.path.isdir(run) else None
+    saved = folder.checkpoints()
+    if stored is None or not saved:
+        raise ConfigError(
+            f"{os.fspath(run)} is no run folder with a checkpoint, so there is no reward to judge candidates by; give the "
+            "folder of a training (--judge RUN)."
+        )
+    config = validate(merge(BEFORE, stored))
+    tensors, facts = load_checkpoint(folder.checkpoint(saved[-1]))
+    if facts.get("generator") != generator.fingerprint:
+        raise ConfigError(
+            f"the reward of {os.fspath(run)} judged images of {config.generator.name}, this generator is {generator.name} "
+            "(or has other weights); give a run of this generator."
+        )
+    declared = reward_class(RewardSpec.parse(config.reward.name))[0].Options
+    given = {key: value for key, value in config.reward.options.items() if value is not None}
+    named = {key: value for key, value in given.items() if not declared.harmless(key, value)}
+    if named:
+        shown = ", ".join(f"{shortened(key)[1:-1]} = {shortened(value, 200)}" for key, value in named.items())
+        raise ConfigError(
+            f"the reward of {os.fspath(run)} was made with {shown}. What a folder names is not followed; give a run whose "
+            "reward needs no such option."
+        )
+    reward = create_reward(
+        config.reward.name,
+        config.reward.options,
+        generator=generator,
+        real=images_for(generator, None) or _NoImages(generator.name),
+        device=generator.device,
+        seed=derive(config.seed, REWARD),
+        offline=offline,
+    )
+    state = {key.removeprefix("reward."): value for key, value in tensors.items() if key.startswith("reward.")}
+    reward.load_state({key: value.to(generator.device) for key, value in state.items()})
+    return reward, f"{config.reward.name} of {Path(run).resolve().name}, iteration {saved[-1]}"
+
+
+class _NoImages:
+    """Real images for a reward that needs them only to learn."""
+
+    fingerprint = "none"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __len__(self) -> int:
+        return 0
+
+    def images(self, index: Tensor) -> Tensor:
+        raise DataError(f"this reward needs real images to judge by, and {self.name} ships none; take another run.")
+
+    def contexts(self, index: Tensor) -> Context:
+        raise DataError(f"this reward needs real images to judge by, and {self.name} ships none; take another run.")
