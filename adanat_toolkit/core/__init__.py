@@ -30,6 +30,7 @@ from .noise import (
     derive,
     mix,
     sample_seeds,
+    to_gumbel,
 )
 from .options import PluginOptions, Source
 from .policy import Policy
@@ -83,4 +84,5 @@ __all__ = [
     "next_scale_knobs",
     "parse_schedule",
     "sample_seeds",
+    "to_gumbel",
 ]
