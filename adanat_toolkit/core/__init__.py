@@ -31,6 +31,7 @@ from .noise import (
     derive,
     mix,
     sample_seeds,
+    to_gumbel,
 )
 from .observation import see, seen_shape, statistic_units
 from .options import PluginOptions, Source
@@ -92,4 +93,5 @@ __all__ = [
     "see",
     "seen_shape",
     "statistic_units",
+    "to_gumbel",
 ]

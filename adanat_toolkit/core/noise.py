@@ -12,6 +12,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -115,22 +116,50 @@ class Noise:
     def to(self, device: torch.device | str) -> Noise:
         return Noise(self.seeds.to(device))
 
+    @cached_property
+    def _mixed(self) -> Tensor:
+        """The seeds, mixed: users number them 0, 1, 2, ..., and a plain xor with the stream and the step would let two of
+        them share random numbers at different steps."""
+        return mix(self.seeds)
+
     def uniform(self, stream: int, step: int, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape) float32 in the open interval (0, 1), 2^-23 apart: odd multiples of 2^-24."""
-        count = math.prod(shape)
-        # Seeds are mixed first: users number them 0, 1, 2, ..., and a plain xor with the stream and the step would let two
-        # of them share random numbers at different steps.
-        key = mix(mix(self.seeds) ^ (stream * 0x1000003 + step * 0x10001 + 1))
-        index = torch.arange(count, dtype=torch.int64, device=self.seeds.device)
+        return self.uniforms([(stream, step)], shape)[0]
+
+    def uniforms(self, draws: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> Tensor:
+        """:meth:`uniform` of several pairs of a stream and a step, together: (len(draws), B, *shape)."""
+        purposes = _numbers(tuple(stream * 0x1000003 + step * 0x10001 + 1 for stream, step in draws), self.seeds.device)
+        key = mix(self._mixed ^ purposes[:, None])
         # 23 bits: with 24, bits + 0.5 would no longer be exact in float32 and the largest value would round to 1.
-        bits = _shift_right(mix(mix(index)[None, :] ^ key[:, None]), 41)
-        return ((bits.float() + 0.5) * 2.0**-23).view(len(self), *shape)
+        bits = _shift_right(mix(_cells(math.prod(shape), self.seeds.device) ^ key[:, :, None]), 41)
+        return bits.float().add_(0.5).mul_(2.0**-23).view(len(draws), len(self), *shape)
 
     def gumbel(self, stream: int, step: int, shape: tuple[int, ...]) -> Tensor:
-        """(B, *shape) float32, standard Gumbel: -log(-log(u))."""
-        return -torch.log(-torch.log(self.uniform(stream, step, shape)))
+        """(B, *shape) float32, standard Gumbel."""
+        return to_gumbel(self.uniform(stream, step, shape))
 
     def normal(self, stream: int, step: int, shape: tuple[int, ...]) -> Tensor:
-        """(B, *shape) float32, standard normal (Box-Muller on two uniforms)."""
-        u = self.uniform(stream, step, (2, *shape))
-        return torch.sqrt(-2.0 * torch.log(u[:, 0])) * torch.cos(2.0 * math.pi * u[:, 1])
+        """(B, *shape) float32, standard normal."""
+        return self.normals([(stream, step)], shape)[0]
+
+    def normals(self, draws: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> Tensor:
+        """:meth:`normal` of several pairs of a stream and a step, together: (len(draws), B, *shape), by Box-Muller."""
+        first, second = self.uniforms(draws, (2, *shape)).unbind(2)
+        return torch.sqrt(-2.0 * torch.log(first)) * torch.cos(2.0 * math.pi * second)
+
+
+def to_gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel numbers of uniform ones: -log(-log(u))."""
+    return -torch.log(-torch.log(uniform))
+
+
+@lru_cache(maxsize=256)
+def _numbers(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """A few integers on a device, kept: the same ones are asked for at every iteration."""
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+@lru_cache(maxsize=32)
+def _cells(count: int, device: torch.device) -> Tensor:
+    """The mixed indices of so many cells, kept likewise."""
+    return mix(torch.arange(count, dtype=torch.int64, device=device))

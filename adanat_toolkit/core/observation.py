@@ -36,16 +36,18 @@ def seen_shape(generator: Generator, policy: Policy | type[Policy]) -> tuple[tup
 
 
 @torch.no_grad()
-def see(generator: Generator, policy: Policy | type[Policy], state: Any, context: Context) -> Tensor | None:
+def see(
+    generator: Generator, policy: Policy | type[Policy], state: Any, context: Context, *, guided: bool = True
+) -> Tensor | None:
     """What the policy's network is called with before a step: (B, N, D) float32 in the shape of :func:`seen_shape`.
 
     Statistics come in units of their usual spread around their usual value (``Generator.statistic_ranges``), so that small
-    networks find them at one scale. None for a policy that sees the step alone.
+    networks find them at one scale. None for a policy that sees the step alone. ``guided``: see ``Generator.observe``.
     """
     if not policy.needs_features:
         return None
     if policy.reads == "features":
-        return generator.observe(state)
+        return generator.observe(state, guided=guided)
     if policy.reads == "context":
         return generator.context_vectors(context)[:, None]
     centre, spread = statistic_units(generator)

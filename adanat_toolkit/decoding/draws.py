@@ -20,7 +20,7 @@ def guide(conditional: Tensor, unconditional: Tensor | None, guidance: Tensor) -
     """cond + g (cond - uncond), g per sample (B,); the conditional logits alone where no unconditional ones are given."""
     if unconditional is None:
         return conditional
-    return conditional + guidance[:, None, None] * (conditional - unconditional)
+    return (conditional - unconditional).mul_(guidance[:, None, None]).add_(conditional)
 
 
 def draw_tokens(
@@ -39,7 +39,8 @@ def draw_tokens(
     if top_k is not None or top_p is not None:
         logits = keep_likely(logits, top_k, top_p)
     scaled = logits / temperature.clamp_min(MIN_TOKEN_TEMPERATURE)[:, None, None]
-    cumulative = torch.exp(scaled - scaled.amax(-1, keepdim=True)).cumsum(-1)
+    # In place: a copy of the logits is megabytes, and memory is what this waits for.
+    cumulative = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_().cumsum_(-1)
     threshold = uniform.unsqueeze(-1) * cumulative[..., -1:]
     return torch.searchsorted(cumulative, threshold).squeeze(-1).clamp_max(logits.shape[-1] - 1)
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..core import REMASK, TOKEN, Context, Generator, Noise
+from ..core import REMASK, TOKEN, Context, Generator, Noise, to_gumbel
 from ..errors import ConfigError
 from .masked_decoding import StepKnobs, StepNoise, StepResult, masked_decoding_step
 from .statistics import RANGES, prediction_statistics, statistic_names
@@ -144,8 +144,15 @@ class TokenGenerator(Generator):
     def step(self, state: TokenState, action: Tensor, noise: Noise) -> TokenState:
         values = dict(zip(self.action_space.names, action.unbind(1), strict=True))
         guidance = values.get("guidance")
-        # Asking whether all guidance is zero costs a device synchronisation, so it is asked only when nobody observed.
-        guided = guidance is not None and (state.null_logits is not None or bool((guidance != 0).any()))
+        guided = guidance is not None and state.null_logits is not None
+        if guidance is not None and not guided:
+            # To ask which samples are guided waits for the device, so it is asked only when nobody observed them all.
+            rows = (guidance != 0).nonzero().squeeze(1)
+            first = state.step == 0 and state.editable is None  # whose unconditional logits are computed once for all
+            guided = len(rows) == len(guidance) or (first and len(rows) > 0)
+            self.observe(state, guided=guided)
+            if len(rows) and state.null_logits is None:
+                self._predict_null(state, rows)
         self.observe(state, guided=guided)
         assert state.prediction is not None
         ones = torch.ones_like(action[:, 0])
@@ -155,9 +162,8 @@ class TokenGenerator(Generator):
             values.get("token_temperature", ones),
             ones * 0 if guidance is None else guidance,
         )
-        drawn = StepNoise(
-            noise.uniform(TOKEN, state.step, (self.cells,)), noise.gumbel(REMASK, state.step, (self.cells,))
-        )
+        token, remask = noise.uniforms([(TOKEN, state.step), (REMASK, state.step)], (self.cells,))
+        drawn = StepNoise(token, to_gumbel(remask))
         result = self.decoding_step(state, knobs, drawn)
         return TokenState(
             state.context,
@@ -209,6 +215,16 @@ class TokenGenerator(Generator):
         return prediction_statistics(state.prediction[0], state.null_logits, unknown, unknown.float().mean(1))
 
     # --- the first state ----------------------------------------------------------------------------------------------
+
+    def _predict_null(self, state: TokenState, rows: Tensor) -> None:
+        """The unconditional logits of the samples ``rows``, (n,) int64; of the others, which guidance does not touch, the
+        conditional ones."""
+        assert state.prediction is not None
+        null = self.null_context(len(rows))
+        assert null is not None
+        found = self.predict(state.tokens[rows], null)[0]
+        everyone = len(rows) == len(state.tokens)
+        state.null_logits = found if everyone else state.prediction[0].index_copy(0, rows, found)
 
     def _predict_first(self, state: TokenState, wants_null: bool) -> None:
         """The all-mask state depends on the context alone: one forward per distinct context, kept for class contexts."""

@@ -4,6 +4,7 @@ prompt), ``shared`` (sees the step only), ``fixed`` (a hand-made schedule)."""
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -25,10 +26,17 @@ class StepEmbedding(nn.Module):
 
     def forward(self, step: Tensor) -> Tensor:
         """(B,) integers or floats -> (B, width)."""
-        half = STEP_FREQUENCIES // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=step.device) / half
-        angles = step.float()[:, None] * torch.exp(-math.log(10000.0) * exponent)
+        angles = step.float()[:, None] * _frequencies(step.device)
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(next(self.mlp.parameters()).dtype))
+
+
+@lru_cache(maxsize=8)
+def _frequencies(device: torch.device) -> Tensor:
+    """(128,) float32, kept: every policy asks for the same at every step."""
+    half = STEP_FREQUENCIES // 2
+    with torch.inference_mode(False):  # it outlives the mode that its maker may have set
+        exponent = torch.arange(half, dtype=torch.float32, device=device) / half
+        return torch.exp(-math.log(10000.0) * exponent)
 
 
 class AdaptiveNorm(nn.Module):

@@ -7,7 +7,7 @@ imports the compiler when it is made, which takes seconds, and on a CPU it goes 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,6 @@ class Adam:
 
     Attributes:
         param_groups: one group with ``params``, ``lr``, ``betas`` and ``eps``, which may be changed between steps.
-        state: by parameter ``step`` (a float32 scalar on the CPU), ``exp_avg`` and ``exp_avg_sq``; empty before the first
-            step.
     """
 
     def __init__(
@@ -38,7 +36,8 @@ class Adam:
         self.param_groups: list[dict[str, Any]] = [
             {"params": list(parameters), "lr": lr, "betas": tuple(betas), "eps": eps}
         ]
-        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        self._moments: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
+        self._steps: dict[nn.Parameter, int] = {}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients; ``set_to_none`` False fills them with zeros instead."""
@@ -51,29 +50,22 @@ class Adam:
     @torch.no_grad()
     def step(self) -> None:
         """One update from the gradients that are there."""
-        together: dict[float, list[nn.Parameter]] = {}
+        together: dict[int, list[nn.Parameter]] = {}
         for parameter in self._parameters():
-            if parameter.grad is None:
-                continue
-            if parameter not in self.state:
-                self.state[parameter] = {
-                    "step": torch.tensor(0.0, device="cpu"),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-            # Nearly always one number for all: they differ where a parameter had no gradient before.
-            together.setdefault(self.state[parameter]["step"].numpy().item(), []).append(parameter)
-        for before, parameters in together.items():
-            self._step(parameters, before + 1)
+            if parameter.grad is not None:
+                if parameter not in self._moments:
+                    self._moments[parameter] = (torch.zeros_like(parameter), torch.zeros_like(parameter))
+                self._steps[parameter] = self._steps.get(parameter, 0) + 1
+                # Nearly always one number for all: they differ where a parameter had no gradient before.
+                together.setdefault(self._steps[parameter], []).append(parameter)
+        for number, parameters in together.items():
+            self._step(parameters, number)
 
-    def _step(self, parameters: list[nn.Parameter], number: float) -> None:
+    def _step(self, parameters: list[nn.Parameter], number: int) -> None:
         group = self.param_groups[0]
         (first, second), rate = group["betas"], group["lr"]
         gradients = [parameter.grad for parameter in parameters]
-        states = [self.state[parameter] for parameter in parameters]
-        means, squares = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
-        for state in states:
-            state["step"].numpy()[...] = number  # without a call into torch for each
+        means, squares = ([self._moments[parameter][i] for parameter in parameters] for i in (0, 1))
         torch._foreach_lerp_(means, gradients, 1 - first)
         torch._foreach_mul_(squares, second)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - second)
@@ -82,19 +74,39 @@ class Adam:
         torch._foreach_add_(roots, group["eps"])
         torch._foreach_addcdiv_(parameters, means, roots, value=-rate / (1 - first**number))
 
+    @property
+    def state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
+        """By parameter ``step`` (a float32 scalar on the CPU), ``exp_avg`` and ``exp_avg_sq``; empty before the first step.
+
+        The moments are those that are trained with. To set it takes the tensors over.
+        """
+        return {
+            parameter: {
+                "step": torch.tensor(float(self._steps[parameter]), device="cpu"),
+                "exp_avg": mean,
+                "exp_avg_sq": square,
+            }
+            for parameter, (mean, square) in self._moments.items()
+        }
+
+    @state.setter
+    def state(self, state: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
+        self._moments = {parameter: (entry["exp_avg"], entry["exp_avg_sq"]) for parameter, entry in state.items()}
+        self._steps = {parameter: int(entry["step"]) for parameter, entry in state.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """The state by the parameters' positions, and the groups without them: as ``torch.optim.Adam`` has it."""
         position = {parameter: index for index, parameter in enumerate(self._parameters())}
         group = {key: value for key, value in self.param_groups[0].items() if key != "params"}
         return {
-            "state": {position[parameter]: dict(entry) for parameter, entry in self.state.items()},
+            "state": {position[parameter]: entry for parameter, entry in self.state.items()},
             "param_groups": [{**group, "params": list(position.values())}],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; the tensors are taken over, not copied."""
         parameters = self._parameters()
-        self.state = {parameters[index]: dict(entry) for index, entry in state["state"].items()}
+        self.state = {parameters[index]: entry for index, entry in state["state"].items()}
         values = {key: value for key, value in state["param_groups"][0].items() if key != "params"}
         self.param_groups[0].update(values)
 

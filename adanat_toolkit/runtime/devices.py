@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..errors import ConfigError
 
-CPU_CHUNK = 32
-"""Samples that go through a network at once on a CPU: larger chunks fall out of the cache and are up to twice as slow
-(docs/results/throughput.md)."""
+CPU_CHUNK = 64
+"""Samples that go through a network at once on a CPU: much larger chunks fall out of the cache and are up to twice as slow
+(docs/results/throughput.md); with 64 instead of 32 an iteration has fewer calls and takes as long."""
 MINIMUM_BATCH = {torch.bfloat16: 8, torch.float32: 2}
 """Smallest batches of networks on a CPU: below, the matrix library picks other kernels, whose rounding would make an image
 depend on the batch it is made in. In float32 it is convolutions of a single image, on CPUs without AVX-512."""

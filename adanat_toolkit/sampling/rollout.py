@@ -137,14 +137,16 @@ def _collect(
     state = begin(generator, policy, context, noise, start_from)
     features, actions, log_probs, values, physicals = [], [], [], [], []
     smoothed: Tensor | None = None  # what action smoothing carries from one step of a sample to the next
-    guided = None if space.acted else _guided_steps(space)
-    for t in range(space.decisions):
+    guided = _guided_steps(space)
+    steps = range(space.decisions)
+    wander = explore.normals([(ACTION, t) for t in steps], (space.size,)) * sigma if sigma > 0 else None
+    for t in steps:
         step = torch.full((size,), t, dtype=torch.int64, device=device)
-        seen = see(generator, network, state, context) if given is None else None
-        if guided is not None:
+        seen = see(generator, network, state, context, guided=guided[t]) if given is None else None
+        if given is None and not network.trainable:
             generator.observe(state, guided=guided[t])
         mean = mean_action(network, seen, step) if given is None else given[:, t].to(device)
-        action = mean if sigma == 0 else mean + sigma * explore.normal(ACTION, t, (space.size,))
+        action = mean if wander is None else mean + wander[t]
         smoothed = space.smoothed(action, step, smoothed)
         physical = space.transformed(smoothed, step)
         actions.append(action)
@@ -197,9 +199,12 @@ def begin(
 
 
 def _guided_steps(space: ActionSpace) -> list[bool]:
-    """At which steps a fixed schedule guides at all: elsewhere the unconditional forward is not run."""
+    """At which steps there may be guidance: elsewhere the unconditional forward is not run. A policy that sets it guides
+    always, as a softplus is never zero; else the schedule says it."""
     if "guidance" not in space.names or space.schedule is None:
         return [False] * space.decisions
+    if "guidance" in space.acted:
+        return [True] * space.decisions
     return (space.schedule[:, space.names.index("guidance")] != 0).tolist()
 
 

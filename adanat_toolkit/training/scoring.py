@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -120,13 +121,14 @@ def require_finite_state(iteration: int, state: Mapping[str, Tensor]) -> None:
     Raises:
         NotFiniteError: names the first that does.
     """
-    floating = {key: value for key, value in state.items() if value.is_floating_point()}
+    floating = {key: value for key, value in state.items() if value.is_floating_point() and value.numel()}
     by_device: dict[torch.device, list[str]] = {}
     for key, value in floating.items():
         by_device.setdefault(value.device, []).append(key)
-    for keys in by_device.values():  # one transfer a device
-        counts = torch.stack([(~floating[key].isfinite()).sum() for key in keys]).tolist()
-        wrong = [key for key, count in zip(keys, counts, strict=True) if count]
+    for keys in by_device.values():  # one call and one transfer a device
+        largest = torch._foreach_norm([floating[key] for key in keys], math.inf)
+        finite = torch.stack([norm.float() for norm in largest]).isfinite().tolist()
+        wrong = [key for key, fits in zip(keys, finite, strict=True) if not fits]
         if wrong:
             raise NotFiniteError(
                 f"iteration {iteration}: {len(wrong)} of {len(state)} tensors of the run are not finite after the "

@@ -285,8 +285,9 @@ class Trainer(Engine):
         remedy = "Mend the reward, or lower ppo.learning_rate (and the reward's own), and run the same command again."
         require_finite(self.iteration + 1, remedy, **{name: scores}, **others)
 
+    @torch.no_grad()
     def _average_weights(self) -> None:
-        values = self.policy.state_dict()
+        values = self.policy.state_dict(keep_vars=True)  # without a view of each
         torch._foreach_lerp_(
             list(self.average.values()), [values[key] for key in self.average], 1 - self.config.policy.average
         )

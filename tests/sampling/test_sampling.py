@@ -13,7 +13,7 @@ from adanat_toolkit.interfaces import Context, ContextKind, Policy, TokenGenerat
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, SamplingPolicy, load_policy
 from adanat_toolkit.policies.networks import SharedOptions, SharedPolicy
 from adanat_toolkit.registry import create_generator
-from adanat_toolkit.runtime import in_chunks
+from adanat_toolkit.runtime import CPU_CHUNK, in_chunks
 from adanat_toolkit.sampling import Samples, mean_action, sample, seed_range
 
 from ..helpers.tiny import CLASSES, PROMPTS, TinyGenerator
@@ -276,6 +276,23 @@ def test_guidance_zero_of_some_samples() -> None:
             generator.reset(context.select(part), noise.select(part), 2), action[part], noise.select(part)
         )
         assert torch.equal(alone.tokens, state.tokens[part])
+    generator.forwards.clear()
+    following = generator.step(state, action, noise)
+    assert generator.forwards == [(4, 0), (2, 2)]  # the unconditional forward of two samples alone
+    all_guided = action.clone()
+    all_guided[:, 3] = torch.tensor([1.0, 2.0, 1.0, 1.0])
+    whole = generator.step(generator.step(generator.reset(context, noise, 2), action, noise), all_guided, noise)
+    assert torch.equal(whole.tokens[[1, 3]], following.tokens[[1, 3]])
+
+
+def test_a_policy_that_leaves_guidance_to_a_schedule_runs_no_forward_for_none() -> None:
+    """A learned policy looks at every state, but the schedule says where nothing is guided."""
+    generator = TinyGenerator()
+    schedule = parse_schedule("cosine,guidance=0/0/2/0", generator.action_space, 4)
+    space = generator.action_space.bind(schedule, acted=("mask_ratio", "mask_temperature"))
+    policy = AdaptivePolicy(AdaptiveOptions(), space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+    gather(sample(generator, SamplingPolicy(policy, space), seed_range(0, 12), batch=12))
+    assert generator.forwards == [(CLASSES, 0), (12, 0), (24, 12), (12, 0)]
 
 
 def test_exploration_belongs_to_the_sample() -> None:
@@ -314,4 +331,4 @@ def test_chunks(total: int, chunk: int | None, minimum: int) -> None:
         return
     twice, total_sum = in_chunks(double, x, 10 * x, chunk=chunk, minimum=minimum)
     assert torch.equal(twice, 2 * x) and torch.equal(total_sum, 11 * x)
-    assert min(sizes) >= minimum and max(sizes) <= max(minimum, chunk or 32)
+    assert min(sizes) >= minimum and max(sizes) <= max(minimum, chunk or CPU_CHUNK)

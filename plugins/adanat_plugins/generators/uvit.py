@@ -31,10 +31,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width))
+    def forward(self, x: Tensor, batch: int | None = None) -> Tensor:
+        """(B, L, width) -> (B, L, width); or with ``batch`` = B, (B * L, width) -> (B * L, width)."""
+        rows, width = x.shape[0], x.shape[-1]
+        q, k, v = self.qkv(x).view(batch or rows, -1, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
 
 
 class MLP(nn.Module):
@@ -58,11 +59,12 @@ class Block(nn.Module):
         self.mlp = MLP(width, int(width * mlp_ratio))
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, batch: int, skip: Tensor | None = None) -> Tensor:
+        """(B * L, width) -> (B * L, width), B being ``batch``."""
         if self.skip_linear is not None:
             assert skip is not None
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
-        x = x + self.attn(self.norm1(x))
+        x = x + self.attn(self.norm1(x), batch)
         return x + self.mlp(self.norm2(x))
 
 
@@ -130,12 +132,15 @@ class UViT(nn.Module):
             logits (B, N, V), the mask column cut, and features (B, N, embed_dim), the final LayerNorm's output.
         """
         x = torch.cat([self.context_embed(context), self.token_emb(ids)], dim=1)
+        batch, length = x.shape[:2]
+        # Positions of all samples are rows of one matrix: a linear map of three axes would be folded and unfolded each time.
+        x = x.flatten(0, 1)
         skips = []
         for block in self.in_blocks:
-            x = block(x)
+            x = block(x, batch)
             skips.append(x)
-        x = self.mid_block(x)
+        x = self.mid_block(x, batch)
         for block in self.out_blocks:
-            x = block(x, skips.pop())
-        features = self.norm(x[:, -self.tokens :])
+            x = block(x, batch, skips.pop())
+        features = self.norm(x.unflatten(0, (batch, length))[:, -self.tokens :])
         return self.mlm_layer(features, self.token_emb.word_embeddings.weight, self.codebook_size), features

@@ -259,8 +259,9 @@ class AdversarialReward(LearnedReward):
     def state(self) -> dict[str, Tensor]:
         """Heads with spectral-norm vectors, Adam's moments and steps, counters, replay; not the frozen backbone."""
         out = {f"discriminator.{key}": value.detach() for key, value in self.discriminator.state_dict().items()}
+        adam = self.optimizer.state
         for name, parameter in self.discriminator.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+            for key, value in adam.get(parameter, {}).items():
                 out[f"adam.{key}.{name}"] = value.detach()
         if self.replay is not None:
             out |= {f"replay.{key}": value for key, value in self.replay.state().items()}
@@ -287,14 +288,13 @@ class AdversarialReward(LearnedReward):
         if self.replay is not None:
             self.replay.load_state(replay, self.device)
         self.discriminator.load_state_dict({key: state[f"discriminator.{key}"] for key in own})
-        self.optimizer.state.clear()
-        if trained:
-            for name, parameter in self.discriminator.named_parameters():
-                saved = {key: state[f"adam.{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
-                # Adam counts its steps on the CPU.
-                self.optimizer.state[parameter] = {
-                    key: value.cpu() if key == "step" else value.to(self.device) for key, value in saved.items()
-                }
+        self.optimizer.state = {
+            parameter: {
+                key: state[f"adam.{key}.{name}"].to(self.device, copy=True) for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+            for name, parameter in self.discriminator.named_parameters()
+            if trained
+        }
         self.iterations = int(state["iterations"])
         self.centre = state["centre"].to(self.device).clone()
 

@@ -39,10 +39,10 @@ class _Block(nn.Module):
         self.qkv, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.c_fc, self.c_proj = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        q, k, v = self.qkv(self.ln_1(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        """(B * L, width) -> (B * L, width), B being ``batch``: rows of one matrix, as linear maps want them."""
+        q, k, v = self.qkv(self.ln_1(x)).view(batch, -1, 3, self.heads, x.shape[1] // self.heads).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
         x = x + self.out_proj(attended)
         hidden = self.c_fc(self.ln_2(x))
         hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick_gelu else F.gelu(hidden)
@@ -101,12 +101,13 @@ class ClipTower(Backbone):
         patches = images.reshape(batch, 3, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5)
         x = self.embed(patches.reshape(batch, side**2, -1).to(self.class_embedding.dtype))
         x = torch.cat([self.class_embedding.expand(batch, 1, -1), x], dim=1) + self.positional_embedding
-        x = self.ln_pre(x)
+        x = self.ln_pre(x).flatten(0, 1)
         kept = []
         for index, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x, batch)
             if index in self.read:
-                kept.append(self.pooled(x[:, 1:]) + x[:, :1])
+                states = x.unflatten(0, (batch, -1))
+                kept.append(self.pooled(states[:, 1:]) + states[:, :1])
         return torch.stack(kept, dim=1)
 
 

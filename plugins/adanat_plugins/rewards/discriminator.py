@@ -53,9 +53,10 @@ class SpectralWeight(nn.Module):
             self._power_iteration()
 
     def _power_iteration(self) -> None:
-        matrix = self.weight_orig.detach().flatten(1)
-        self.weight_v.copy_(F.normalize(matrix.T @ self.weight_u, dim=0, eps=self.eps))
-        self.weight_u.copy_(F.normalize(matrix @ self.weight_v, dim=0, eps=self.eps))
+        matrix = self.weight_orig.flatten(1)
+        for product, vector in ((matrix.T, self.weight_v), (matrix, self.weight_u)):
+            image = product @ (self.weight_u if vector is self.weight_v else self.weight_v)
+            torch.div(image, torch.linalg.vector_norm(image).clamp_min(self.eps), out=vector)
 
     def weight(self) -> Tensor:
         """The normalised kernel."""
