@@ -45,7 +45,7 @@ from ..training.scoring import score
 
 Progress = Callable[[str, int, int], None]
 
-BUDGET = 4096
+BUDGET = 3584
 """Trajectories where nobody says another number."""
 CONTEXTS, DRAWS = 8, 2
 """Of a block, and of each context and action."""
