@@ -45,7 +45,7 @@ from ..training.scoring import score
 
 Progress = Callable[[str, int, int], None]
 
-BUDGET = 4096
+BUDGET = 3584
 """Trajectories where nobody says another number."""
 CONTEXTS, DRAWS = 8, 2
 """Of a block, and of each context and action."""
@@ -78,7 +78,8 @@ class Headroom:
 
     Attributes:
         shares: of the reward's variance. knobs: names of those acted on. steps: decisions of an image.
-        contexts: how many contexts a policy would have to tell apart. trajectories: how many were made.
+        contexts: how many contexts a policy would have to tell apart (the classes, or the prompts that were drawn).
+        trajectories: how many were made.
         facts: JSON-able: what was measured, and with what.
     """
 
@@ -114,7 +115,7 @@ class Headroom:
         shares, out = self.shares, {}
         kinds: list[tuple[str, Slopes | None, int]] = [
             ("shared", shares.slope, 1),
-            ("context", shares.context_slope, max(self.contexts - 1, 1)),
+            ("context", shares.context_slope if self.contexts > 1 else None, self.contexts - 1),
             ("state", shares.state_slope, 1),
         ]
         for kind, slopes, times in kinds:

@@ -29,7 +29,7 @@ def headroom(
     steps: Annotated[
         int | None, typer.Option(metavar="T", help="Steps of a hand-made schedule; a learned policy has its own.")
     ] = None,
-    trajectories: Annotated[int, typer.Option(metavar="N", help="Images to make.")] = 4096,
+    trajectories: Annotated[int, typer.Option(metavar="N", help="Images to make.")] = 3584,
     seed: options.Seed = 0,
     data: options.Data = None,
     batch: options.Batch = None,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 import adanat_toolkit as adanat
 from adanat_toolkit.commands.headroom import FEWEST, Headroom, block_shape, find_headroom, reward_for, write_headroom
-from adanat_toolkit.core import Noise
+from adanat_toolkit.core import Context, Noise, RewardModel
 from adanat_toolkit.errors import ConfigError, DataError, PluginError
 from adanat_toolkit.policies import load_policy
 from adanat_toolkit.storage import RunFolder, load_checkpoint
@@ -160,6 +161,29 @@ def test_reward_of_a_run_is_as_the_run_left_it(tmp_path: Path) -> None:
     stored, _ = load_checkpoint(RunFolder(run).checkpoint(2))
     for key, value in reward.state().items():
         assert torch.equal(value, stored[f"reward.{key}"]), key
+
+
+class Ranks(RewardModel):
+    """Judges the set."""
+
+    set_level = True
+
+    def __init__(self) -> None:
+        pass
+
+    def score(self, images: torch.Tensor, context: Context) -> torch.Tensor:
+        return images.mean((1, 2, 3)).argsort().argsort().float() / len(images)
+
+
+@pytest.mark.parametrize(("kind", "contexts"), [("none", 1), ("text", 4)])
+def test_any_context_and_rewards_that_judge_the_set(kind: Literal["none", "text"], contexts: int) -> None:
+    found = adanat.headroom(TinyGenerator(kind), Ranks(), steps=1, trajectories=FEWEST, batch=512)
+    assert found.contexts == contexts
+    assert found.shares.mean == pytest.approx(0.5, abs=1e-3)  # ranks of all images, not of a batch's
+    assert ("context" in found.needed) == (contexts > 1)
+    if contexts == 1:
+        low, high = found.shares.context.interval
+        assert low < 0.03 and high > -0.03
 
 
 # --- the command and the page --------------------------------------------------------------------------------------------
