@@ -12,6 +12,10 @@ from adanat_toolkit.runtime import in_chunks, minimum_batch
 from ..weights import build, place
 from .vqmodel_net import VQModel, VQModelConfig
 
+IMAGES_ON_CPU = 32
+"""Images that go through the convolutions at once on a CPU, fewer than through other networks: their maps are larger, and with
+64 the decoder was a tenth slower in float32 (docs/results/profile.md)."""
+
 
 class VQModelTokenizer(nn.Module):
     """Codes <-> images through a ``VQModel``.
@@ -30,6 +34,7 @@ class VQModelTokenizer(nn.Module):
         nn.Module.to(model, memory_format=torch.channels_last)
         self.model = model.eval().requires_grad_(False)
         self.device, self.dtype, self.signed = device, dtype, signed
+        self._chunk = IMAGES_ON_CPU if device.type == "cpu" else None
 
     @classmethod
     def from_state(
@@ -53,7 +58,7 @@ class VQModelTokenizer(nn.Module):
             image = image.clamp(-1, 1).add(1).div(2) if self.signed else image.clamp(0, 1)
             return image.contiguous()
 
-        return in_chunks(run, codes, minimum=minimum_batch(self.dtype, self.device))[0]
+        return in_chunks(run, codes, chunk=self._chunk, minimum=minimum_batch(self.dtype, self.device))[0]
 
     def _codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         return self.model.quantize.embedding(codes).view(len(codes), *grid, -1).permute(0, 3, 1, 2)
@@ -70,12 +75,13 @@ class VQModelTokenizer(nn.Module):
         def run(batch: Tensor) -> Tensor:
             return self.nearest(self._latents(batch))
 
-        return in_chunks(run, images, minimum=minimum_batch(self.dtype, self.device))[0]
+        return in_chunks(run, images, chunk=self._chunk, minimum=minimum_batch(self.dtype, self.device))[0]
 
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float32 in [0, 1] -> (B, C, h, w) float32, before they are rounded to codes."""
-        return in_chunks(self._latents, images, minimum=minimum_batch(self.dtype, self.device))[0].contiguous()
+        minimum = minimum_batch(self.dtype, self.device)
+        return in_chunks(self._latents, images, chunk=self._chunk, minimum=minimum)[0].contiguous()
 
     def _latents(self, batch: Tensor) -> Tensor:
         x = (batch * 2 - 1 if self.signed else batch).to(self.dtype).contiguous(memory_format=torch.channels_last)
