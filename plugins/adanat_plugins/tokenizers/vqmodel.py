@@ -12,7 +12,6 @@ from adanat_toolkit.runtime import in_chunks, minimum_batch
 from ..weights import build, place
 from .vqmodel_net import VQModel, VQModelConfig
 
-
 IMAGES_ON_CPU = 32
 """Images that go through the convolutions at once on a CPU, fewer than through other networks: their maps are larger, and with
 64 the decoder was a tenth slower in float32 (docs/results/profile.md)."""
