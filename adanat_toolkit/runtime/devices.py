@@ -14,7 +14,9 @@ from ..errors import ConfigError
 
 CPU_CHUNK = 64
 """Samples that go through a network at once on a CPU: much larger chunks fall out of the cache and are up to twice as slow
-(docs/results/throughput.md); with 64 instead of 32 an iteration has fewer calls and takes as long."""
+(docs/results/throughput.md); with 64 instead of 32 an iteration has fewer calls and takes as long (docs/results/profile.md)."""
+IMAGES_ON_CPU = 32
+"""The same of networks that read or make images: what they hold is larger, and at 64 they were a tenth slower in float32."""
 MINIMUM_BATCH = {torch.bfloat16: 8, torch.float32: 2}
 """Smallest batches of networks on a CPU: below, the matrix library picks other kernels, whose rounding would make an image
 depend on the batch it is made in. In float32 it is convolutions of a single image, on CPUs without AVX-512."""
@@ -134,6 +136,11 @@ def in_chunks(
     if len(parts) == 1:
         return parts[0]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def image_chunk(device: torch.device) -> int | None:
+    """``chunk`` of :func:`in_chunks` for a network that reads or makes images."""
+    return IMAGES_ON_CPU if device.type == "cpu" else None
 
 
 def padded(network: Callable[..., Tensor], rows: int, *inputs: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adanat_toolkit.errors import ConfigError
-from adanat_toolkit.runtime import in_chunks, minimum_batch
+from adanat_toolkit.runtime import image_chunk, in_chunks, minimum_batch
 
 
 class Backbone(nn.Module, ABC):
@@ -39,7 +39,7 @@ class Backbone(nn.Module, ABC):
 
     def features(self, images: Tensor) -> Tensor:
         """:meth:`forward` in chunks that suit the device."""
-        return in_chunks(self, images, minimum=self.minimum_batch)[0]
+        return in_chunks(self, images, chunk=image_chunk(images.device), minimum=self.minimum_batch)[0]
 
     def set_pool(self, pool: int) -> None:
         """Average neighbouring positions from now on.

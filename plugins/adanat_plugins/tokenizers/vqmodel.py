@@ -7,14 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adanat_toolkit.runtime import in_chunks, minimum_batch
+from adanat_toolkit.runtime import image_chunk, in_chunks, minimum_batch
 
 from ..weights import build, place
 from .vqmodel_net import VQModel, VQModelConfig
-
-IMAGES_ON_CPU = 32
-"""Images that go through the convolutions at once on a CPU, fewer than through other networks: their maps are larger, and with
-64 the decoder was a tenth slower in float32 (docs/results/profile.md)."""
 
 
 class VQModelTokenizer(nn.Module):
@@ -34,7 +30,7 @@ class VQModelTokenizer(nn.Module):
         nn.Module.to(model, memory_format=torch.channels_last)
         self.model = model.eval().requires_grad_(False)
         self.device, self.dtype, self.signed = device, dtype, signed
-        self._chunk = IMAGES_ON_CPU if device.type == "cpu" else None
+        self._chunk = image_chunk(device)
 
     @classmethod
     def from_state(
