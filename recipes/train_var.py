@@ -5,7 +5,7 @@
 Needs the quantiser of ``train_var_tokenizer.py``. The tokens of all images are made once. A batch uses all scales or, now
 and then, fewer (those that ``--steps T`` of a sampling uses), so that shorter runs are not foreign to the network. Labels are
 dropped at random for guidance. Writes the averaged weights as float16 to ``plugins/adanat_plugins/emoji64/var.safetensors``.
-float32 on the CPU; every step's randomness comes from the seed and the step alone, so a run that was stopped goes on from
+On the CPU; every step's randomness comes from the seed and the step alone, so a run that was stopped goes on from
 its checkpoint with the same command and ends with the same weights.
 """
 
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from train_dit import raw_latents
 
 from adanat_plugins.emoji64 import FOLDER
@@ -28,6 +29,7 @@ from adanat_plugins.generators.var import load_emoji64_tokenizer, spread_scales
 from adanat_plugins.generators.var_net import VAR, VARConfig
 from adanat_plugins.tokenizers.multi_scale import MultiScaleQuantizer
 from adanat_toolkit.core import derive
+from adanat_toolkit.runtime import resolve_dtype
 
 CPU = torch.device("cpu")
 ORDER, STEP, START = range(3)
@@ -49,7 +51,12 @@ def initialise(network: VAR, seed: int) -> None:
 
 
 def loss_of(
-    network: VAR, quantizer: MultiScaleQuantizer, chosen: tuple[int, ...], codes: Tensor, classes: Tensor
+    network: VAR,
+    quantizer: MultiScaleQuantizer,
+    chosen: tuple[int, ...],
+    codes: Tensor,
+    classes: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Mean cross-entropy of all tokens of the chosen scales, (B, n) int64, each predicted from the scales before."""
     parts = codes.split([quantizer.scales[scale] ** 2 for scale in chosen], dim=1)
@@ -59,8 +66,10 @@ def loss_of(
         inputs.append(network.embed(quantizer.resized(latent, scale), scale, classes))
         latent = latent + quantizer.contribution(part, scale)
     mask = network.block_mask(chosen)
-    logits = network(torch.cat(inputs, dim=1), network.conditions(classes), mask=mask)[1]
-    return F.cross_entropy(logits.flatten(0, 1), codes.flatten())
+    # Plain attention: on CPUs the backward pass of the fused one is many times slower.
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        logits = network(torch.cat(inputs, dim=1), network.conditions(classes), mask=mask)[1]
+    return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
 
 
 def save(network: nn.Module, path: Path, step: int, seed: int) -> None:
@@ -77,7 +86,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=160)
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--heads", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--fewer", type=float, default=0.2, help="share of batches with fewer scales")
@@ -85,12 +94,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many; the same command goes on")
     parser.add_argument("--save-every", type=float, default=3, help="minutes between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", default="auto", help="of the matrix products; weights and sums stay in float32")
     parser.add_argument("--latents", type=Path, help="keep the images' latents in this file between runs")
     parser.add_argument("--quantiser", type=Path, default=FOLDER / "var_quantizer.safetensors")
     parser.add_argument("--checkpoint", type=Path, default=Path("train_var.pt"))
     parser.add_argument("--out", type=Path, default=FOLDER / "var.safetensors")
     args = parser.parse_args()
     start = saved = time.time()
+    dtype = resolve_dtype(args.dtype, CPU)
 
     tokenizer = load_emoji64_tokenizer(args.quantiser, CPU, torch.float32)
     quantizer, targets, classes = tokenizer.quantizer, labels(), len(class_names())
@@ -135,7 +146,7 @@ def main() -> None:
         which = int(torch.randint(1, len(lists), (), generator=draw)) if fewer else 0
         dropped = torch.rand(args.batch, generator=draw) < args.no_label
         loss = loss_of(
-            network, quantizer, lists[which], data[which][rows].long(), targets[rows].masked_fill(dropped, classes)
+            network, quantizer, lists[which], data[which][rows].long(), targets[rows].masked_fill(dropped, classes), dtype
         )
         optimizer.zero_grad()
         loss.backward()

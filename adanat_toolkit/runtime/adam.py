@@ -64,7 +64,8 @@ class Adam:
     def _step(self, parameters: list[nn.Parameter], number: int) -> None:
         group = self.param_groups[0]
         (first, second), rate = group["betas"], group["lr"]
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        values: list[Tensor] = list(parameters)
         means, squares = ([self._moments[parameter][i] for parameter in parameters] for i in (0, 1))
         torch._foreach_lerp_(means, gradients, 1 - first)
         torch._foreach_mul_(squares, second)
@@ -72,7 +73,7 @@ class Adam:
         roots = torch._foreach_sqrt(squares)
         torch._foreach_div_(roots, math.sqrt(1 - second**number))
         torch._foreach_add_(roots, group["eps"])
-        torch._foreach_addcdiv_(parameters, means, roots, value=-rate / (1 - first**number))
+        torch._foreach_addcdiv_(values, means, roots, value=-rate / (1 - first**number))
 
     @property
     def state(self) -> dict[nn.Parameter, dict[str, Tensor]]:

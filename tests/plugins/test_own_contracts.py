@@ -12,9 +12,6 @@ from adanat_toolkit.testing.check import check_plugin
 ELSEWHERE = {
     ("generator", "amused"),
     ("generator", "diffusers"),
-    ("generator", "dit"),
-    ("generator", "sit"),
-    ("generator", "var"),
     ("reward", "imagereward"),
     ("reward", "aesthetic"),
     ("features", "inception-fidelity"),

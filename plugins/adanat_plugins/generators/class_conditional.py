@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 
 from adanat_toolkit.core import CONTEXT, Noise
-from adanat_toolkit.interfaces import Context, ContextKind, PluginOptions, Source
+from adanat_toolkit.errors import ConfigError
+from adanat_toolkit.interfaces import Context, ContextKind, Generator, ImageSource, PluginOptions, Source
 
-from ..weights import Asset, resolve
+from ..weights import Asset, asset, resolve
 from .tokenized import TokenizedGenerator, TokenizedOptions
 
 
@@ -34,6 +35,31 @@ class ClassConditional(TokenizedGenerator):
 
     def sample_contexts(self, noise: Noise) -> Context:
         return uniform_classes(noise, self.num_classes, self.device)
+
+
+class Emoji64Classes(Generator):
+    """The embedded 98 classes of 64x64 emoji, drawn with the data's own frequencies. It stands before the base class."""
+
+    def sample_contexts(self, noise: Noise) -> Context:
+        from ..emoji64.data import sample_labels
+
+        return Context(len(noise), classes=sample_labels(noise).to(self.device))
+
+    def real_images(self) -> ImageSource:
+        from ..emoji64.data import emoji_images
+
+        return emoji_images()
+
+
+def emoji64_file(name: str, options: PublishedOptions, *, offline: bool) -> Path:
+    """The network's file of an embedded generator: the one in the package, or what ``weights`` names.
+
+    Raises:
+        ConfigError: a tokenizer is named, which belongs to the package. WeightsError: see ``weights.resolve``.
+    """
+    if options.tokenizer is not None:
+        raise ConfigError(f"{name} ships with its tokenizer; leave the option tokenizer out.")
+    return _file(options.weights, asset(name, "generator"), offline)
 
 
 def uniform_classes(noise: Noise, count: int, device: torch.device) -> Context:

@@ -7,11 +7,13 @@ forward, chooses the starting time, with features that are zero (AdaGen, arXiv:2
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, ClassVar, Protocol
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from adanat_toolkit.core import GUIDANCE, INITIAL, TIME, ActionSpace, Noise
@@ -20,12 +22,15 @@ from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOpt
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import COMPILED, in_chunks, minimum_batch
 
+from ..emoji64.data import class_names
 from ..fingerprints import fingerprint_state
 from ..tokenizers.autoencoder_kl import KLTokenizer
+from ..tokenizers.principal import PrincipalLatents
 from ..weights import asset, build, place, read_state
-from .class_conditional import PublishedOptions, published_files, uniform_classes
+from .class_conditional import Emoji64Classes, PublishedOptions, emoji64_file, published_files, uniform_classes
 from .dit_net import DiT, dit_sizes
-from .dpm_solver import Diffusion, Flow, Path, first_order, second_order
+from .dpm_solver import Diffusion, Flow, Path, VelocityOnDiffusion, first_order, second_order
+from .maskgit import embedded_tokenizer
 
 
 class LatentTokenizer(Protocol):
@@ -199,7 +204,8 @@ class LatentGenerator(Generator):
             return output[:, : self.latent_shape[0]].float(), features.float()
 
         minimum = minimum_batch(self.dtype, self.device)
-        output, features = in_chunks(run, latents, self.path.network_time(time), classes, minimum=minimum)
+        given = self.path.network_input(latents, time)
+        output, features = in_chunks(run, given, self.path.network_time(time), classes, minimum=minimum)
         return output, features
 
     def read_policy(self, path: FilePath, steps: int | None, changes: str = "") -> SamplingPolicy:
@@ -218,7 +224,7 @@ class LatentGenerator(Generator):
 
     @classmethod
     def variants(cls) -> tuple[str, ...]:
-        return ("xl-2-256",)
+        return ("emoji64", "xl-2-256")
 
     @classmethod
     def create(
@@ -234,10 +240,10 @@ class LatentGenerator(Generator):
         name = f"{cls.family}:{chosen_variant}"
         chosen = parse_options(f"generator {name!r}", DiTOptions, options)
         assert isinstance(chosen, DiTOptions)
+        if chosen_variant == "emoji64":
+            return chosen.applied(_emoji64(cls.family, chosen, device, dtype, offline))
         files = published_files(chosen, asset(name, "generator"), asset(name, "tokenizer"), offline=offline)
-        state = read_state(files[0])
-        sizes = dit_sizes(state, heads=chosen.heads, source=str(files[0]))
-        network = build(lambda: DiT(**sizes), state, source=str(files[0]))
+        network = _network(read_state(files[0]), chosen, files[0])
         tokenizer = KLTokenizer.from_state(read_state(files[1]), source=str(files[1]), device=device, dtype=dtype)
         if tokenizer.channels != network.channels:
             raise WeightsError(
@@ -257,6 +263,8 @@ class LatentGenerator(Generator):
 
     published_schedule: ClassVar[str]
     """Even times, and the guidance that AdaGen's policies were added to."""
+    hand_made: ClassVar[str]
+    """The best schedule of even times and constant guidance of the embedded network (a grid search)."""
 
 
 class DiTOptions(PublishedOptions):
@@ -271,6 +279,7 @@ class DiTGenerator(LatentGenerator):
     path = Diffusion()
     Options: ClassVar[type[PluginOptions]] = DiTOptions
     published_schedule = "time=0.9:0.01,guidance=1"
+    hand_made = "time=0.9:0.01,guidance=1"
 
 
 class SiTGenerator(LatentGenerator):
@@ -280,3 +289,71 @@ class SiTGenerator(LatentGenerator):
     path = Flow()
     Options: ClassVar[type[PluginOptions]] = DiTOptions
     published_schedule = "time=0.01:0.99,guidance=1.5"
+    hand_made = "time=0.01:0.99,guidance=1"
+
+
+class Emoji64DiT(Emoji64Classes, DiTGenerator):
+    """The embedded generator: a network of velocities, whose noise prediction follows from them."""
+
+    path = VelocityOnDiffusion()
+
+
+class Emoji64NoiseDiT(Emoji64Classes, DiTGenerator):
+    """A network of one's own for the embedded images, trained to predict noise."""
+
+
+class Emoji64SiT(Emoji64Classes, SiTGenerator):
+    """The embedded generator of velocities."""
+
+
+EMBEDDED: dict[tuple[str, str], type[LatentGenerator]] = {
+    ("dit", "sit"): Emoji64DiT,
+    ("dit", "dit"): Emoji64NoiseDiT,
+    ("sit", "sit"): Emoji64SiT,
+}
+"""By the family that is asked for and the one that the weights were trained for."""
+
+
+def _emoji64(
+    family: str, options: DiTOptions, device: torch.device, dtype: torch.dtype, offline: bool
+) -> LatentGenerator:
+    """A network of ``recipes/train_dit.py``; its file also has the way between the tokenizer's latents and its own."""
+    name = f"{family}:emoji64"
+    file = emoji64_file(name, options, offline=offline)
+    state = read_state(file)
+    cls = EMBEDDED.get((family, _trained_for(file)))
+    if cls is None:
+        raise WeightsError(f"{file} is not of a network that {name} can use; make one with recipes/train_dit.py {family}.")
+    try:
+        mean, into, back = (state.pop(f"latents.{part}") for part in ("mean", "into", "back"))
+    except KeyError as error:
+        raise WeightsError(
+            f"{file} has no tensor {error}, which {name} needs beside the network; make one with recipes/train_dit.py."
+        ) from None
+    network = _network(state, options, file)
+    tokenizer = PrincipalLatents(embedded_tokenizer(device, dtype), mean, into, back)
+    made = cls(
+        name,
+        network,
+        tokenizer,
+        guided_channels=network.channels,
+        default_schedule=cls.hand_made,
+        device=device,
+        dtype=dtype,
+    )
+    made.class_names = class_names()
+    return made
+
+
+def _trained_for(file: FilePath) -> str:
+    """The family that ``recipes/train_dit.py`` wrote into a file; "" where it says nothing."""
+    if file.suffix != ".safetensors":
+        return ""
+    with safe_open(file, "pt") as handle:
+        training = json.loads((handle.metadata() or {}).get("training", "{}"))
+    return str(training.get("family", "")) if isinstance(training, dict) else ""
+
+
+def _network(state: dict[str, Tensor], options: DiTOptions, file: FilePath) -> DiT:
+    sizes = dit_sizes(state, heads=options.heads, source=str(file))
+    return build(lambda: DiT(**sizes), state, source=str(file))

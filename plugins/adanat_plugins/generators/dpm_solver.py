@@ -34,6 +34,10 @@ class Path(ABC):
     def network_time(self, time: Tensor) -> Tensor:
         """(B,) what the network is told."""
 
+    def network_input(self, latents: Tensor, time: Tensor) -> Tensor:
+        """(B, C, H, W) float32 what the network is given of latents at times (B,)."""
+        return latents
+
     @abstractmethod
     def data(self, latents: Tensor, output: Tensor, time: Tensor) -> Tensor:
         """x0 as the network predicts it: latents and output (B, C, H, W) float32 at times (B,)."""
@@ -87,6 +91,24 @@ class Flow(Path):
         if current is not None:
             proposed = torch.maximum(proposed, current + TIME_STEP)
         return proposed.clamp(self._EARLIEST, 1 - TIME_STEP)
+
+
+class VelocityOnDiffusion(Diffusion):
+    """The path of :class:`Diffusion` with a network of :class:`Flow`, which knows the same mixtures at another scale.
+
+    A latent alpha x0 + sigma e, divided by alpha + sigma, is the straight line's at time alpha / (alpha + sigma).
+    """
+
+    def network_time(self, time: Tensor) -> Tensor:
+        alpha, sigma = (x.exp() for x in self.log_alpha_sigma(time.double()))
+        return (alpha / (alpha + sigma)).to(time.dtype)
+
+    def network_input(self, latents: Tensor, time: Tensor) -> Tensor:
+        alpha, sigma = (x.exp() for x in self.log_alpha_sigma(time.double()))
+        return latents / _as(latents, alpha + sigma)
+
+    def data(self, latents: Tensor, output: Tensor, time: Tensor) -> Tensor:
+        return Flow().data(self.network_input(latents, time), output, self.network_time(time.double()))
 
 
 def first_order(path: Path, latents: Tensor, data: Tensor, time: Tensor, target: Tensor) -> Tensor:

@@ -14,18 +14,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace, Noise
+from adanat_toolkit.core import TOKEN_KNOBS, ActionSpace
 from adanat_toolkit.errors import ConfigError, nearest
-from adanat_toolkit.interfaces import Context, ImageSource, SamplingPolicy, Source, TokenGenerator
+from adanat_toolkit.interfaces import Context, SamplingPolicy, TokenGenerator
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from ..emoji64 import FOLDER
 from ..fingerprints import fingerprint_state
 from ..tokenizers.vqmodel import VQModelTokenizer
-from ..weights import asset, build, place, read_state, resolve
-from .class_conditional import ClassConditional
-from .tokenized import TokenizedOptions
+from ..weights import asset, build, place, read_state
+from .class_conditional import ClassConditional, Emoji64Classes, PublishedOptions, emoji64_file
 from .uvit import TokenEmbedding, UViT
 
 HAND_MADE = "cosine,guidance=0:3,mask_temperature=4.5:0"
@@ -99,25 +98,11 @@ class UViTClassGenerator(ClassConditional):
         return read_policy(path, self, steps, changes)
 
 
-class Emoji64MaskGIT(UViTClassGenerator):
-    """The embedded generator: 64x64 emoji in 98 classes; classes are drawn with the data's own frequencies."""
-
-    def sample_contexts(self, noise: Noise) -> Context:
-        from ..emoji64.data import sample_labels
-
-        return Context(len(noise), classes=sample_labels(noise).to(self.device))
-
-    def real_images(self) -> ImageSource:
-        from ..emoji64.data import emoji_images
-
-        return emoji_images()
+class Emoji64MaskGIT(Emoji64Classes, UViTClassGenerator):
+    """The embedded generator."""
 
 
-class MaskGITOptions(TokenizedOptions):
-    weights: Source = None
-    """Weights file, folder or hub id; None means the embedded or default file of the variant."""
-    tokenizer: Source = None
-    """The same for the tokenizer of a variant with third-party weights."""
+class MaskGITOptions(PublishedOptions):
     heads: int | None = Field(None, ge=1, le=1024)
     """Attention heads of a checkpoint of an unpublished size (weights do not tell them)."""
 
@@ -173,11 +158,8 @@ def embedded_tokenizer(device: torch.device, dtype: torch.dtype) -> VQModelToken
 
 
 def _emoji64(options: MaskGITOptions, device: torch.device, dtype: torch.dtype, offline: bool) -> UViTClassGenerator:
-    if options.tokenizer is not None:
-        raise ConfigError("maskgit:emoji64 ships with its tokenizer; leave the option tokenizer out.")
-    embedded = asset("maskgit:emoji64", "generator")
-    file = resolve(options.weights, embedded, offline=offline)
-    with safe_open(embedded.path, "pt") as handle:
+    file = emoji64_file("maskgit:emoji64", options, offline=offline)
+    with safe_open(asset("maskgit:emoji64", "generator").path, "pt") as handle:
         meta = handle.metadata()
     sizes: dict[str, Any] = {
         name: int(meta[name]) for name in ("tokens", "codebook_size", "embed_dim", "depth", "num_heads")

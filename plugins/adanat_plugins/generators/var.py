@@ -1,6 +1,6 @@
 """``var``: next-scale generation, VAR (Tian et al. 2024, arXiv:2404.02905).
 
-Variants: ``d16`` and ``d30``, the published ImageNet-256 checkpoints with their tokenizer. One
+Variants: ``emoji64`` (embedded), ``d16`` and ``d30``, the published ImageNet-256 checkpoints with their tokenizer. One
 step draws all tokens of one scale, from a single one to the full map; what has been drawn adds up to a latent, which
 the tokenizer's decoder makes an image of. The knobs act at every scale: guidance, whose weight grows from 0 at the
 coarsest scale to its value at the finest, and top-k, top-p and temperature of the draw.
@@ -27,11 +27,12 @@ from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOpt
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import COMPILED, in_chunks, minimum_batch
 
+from ..emoji64.data import class_names
 from ..fingerprints import fingerprint_state
 from ..released_policy import ADAGEN, adagen_settings, read_policy
 from ..tokenizers.multi_scale import MultiScaleQuantizer, MultiScaleTokenizer, MultiScaleVQ, MultiScaleVQConfig
 from ..weights import asset, build, place, read_state
-from .class_conditional import PublishedOptions, published_files, uniform_classes
+from .class_conditional import Emoji64Classes, PublishedOptions, emoji64_file, published_files, uniform_classes
 from .maskgit import embedded_tokenizer
 from .var_net import VAR, VARConfig
 
@@ -134,7 +135,7 @@ class NextScale(Generator):
 
     @classmethod
     def variants(cls) -> tuple[str, ...]:
-        return ("d16", "d30")
+        return ("emoji64", "d16", "d30")
 
     @classmethod
     def create(
@@ -147,6 +148,8 @@ class NextScale(Generator):
             raise ConfigError(f"var has no variant {name!r}{nearest(name, cls.variants())} Variants: {known}.")
         chosen = parse_options("generator 'var'", PublishedOptions, options)
         assert isinstance(chosen, PublishedOptions)
+        if name == "emoji64":
+            return chosen.applied(_emoji64(chosen, device, dtype, offline))
         files = published_files(
             chosen, asset(f"var:{name}", "generator"), asset(f"var:{name}", "tokenizer"), offline=offline
         )
@@ -312,6 +315,34 @@ class NextScale(Generator):
             with torch.inference_mode(False), torch.no_grad():  # it outlives the mode that its maker may have set
                 self._kept_null = self._conditions(torch.tensor([self.null_class], device=self.device))
         return self._kept_null
+
+
+class Emoji64NextScale(Emoji64Classes, NextScale):
+    """The embedded generator."""
+
+
+HAND_MADE = "guidance=2,top_k=100,top_p=0.9,token_temperature=1"
+"""The best hand-made schedule of the embedded generator (a grid search)."""
+
+
+def _emoji64(options: PublishedOptions, device: torch.device, dtype: torch.dtype, offline: bool) -> NextScale:
+    """A network of ``recipes/train_var.py`` with the quantiser of ``recipes/train_var_tokenizer.py``."""
+    network = load_var(emoji64_file("var:emoji64", options, offline=offline))
+    tokenizer = load_emoji64_tokenizer(asset("var:emoji64", "quantiser").path, device, dtype)
+    quantizer = tokenizer.quantizer
+    _check_pair(network.config, quantizer.embedding.num_embeddings, quantizer.width, "of the package")
+    side = network.config.scales[-1]
+    made = Emoji64NextScale(
+        "var:emoji64",
+        network,
+        tokenizer,
+        grid=(side, side),
+        default_schedule=HAND_MADE,
+        device=device,
+        dtype=dtype,
+    )
+    made.class_names = class_names()
+    return made
 
 
 def load_var(path: Path) -> VAR:

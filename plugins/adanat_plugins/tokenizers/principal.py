@@ -5,6 +5,8 @@ Of its 32 channels, 6 components hold 99.9 % of the variance; they are what smal
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,11 @@ class PrincipalLatents(nn.Module):
         self.tokenizer = tokenizer
         self.mean, self.into, self.back = (x.float().to(tokenizer.device) for x in (mean, into, back))
         self.channels, self.downsampling = self.into.shape[1], tokenizer.downsampling
+
+    @property
+    def model(self) -> Any:
+        """The autoencoder itself."""
+        return self.tokenizer.model
 
     @classmethod
     def fit(cls, tokenizer: VQModelTokenizer, latents: Tensor, channels: int) -> PrincipalLatents:
