@@ -83,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     weights = options.weights or tiny_pipeline(options.out / "tiny")
 
-    generator = adanat.load_generator("amused", weights=str(weights))
+    generator = adanat.load_generator("amused", weights=str(weights), dtype="float32")  # as the pipeline
     data = captions(options.out / "captions", generator.image_size)
     run = adanat.train(
         generator=generator, reward=brightness, data=data, steps=STEPS, trajectories=32, batch=16, out=options.out / "run"

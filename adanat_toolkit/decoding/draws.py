@@ -42,7 +42,7 @@ def draw_tokens(
     # In place: a copy of the logits is megabytes, and memory is what this waits for.
     cumulative = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_().cumsum_(-1)
     threshold = uniform.unsqueeze(-1) * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, threshold).squeeze(-1).clamp_max(logits.shape[-1] - 1)
+    return torch.searchsorted(cumulative.contiguous(), threshold).squeeze(-1).clamp_max(logits.shape[-1] - 1)
 
 
 def whole_top_k(top_k: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ..core import ACTION, ActionSpace, Generator, Noise, derive, sample_seeds, statistic_units
+from ..core import ACTION, ActionSpace, Context, Generator, Noise, derive, sample_seeds, statistic_units
 from ..metrics import batch_shares
 from ..runtime import distributed
 from ..sampling import Rollout
@@ -34,7 +35,7 @@ def describe_shares(
 ) -> dict[str, float]:
     """What the batch says of the headroom (docs/headroom.md): shares of the reward's variance. All processes call it together.
 
-    Each process estimates them from its own samples; their mean is logged.
+    They are estimated from the samples of all processes, so that their number makes no difference.
 
     Args:
         scores: (B,) of this process's samples, the run's ``start``, ``start`` + 1, ... in this iteration (0-based).
@@ -44,11 +45,24 @@ def describe_shares(
     noise = Noise(sample_seeds(derive(seed, ACTION), iteration, start, samples, scores.device))
     explored = torch.stack([noise.normal(ACTION, t, (size,)) for t in range(steps)], dim=1)
     alone = slice(None, None, group)
-    own = batch_shares(scores[alone], explored[alone], rollout.context.select(alone).distinct()[1])
-    names = ("context", "slope")
-    found = torch.tensor([[own.get(name, 0.0), float(name in own)] for name in names], device=scores.device)
-    sums = distributed.sum_over_ranks(found).tolist()
-    return {f"share/{name}": total / count for name, (total, count) in zip(names, sums, strict=True) if count}
+    parts = (scores[alone], explored[alone], context_keys(rollout.context.select(alone), start).to(scores.device))
+    found = batch_shares(*(distributed.gather(part.contiguous()) for part in parts))
+    return {f"share/{name}": value for name, value in found.items()}
+
+
+def context_keys(context: Context, start: int) -> Tensor:
+    """(B,) int64, equal for two samples of the run, in whatever process, that have the same context.
+
+    Args:
+        start: position of the first sample, for contexts of which nothing says whether two are the same.
+    """
+    if context.classes is not None:
+        return context.classes
+    if context.prompts is not None:
+        hashes = (hashlib.sha256(prompt.encode()).digest()[:8] for prompt in context.prompts)
+        return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in hashes])
+    same = context.distinct()[1]
+    return same + (start if int(same.max()) else 0)
 
 
 def describe(

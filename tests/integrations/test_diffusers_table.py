@@ -56,7 +56,7 @@ def trained(kind: str, folder: Path, **settings: Any) -> adanat.Run:
         options = {"prompts": str(folder / "prompts.txt"), **SIZE}
     name = "amused" if kind == "amused" else "diffusers"
     return adanat.train(
-        generator=adanat.load_generator(name, weights=str(folder / "pipe"), options=options, device="cpu"),
+        generator=adanat.load_generator(name, weights=str(folder / "pipe"), options=options, device="cpu", dtype="float32"),
         reward=lambda images, context: images.mean((1, 2, 3)),
         steps=STEPS,
         trajectories=8,

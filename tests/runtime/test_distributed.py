@@ -170,8 +170,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compare(what: str, own: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     assert own.keys() == expected.keys()
     for key in expected:
-        error = float((own[key].double() - expected[key].double()).abs().max()) if own[key].numel() else 0.0
-        assert error < TOLERANCE, f"{what}: {key} differs by {error:.2g}"
+        size, error = float(expected[key].double().norm()), float((own[key].double() - expected[key].double()).norm())
+        # Of the whole tensor: a single weight moves with the sign of a gradient that may be rounding alone.
+        assert error < max(TOLERANCE, 1e-3 * size), f"{what}: {key} differs by {error:.2g} of {size:.2g}"
 
 
 @pytest.mark.parametrize("case", CASES)
