@@ -3,8 +3,8 @@
 from ..decoding import SamplingPolicy
 from ..integrations.diffusers import apply, remove
 from .evaluating import Scores, evaluate
-from .generators import list_features, list_generators, list_policies, list_rewards, load_generator
 from .gaining import Headroom, headroom
+from .generators import list_features, list_generators, list_policies, list_rewards, load_generator
 from .policies import load_policy
 from .sampling import Samples, sample
 from .training import Run, train
