@@ -61,7 +61,12 @@ class FeatureStatistics:
         if features.dim() != 2 or features.shape[1] != len(self.mean):
             raise DataError(f"features must be (B, {len(self.mean)}), got {tuple(features.shape)}.")
         if not torch.isfinite(features).all():
-            raise DataError("features have values that are not finite; look at the images they were made from.")
+            wrong = int((~torch.isfinite(features)).any(1).sum())
+            of = f" of protocol {self.protocol!r}" if self.protocol else ""
+            raise DataError(
+                f"features{of} have values that are not finite, in {wrong} of {len(features)} images; look at these images, "
+                "and at the plug-in that computes the features."
+            )
         values = features.detach()
         values = (values.cpu() if values.device.type == "mps" else values).double()  # Apple's GPUs have no float64
         mean = values.mean(0)

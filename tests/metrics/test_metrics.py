@@ -160,7 +160,7 @@ def test_statistics_refuse(tmp_path: Path) -> None:
         FeatureStatistics.load(tmp_path / "odd.npz")
     with pytest.raises(DataError, match="at least 2"):
         _ = FeatureStatistics.of(torch.zeros(1, 3)).covariance
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match="not finite, in 2 of 2 images; look at these images, and at the plug-in"):
         FeatureStatistics.of(torch.full((2, 3), torch.nan))
     one, two = FeatureStatistics.of(rand(0, 9, 3), "p"), FeatureStatistics.of(rand(0, 9, 3), "q")
     with pytest.raises(DataError, match="one protocol"):
