@@ -6,9 +6,10 @@ cd "$(dirname "$0")/.."
 out=${1:-demo-run}
 seed=${2:-0}
 
-# Fast bfloat16 (a GPU, or AMX on the CPU) more than doubles the speed; the time goes into more trajectories.
-trajectories=$(python -c 'from adanat_toolkit.runtime.devices import has_fast_bfloat16, resolve_device
-print(12288 if has_fast_bfloat16(resolve_device("auto")) else 8192)')
+# Where bfloat16 is fast (a GPU, or a CPU with AMX or AVX-512 bfloat16) the time goes into more trajectories.
+trajectories=$(python -c 'from adanat_toolkit.runtime import fastest_dtype, resolve_device
+import torch
+print(12288 if fastest_dtype(resolve_device("auto"))[0] == torch.bfloat16 else 8192)')
 
 echo "1/3 train: $out/run" >&2
 adanat train --preset demo --trajectories "$trajectories" --seed "$seed" --out "$out/run"
