@@ -83,7 +83,7 @@ class Adam:
         """
         return {
             parameter: {
-                "step": torch.tensor(float(self._steps[parameter]), device="cpu"),
+                "step": torch.tensor(float(self._steps[parameter]), dtype=torch.float32, device="cpu"),
                 "exp_avg": mean,
                 "exp_avg_sq": square,
             }

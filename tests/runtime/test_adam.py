@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -59,3 +60,17 @@ def test_a_loaded_state_goes_on() -> None:
         module(torch.ones(2, 30)).square().sum().backward()
         adam.step()
     assert all(torch.equal(a, b) for a, b in zip(layers.parameters(), copy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_its_state_does_not_follow_the_default_dtype(default: torch.dtype) -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    own = Adam([parameter], lr=0.1)
+    own.step()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        assert own.state[parameter]["step"].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
