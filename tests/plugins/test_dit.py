@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from adanat_plugins.emoji64 import FOLDER
 from adanat_plugins.generators.dit import LatentGenerator
 from adanat_plugins.generators.dpm_solver import Diffusion, Flow, first_order, second_order
 from adanat_plugins.generators.dpm_solver import Path as NoisePath
@@ -131,6 +133,15 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.M
         create_generator("dit:xl-2-256", {}, device=CPU, dtype=torch.float32, offline=True)
     with pytest.raises(ConfigError, match="sit has no variant 'xl-2-265'; did you mean"):
         create_generator("sit:xl-2-265", {}, device=CPU, dtype=torch.float32, offline=True)
+
+
+@pytest.mark.parametrize("training", ["[1]", "{", '{"family": "sit"'])
+def test_what_a_file_says_of_its_training_is_checked(training: str, tmp_path: Path) -> None:
+    state = load_file(FOLDER / "sit.safetensors")
+    save_file(state, tmp_path / "own.safetensors", {"training": training})
+    with pytest.raises(WeightsError, match=r"training of .*own\.safetensors"):
+        options = {"weights": str(tmp_path / "own.safetensors")}
+        create_generator("sit:emoji64", options, device=CPU, dtype=torch.float32, offline=True)
 
 
 # --- policies ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ forward, chooses the starting time, with features that are zero (AdaGen, arXiv:2
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, ClassVar, Protocol
@@ -21,6 +20,7 @@ from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions, SamplingPolicy
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import COMPILED, in_chunks, minimum_batch
+from adanat_toolkit.storage import parse_document
 
 from ..emoji64.data import class_names
 from ..fingerprints import fingerprint_state
@@ -350,8 +350,9 @@ def _trained_for(file: FilePath) -> str:
     if file.suffix != ".safetensors":
         return ""
     with safe_open(file, "pt") as handle:
-        training = json.loads((handle.metadata() or {}).get("training", "{}"))
-    return str(training.get("family", "")) if isinstance(training, dict) else ""
+        text = (handle.metadata() or {}).get("training", "{}")
+    training: dict[str, Any] = parse_document(text, dict[str, Any], where=f"training of {file}", error=WeightsError)
+    return str(training.get("family", ""))
 
 
 def _network(state: dict[str, Tensor], options: DiTOptions, file: FilePath) -> DiT:
