@@ -32,14 +32,15 @@ from ..core import (
 )
 from ..decoding import SamplingPolicy
 from ..errors import ConfigError, DataError
-from ..images import OwnContexts, draw_contexts
+from ..images import OwnContexts, draw_contexts, figure_png
 from ..limits import MOST_IMAGES
 from ..metrics import Share, Slopes, VarianceShares, trajectories_to_move, variance_shares
-from ..registry import create_reward, reward_class, toolkit_version
+from ..registry import create_reward, not_followed, reward_class, shown_options, toolkit_version
 from ..runtime import CPU_CHUNK, MicroBatch, float32_by_default
 from ..sampling import begin, embed, mean_action
-from ..storage import RunFolder, load_checkpoint, prepare_folder, shortened, write_json
+from ..storage import RunFolder, load_checkpoint, prepare_folder, write_file, write_json
 from ..training import PPOConfig
+from ..training.judge import reward_state
 from ..training.objects import name_of
 from ..training.scoring import score
 
@@ -313,7 +314,7 @@ def find_headroom(
     drawn = Noise(sample_seeds(derive(seed, CONTEXT), 0, 0, blocks * contexts, device))
     context = draw_contexts(generator, drawn, contexts_from)
     exploring = Noise(sample_seeds(derive(seed, ACTION), 0, 0, blocks * actions, device))
-    action = torch.stack([exploring.normal(ACTION, t, (space.size,)) for t in range(space.decisions)], 1)
+    action = exploring.normals([(ACTION, t) for t in range(space.decisions)], (space.size,)).transpose(0, 1)
     noise = Noise(sample_seeds(seed, 0, 0, count, device))
     index = torch.arange(count, device=device)
     block, own_context, own_action = index // (count // blocks), index // (actions * draws), index // draws % actions
@@ -433,22 +434,21 @@ def reward_for(
     run_name = None if stored is None else str(stored["reward"]["name"])
     chosen, options = name or run_name or DEFAULT_REWARD, {}
     from_run = stored is not None and chosen == run_name
+    kind = reward_class(RewardSpec.parse(chosen))[0]
     if from_run:
         assert stored is not None
         options = stored["reward"]["options"]
-        declared = reward_class(RewardSpec.parse(chosen))[0].Options
-        named = {k: v for k, v in options.items() if v is not None and not declared.harmless(k, v)}
+        named = not_followed(kind.Options, options)
         if named:
-            shown = ", ".join(f"{shortened(k)[1:-1]} = {shortened(v, 200)}" for k, v in named.items())
             raise ConfigError(
-                f"{policy} says where its reward comes from: {shown}. What a folder names is not followed; use another reward."
+                f"{policy} says where its reward comes from: {shown_options(named)}. What a folder names is not followed; use "
+                "another reward."
             )
-    needs = reward_class(RewardSpec.parse(chosen))[0].needs
     reward = create_reward(
         chosen,
         options,
         generator=generator,
-        real=real if "real_images" in needs else None,
+        real=real if "real_images" in kind.needs else None,
         device=generator.device,
         seed=seed,
         offline=offline,
@@ -462,8 +462,7 @@ def reward_for(
             f"folder that was trained with it, or a reward that does not learn, such as {DEFAULT_REWARD}."
         )
     tensors, _ = load_checkpoint(folder.checkpoint(saved[-1]))
-    prefix = "reward."
-    reward.load_state({k.removeprefix(prefix): v.to(generator.device) for k, v in tensors.items() if k.startswith(prefix)})
+    reward.load_state(reward_state(tensors, generator.device))
     return reward, f"{chosen} of {Path(policy or '').name}, iteration {saved[-1]}"
 
 
@@ -480,15 +479,11 @@ def write_headroom(result: Headroom, folder: Path) -> None:
 
 def _draw(result: Headroom, file: Path) -> None:
     """The shares with their intervals, and where slopes are."""
-    import io
-
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from ..storage import write_file
-
     rows = [(name.strip(), share) for name, share in result.rows if share is not None]
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 3.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     places = range(len(rows), 0, -1)
@@ -513,6 +508,4 @@ def _draw(result: Headroom, file: Path) -> None:
     right.set_xlabel("step")
     right.set_title("slopes, % of the variance (* clear of 0)", fontsize=9)
     figure.colorbar(shown, ax=right)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_file(file, buffer.getvalue())
+    write_file(file, figure_png(figure))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..images import png_bytes, read_png, side_by_side
+from ..images import figure_png, png_bytes, read_png, side_by_side
 from ..metrics import title
 from ..storage import write_file
 from .result import Result
@@ -168,9 +168,7 @@ def _legend(figure: Figure, axis: Any, note: str) -> None:
 
 
 def _save(figure: Figure, file: Path) -> Path:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})  # the same bytes from the same numbers
-    return _write(file, buffer.getvalue())
+    return _write(file, figure_png(figure))
 
 
 def _write(file: Path, png: bytes) -> Path:

@@ -68,19 +68,21 @@ class Context:
         prompts = None if parts[0].prompts is None else tuple(x for p in parts for x in p.prompts or ())
         return Context(sum(map(len, parts)), join("classes"), join("states"), join("pooled"), prompts)
 
+    def keys(self, start: int = 0) -> list[int] | list[str]:
+        """What tells the samples' contexts apart: class ids or prompts; where nothing says whether two are the same,
+        positions from ``start`` on; all alike where there is no context."""
+        if self.classes is not None:
+            ids: list[int] = self.classes.tolist()
+            return ids
+        if self.prompts is not None:
+            return list(self.prompts)
+        return [0] * self.size if self.states is None else list(range(start, start + self.size))
+
     def distinct(self) -> tuple[Tensor, Tensor]:
         """(first, inverse): indices of the first sample of each distinct context, and for each sample which one is its own."""
-        if self.classes is not None:
-            keys: list[Any] = self.classes.tolist()
-        elif self.prompts is not None:
-            keys = list(self.prompts)
-        elif self.states is None:
-            keys = [0] * self.size
-        else:
-            keys = list(range(self.size))
         order: dict[Any, int] = {}
         first, inverse = [], []
-        for position, key in enumerate(keys):
+        for position, key in enumerate(self.keys()):
             if key not in order:
                 order[key] = len(order)
                 first.append(position)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..core import PolicySpec, PolicyTerm
 from ..errors import ConfigError
+from ..images import figure_png
 from ..metrics import title
 from ..storage import write_file
 from .evaluate import Comparison
@@ -67,6 +67,4 @@ def draw_curve(comparison: Comparison, weights: Sequence[float], first: str, sec
         axis.set_title(title(name), parse_math=False)
         axis.set_xlabel("weight")
     figure.suptitle(f"0: {Path(second).name}    1: {Path(first).name}", fontsize=9, parse_math=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})  # the same bytes from the same numbers
-    write_file(file, buffer.getvalue())
+    write_file(file, figure_png(figure))

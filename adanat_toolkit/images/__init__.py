@@ -2,7 +2,17 @@
 
 from .augment import augment
 from .files import ImageFiles, Progress, centred_crop, decode_many, fitted, flattened, open_upright
-from .pictures import GRID_LIMIT, grid, png_bytes, read_facts, read_png, side_by_side, to_bytes, write_png
+from .pictures import (
+    GRID_LIMIT,
+    figure_png,
+    grid,
+    png_bytes,
+    read_facts,
+    read_png,
+    side_by_side,
+    to_bytes,
+    write_png,
+)
 from .real_images import (
     ClassCounts,
     MemoryImages,
@@ -26,6 +36,7 @@ __all__ = [
     "decode_many",
     "draw_contexts",
     "draw_positions",
+    "figure_png",
     "fitted",
     "flattened",
     "grid",

@@ -9,13 +9,16 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import AdaNATError, OutputError
 from ..storage import MIB, check_value, parse_document, read_bytes, write_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GRID_LIMIT = 64
 """Images of a grid, unless more are asked for: more cannot be told apart on a screen."""
@@ -43,6 +46,13 @@ def png_bytes(image: Tensor, facts: Mapping[str, Any] | None = None) -> bytes:
         info.add_itxt(_CHUNK, json.dumps(facts))
     buffer = io.BytesIO()
     Image.fromarray(to_bytes(image).permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A figure of matplotlib as a PNG file: the same bytes from the same numbers."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 

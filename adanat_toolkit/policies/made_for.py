@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 from ..core import Generator, PolicySpec
 from ..errors import CheckpointError, ConfigError
-from ..registry import GeneratorConfig, create_generator, load, parse_override
+from ..registry import GeneratorConfig, create_generator, load, not_followed, parse_override, shown_options
 from ..runtime import resolve_device, resolve_dtype
-from ..storage import read_document, shortened
+from ..storage import read_document
 
 
 def open_generator(
@@ -93,17 +93,10 @@ def _refuse_sources(found: GeneratorConfig, folder: Path, given: Mapping[str, An
     if not found.options:
         return
     declared = load("generator", found.name.partition(":")[0]).Options
-    named = {
-        key: value
-        for key, value in found.options.items()
-        if key not in given and value is not None and not declared.harmless(key, value)
-    }
+    named = not_followed(declared, {key: value for key, value in found.options.items() if key not in given})
     if named:
-        shown = ", ".join(f"{shortened(key)[1:-1]} = {shortened(value, 200)}" for key, value in named.items())
-        flags = [
-            "--weights ..." if key == "weights" else f"--generator-option {shortened(key)[1:-1]}=..." for key in named
-        ]
+        flags = ["--weights ..." if key == "weights" else f"--generator-option {key}=..." for key in named]
         raise ConfigError(
-            f"{folder / 'config.json'} says where its generator comes from: {shown}. What a folder names is not followed: "
-            f"give it again if you trust it ({' '.join(flags)})."
+            f"{folder / 'config.json'} says where its generator comes from: {shown_options(named)}. What a folder names is "
+            f"not followed: give it again if you trust it ({' '.join(flags)})."
         )

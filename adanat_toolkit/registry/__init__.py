@@ -2,7 +2,15 @@
 
 from .discovery import FIRST_PARTY, GROUPS, discover, features_named_in, load
 from .factories import create_features, create_generator, create_reward, reward_class
-from .options import GeneratorConfig, Settings, explain, parse_options, parse_override
+from .options import (
+    GeneratorConfig,
+    Settings,
+    explain,
+    not_followed,
+    parse_options,
+    parse_override,
+    shown_options,
+)
 from .probe import plugin_report
 from .scaffold import new_plugin
 from .version import toolkit_version
@@ -20,9 +28,11 @@ __all__ = [
     "features_named_in",
     "load",
     "new_plugin",
+    "not_followed",
     "parse_options",
     "parse_override",
     "plugin_report",
     "reward_class",
+    "shown_options",
     "toolkit_version",
 ]

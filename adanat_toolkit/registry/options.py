@@ -33,6 +33,21 @@ def parse_options(owner: str, model: type[O], values: Mapping[str, Any]) -> O:
         raise ConfigError(explain(error, model, f"options of {owner}")) from None
 
 
+def not_followed(declared: type[PluginOptions], values: Mapping[str, Any]) -> dict[str, str]:
+    """What of the options that a folder holds cannot be taken as it is, because it names sources or holds free text: names
+    and values as they can be shown."""
+    return {
+        shortened(key)[1:-1]: shortened(value, 200)
+        for key, value in values.items()
+        if value is not None and not declared.harmless(key, value)
+    }
+
+
+def shown_options(options: Mapping[str, str]) -> str:
+    """``key = value, key = value``."""
+    return ", ".join(f"{key} = {value}" for key, value in options.items())
+
+
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """A validation error in one sentence a fault: the key, the value, what is expected."""
     parts = []

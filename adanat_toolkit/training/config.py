@@ -184,15 +184,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trajectories": 4_096_000,
         "data": {"flip": False},
     },
-    "adagen": {
-        "ppo": PPOConfig.paper().model_dump(),
-        "policy": {"options": {"size": "paper", "feature_dtype": "float32"}, "residual": True},
-        "reward": {"options": {"architecture": "paper"}},
-        "batch": 4096,
-        "trajectories": 4_096_000,
-        "data": {"flip": False},
-    },
 }
+PRESETS["adagen"] = {**PRESETS["paper"], "policy": {**PRESETS["paper"]["policy"], "residual": True}}
 """``demo``: minutes on two CPU cores. ``gpu``: larger batches for one GPU. ``adagen``: with the schedule, smoothing and T that
 AdaGen published for the generator (``Generator.preset_settings``). ``paper``: the published algorithm (ImageNet
 recipe: no residual). Add ``--set policy.residual=true --set policy.schedule=adanat`` for the published CC3M recipe."""

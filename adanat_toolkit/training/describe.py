@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..core import ACTION, ActionSpace, Context, Generator, Noise, derive, sample_seeds, statistic_units
+from ..core import ACTION, ActionSpace, Generator, Noise, derive, sample_seeds, statistic_units
 from ..metrics import batch_shares
 from ..runtime import distributed
 from ..sampling import Rollout
@@ -43,26 +43,18 @@ def describe_shares(
     """
     samples, steps, size = rollout.actions.shape
     noise = Noise(sample_seeds(derive(seed, ACTION), iteration, start, samples, scores.device))
-    explored = torch.stack([noise.normal(ACTION, t, (size,)) for t in range(steps)], dim=1)
+    explored = noise.normals([(ACTION, t) for t in range(steps)], (size,)).transpose(0, 1)
     alone = slice(None, None, group)
-    parts = (scores[alone], explored[alone], context_keys(rollout.context.select(alone), start).to(scores.device))
+    keys = rollout.context.select(alone).keys(start)
+    contexts = torch.tensor([key if isinstance(key, int) else _number(key) for key in keys], device=scores.device)
+    parts = (scores[alone], explored[alone], contexts)
     found = batch_shares(*(distributed.gather(part.contiguous()) for part in parts))
     return {f"share/{name}": value for name, value in found.items()}
 
 
-def context_keys(context: Context, start: int) -> Tensor:
-    """(B,) int64, equal for two samples of the run, in whatever process, that have the same context.
-
-    Args:
-        start: position of the first sample, for contexts of which nothing says whether two are the same.
-    """
-    if context.classes is not None:
-        return context.classes
-    if context.prompts is not None:
-        hashes = (hashlib.sha256(prompt.encode()).digest()[:8] for prompt in context.prompts)
-        return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in hashes])
-    same = context.distinct()[1]
-    return same + (start if int(same.max()) else 0)
+def _number(prompt: str) -> int:
+    """The same one in all processes, which Python's own hash is not."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big", signed=True)
 
 
 def describe(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..core import REWARD, Context, Generator, RewardModel, RewardSpec, derive
 from ..errors import ConfigError, DataError
 from ..images import images_for
-from ..registry import create_reward, reward_class
+from ..registry import create_reward, not_followed, reward_class, shown_options
 from ..runtime import float32_by_default
-from ..storage import RunFolder, load_checkpoint, shortened
+from ..storage import RunFolder, load_checkpoint
 from .checkpoint import BEFORE
 from .config import merge, validate
 
@@ -43,13 +45,11 @@ def load_judge(run: str | os.PathLike[str], generator: Generator, *, offline: bo
             "(or has other weights); give a run of this generator."
         )
     declared = reward_class(RewardSpec.parse(config.reward.name))[0].Options
-    given = {key: value for key, value in config.reward.options.items() if value is not None}
-    named = {key: value for key, value in given.items() if not declared.harmless(key, value)}
+    named = not_followed(declared, config.reward.options)
     if named:
-        shown = ", ".join(f"{shortened(key)[1:-1]} = {shortened(value, 200)}" for key, value in named.items())
         raise ConfigError(
-            f"the reward of {os.fspath(run)} was made with {shown}. What a folder names is not followed; give a run whose "
-            "reward needs no such option."
+            f"the reward of {os.fspath(run)} was made with {shown_options(named)}. What a folder names is not followed; give a "
+            "run whose reward needs no such option."
         )
     reward = create_reward(
         config.reward.name,
@@ -60,9 +60,14 @@ def load_judge(run: str | os.PathLike[str], generator: Generator, *, offline: bo
         seed=derive(config.seed, REWARD),
         offline=offline,
     )
-    state = {key.removeprefix("reward."): value for key, value in tensors.items() if key.startswith("reward.")}
-    reward.load_state({key: value.to(generator.device) for key, value in state.items()})
+    reward.load_state(reward_state(tensors, generator.device))
     return reward, f"{config.reward.name} of {Path(run).resolve().name}, iteration {saved[-1]}"
+
+
+def reward_state(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """What a checkpoint's tensors hold of the reward."""
+    prefix = "reward."
+    return {key.removeprefix(prefix): value.to(device) for key, value in tensors.items() if key.startswith(prefix)}
 
 
 class _NoImages:

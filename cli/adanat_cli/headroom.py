@@ -50,13 +50,13 @@ def headroom(
     from adanat_toolkit.commands.headroom import block_shape, find_headroom, reward_for, write_headroom
     from adanat_toolkit.evaluation import own_contexts
     from adanat_toolkit.images import images_for
-    from adanat_toolkit.policies import load_policy, open_generator
-    from adanat_toolkit.storage import local_policy, prepare_folder
+    from adanat_toolkit.policies import load_policy, local_spec, open_generator
+    from adanat_toolkit.storage import prepare_folder
 
     from .progress import image_progress
 
     block_shape(trajectories)  # refused before anything is loaded
-    spec = local_policy(policy, offline=offline)
+    spec = local_spec(policy, offline=offline)
     model = open_generator(
         generator, [spec], weights=weights, options=generator_option, device=device, dtype=dtype, offline=offline
     )
