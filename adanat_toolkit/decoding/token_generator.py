@@ -134,9 +134,7 @@ class TokenGenerator(Generator):
             else:
                 state.prediction = self.predict(state.tokens, state.context)
         elif wants_null:
-            null = self.null_context(len(state.context))
-            assert null is not None
-            state.null_logits = self.predict(state.tokens, null)[0]
+            state.null_logits = self._predict_null(state.tokens)
         assert state.prediction is not None
         return state.prediction[1]
 
@@ -144,16 +142,18 @@ class TokenGenerator(Generator):
     def step(self, state: TokenState, action: Tensor, noise: Noise) -> TokenState:
         values = dict(zip(self.action_space.names, action.unbind(1), strict=True))
         guidance = values.get("guidance")
-        guided = guidance is not None and state.null_logits is not None
-        if guidance is not None and not guided:
+        if guidance is None:
+            self.observe(state, guided=False)
+        elif state.null_logits is None:
             # To ask which samples are guided waits for the device, so it is asked only when nobody observed them all.
             rows = (guidance != 0).nonzero().squeeze(1)
             first = state.step == 0 and state.editable is None  # whose unconditional logits are computed once for all
-            guided = len(rows) == len(guidance) or (first and len(rows) > 0)
-            self.observe(state, guided=guided)
-            if len(rows) and state.null_logits is None:
-                self._predict_null(state, rows)
-        self.observe(state, guided=guided)
+            everyone = len(rows) == len(guidance) or (first and len(rows) > 0)
+            self.observe(state, guided=everyone)
+            if len(rows) and not everyone:  # guidance does not touch the others, so theirs may be the conditional ones
+                assert state.prediction is not None
+                found = self._predict_null(state.tokens[rows])
+                state.null_logits = state.prediction[0].index_copy(0, rows, found)
         assert state.prediction is not None
         ones = torch.ones_like(action[:, 0])
         knobs = StepKnobs(
@@ -216,15 +216,11 @@ class TokenGenerator(Generator):
 
     # --- the first state ----------------------------------------------------------------------------------------------
 
-    def _predict_null(self, state: TokenState, rows: Tensor) -> None:
-        """The unconditional logits of the samples ``rows``, (n,) int64; of the others, which guidance does not touch, the
-        conditional ones."""
-        assert state.prediction is not None
-        null = self.null_context(len(rows))
+    def _predict_null(self, tokens: Tensor) -> Tensor:
+        """The unconditional logits (n, N, V) of tokens (n, N)."""
+        null = self.null_context(len(tokens))
         assert null is not None
-        found = self.predict(state.tokens[rows], null)[0]
-        everyone = len(rows) == len(state.tokens)
-        state.null_logits = found if everyone else state.prediction[0].index_copy(0, rows, found)
+        return self.predict(tokens, null)[0]
 
     def _predict_first(self, state: TokenState, wants_null: bool) -> None:
         """The all-mask state depends on the context alone: one forward per distinct context, kept for class contexts."""
