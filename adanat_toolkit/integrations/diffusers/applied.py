@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from adanat_plugins.diffusion.families import FAMILIES, family_of
+from adanat_plugins.diffusion.features import is_compiled
 
 from ...errors import ConfigError
 from .amused import AmusedNetwork, AmusedPilot
 from .denoisers import DenoiserPilot
 from .following import Pilot, checked_seeds, following
 from .networks import PipelineNetwork
-from .target import PolicySpec, policy_for
+from .target import PolicyOrSpec, policy_for
 
 P = TypeVar("P")
 
@@ -34,7 +35,7 @@ _applied: weakref.WeakKeyDictionary[Any, _Applied] = weakref.WeakKeyDictionary()
 
 
 def apply(
-    pipe: P, policy: PolicySpec, *, seeds: Sequence[int] | Tensor | None = None, size: tuple[int, int] | None = None
+    pipe: P, policy: PolicyOrSpec, *, seeds: Sequence[int] | Tensor | None = None, size: tuple[int, int] | None = None
 ) -> P:
     """Make a diffusers pipeline follow a policy, until :func:`remove`.
 
@@ -99,7 +100,7 @@ def remove(pipe: P) -> P:
 
 
 _Size = tuple[int, int] | None
-_Attach = Callable[[Any, PolicySpec, Tensor | None, _Size], tuple[Pilot, list[Any]]]
+_Attach = Callable[[Any, PolicyOrSpec, Tensor | None, _Size], tuple[Pilot, list[Any]]]
 
 
 def _kind_of(pipe: Any) -> _Attach:
@@ -116,7 +117,7 @@ def _kind_of(pipe: Any) -> _Attach:
     return attach
 
 
-def _amused(pipe: Any, policy: PolicySpec, seeds: Tensor | None, size: _Size) -> tuple[Pilot, list[Any]]:
+def _amused(pipe: Any, policy: PolicyOrSpec, seeds: Tensor | None, size: _Size) -> tuple[Pilot, list[Any]]:
     _refuse_compiled(pipe.transformer)
     if size is not None:
         raise ConfigError(f"size = {size}: an {type(pipe).__name__} has one size; leave it out.")
@@ -130,14 +131,14 @@ def _refuse_compiled(denoiser: nn.Module) -> None:
     Raises:
         ConfigError: hooks on a compiled network may never be called.
     """
-    if hasattr(denoiser, "_orig_mod") or getattr(denoiser, "_compiled_call_impl", None) is not None:
+    if is_compiled(denoiser):
         raise ConfigError(
             f"the pipeline's {type(denoiser).__name__} is compiled, so what the policy reads cannot be taken from it; "
             "apply the policy to a pipeline that is not compiled."
         )
 
 
-def _denoiser(pipe: Any, policy: PolicySpec, seeds: Tensor | None, size: _Size) -> tuple[Pilot, list[Any]]:
+def _denoiser(pipe: Any, policy: PolicyOrSpec, seeds: Tensor | None, size: _Size) -> tuple[Pilot, list[Any]]:
     network = PipelineNetwork(pipe, family_of(type(pipe).__name__), size)
     exact = (torch.float32, torch.bfloat16)
     pilot = DenoiserPilot(network, policy_for(pipe, network, policy, exact=exact), seeds)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adanat_plugins.diffusion.families import FAMILIES, Family
+from adanat_plugins.diffusion.families import Family, family_of
 
 from ...errors import ConfigError
 
@@ -100,4 +100,4 @@ def family_of_denoiser(denoiser: Any) -> Family:
     if name is None:
         is_xl = denoiser.config.get("addition_embed_type") == "text_time"
         name = "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
-    return next(family for family in FAMILIES if name in family.pipelines)
+    return family_of(name)

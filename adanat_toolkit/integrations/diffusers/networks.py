@@ -10,7 +10,7 @@ import torch
 
 from adanat_plugins.diffusion.families import Family
 from adanat_plugins.diffusion.features import FeatureHook
-from adanat_plugins.diffusion.samplers import ETA, TIME_SHIFT, sampler_of
+from adanat_plugins.diffusion.samplers import ETA, TIME_SHIFT
 from adanat_plugins.generators.diffusers_pipeline import DiffusersPipeline
 
 from ...core import GUIDANCE, ActionSpace, Knob
@@ -28,20 +28,8 @@ class PipelineNetwork(DiffusersPipeline):
     """A pipeline as the toolkit's generator of it sees it, without taking it over: nothing of it is moved or changed."""
 
     def __init__(self, pipe: Any, family: Family, size: tuple[int, int] | None) -> None:
-        self.pipe, self.family = pipe, family
-        self.name = f"{GENERATOR}:{type(pipe).__name__}"
-        self.denoiser = getattr(pipe, family.denoiser)
-        self.image_size = size or family.default_size(pipe)
-        self.latent_shape = family.latent_shape(pipe, self.image_size)
-        self.sampler, self.why_shared = sampler_of(pipe.scheduler)
-        self.action_space = ActionSpace((GUIDANCE, *self.sampler.knobs))
-        self.default_schedule = f"guidance={family.default_guidance(pipe):g}"
-        self.default_steps = family.default_steps(pipe)
-        patch = family.patch(pipe)
-        self._cells = (self.latent_shape[1] // patch, self.latent_shape[2] // patch)
-        hook = FeatureHook(family, self.denoiser, self._cells)
-        hook.remove()
-        self.grid, self.feature_dim = hook.grid, hook.dim
+        self._look_at(pipe, family, size or (None, None))
+        self.hook.remove()
         self.device, self.dtype = self.denoiser.device, self.denoiser.dtype
         self.fingerprint = self._fingerprint()
 

@@ -17,10 +17,10 @@ from ...storage import shortened
 
 log = logging.getLogger("adanat_toolkit")
 
-PolicySpec = SamplingPolicy | str | os.PathLike[str]
+PolicyOrSpec = SamplingPolicy | str | os.PathLike[str]
 
 
-def policy_for(pipe: Any, view: Generator, policy: PolicySpec, *, exact: Collection[torch.dtype]) -> SamplingPolicy:
+def policy_for(pipe: Any, view: Generator, policy: PolicyOrSpec, *, exact: Collection[torch.dtype]) -> SamplingPolicy:
     """The policy, ready for a pipeline.
 
     Args:

@@ -55,13 +55,18 @@ class FeatureHook:
         self._newest = F.adaptive_avg_pool2d(state.float(), self.grid).flatten(2).transpose(1, 2)
 
 
+def is_compiled(network: nn.Module) -> bool:
+    """Whether ``torch.compile`` was called on it: hooks inside it may then never run."""
+    return hasattr(network, "_orig_mod") or getattr(network, "_compiled_call_impl", None) is not None
+
+
 def check_denoiser(family: Family, denoiser: Any) -> None:
     """Refuse a denoiser whose hidden state cannot be read, or whose weights are not plain numbers.
 
     Raises:
         ConfigError: it is compiled, quantised, or lacks the layer.
     """
-    if hasattr(denoiser, "_orig_mod") or getattr(denoiser, "_compiled_call_impl", None) is not None:
+    if is_compiled(denoiser):
         raise ConfigError(
             f"the pipeline's {family.denoiser} is compiled, so its hidden state cannot be read; give the pipeline as it was "
             "before torch.compile."

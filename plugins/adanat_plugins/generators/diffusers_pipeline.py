@@ -111,12 +111,12 @@ class DiffusersPipeline(Generator):
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.pipe, self.family = pipe, family
-        self.name = f"diffusers:{type(pipe).__name__}"
-        default = family.default_size(pipe)
-        self.image_size = (size[0] or default[0], size[1] or default[1])
-        self.latent_shape = family.latent_shape(pipe, self.image_size)
-        self.sampler, why = sampler_of(pipe.scheduler)
+        if getattr(getattr(pipe, family.denoiser).config, "time_cond_proj_dim", None) is not None:
+            raise ConfigError(
+                f"the pipeline's {family.denoiser} was distilled for few steps and takes guidance as an input, so that it is "
+                "no knob of the sampler. Use the model it was distilled from."
+            )
+        why = self._look_at(pipe, family, size)
         if why is not None and distributed.is_main():
             log.warning(
                 "%s: steps are at the same times for all images, and a policy sets guidance alone. Save the pipeline with %s "
@@ -124,19 +124,6 @@ class DiffusersPipeline(Generator):
                 why,
                 " or ".join(sorted(name for kind in OWN_TIMES for name in kind.schedulers)),
             )
-        self.action_space = ActionSpace((GUIDANCE, *self.sampler.knobs))
-        self.default_schedule = f"guidance={family.default_guidance(pipe):g}"
-        self.default_steps = family.default_steps(pipe)
-        self.denoiser = getattr(pipe, family.denoiser)
-        if getattr(self.denoiser.config, "time_cond_proj_dim", None) is not None:
-            raise ConfigError(
-                f"the pipeline's {family.denoiser} was distilled for few steps and takes guidance as an input, so that it is "
-                "no knob of the sampler. Use the model it was distilled from."
-            )
-        patch = family.patch(pipe)
-        self._cells = (self.latent_shape[1] // patch, self.latent_shape[2] // patch)
-        self.hook = FeatureHook(family, self.denoiser, self._cells)
-        self.grid, self.feature_dim = self.hook.grid, self.hook.dim
         self.device, self.dtype = device, dtype
         self._text_device = torch.device("cpu") if offload else device
         for name, part in self._parts().items():
@@ -147,6 +134,24 @@ class DiffusersPipeline(Generator):
         self.fingerprint = self._fingerprint()
         self._null: Condition | None = None
         self._kept: OrderedDict[str, Condition] = OrderedDict()
+
+    def _look_at(self, pipe: Any, family: Family, size: tuple[int | None, int | None]) -> str | None:
+        """All that can be said of a pipeline without moving it; gives the reason where its times are shared."""
+        self.pipe, self.family = pipe, family
+        self.name = f"diffusers:{type(pipe).__name__}"
+        default = family.default_size(pipe)
+        self.image_size = (size[0] or default[0], size[1] or default[1])
+        self.latent_shape = family.latent_shape(pipe, self.image_size)
+        self.sampler, why_shared = sampler_of(pipe.scheduler)
+        self.action_space = ActionSpace((GUIDANCE, *self.sampler.knobs))
+        self.default_schedule = f"guidance={family.default_guidance(pipe):g}"
+        self.default_steps = family.default_steps(pipe)
+        self.denoiser = getattr(pipe, family.denoiser)
+        patch = family.patch(pipe)
+        self._cells = (self.latent_shape[1] // patch, self.latent_shape[2] // patch)
+        self.hook = FeatureHook(family, self.denoiser, self._cells)
+        self.grid, self.feature_dim = self.hook.grid, self.hook.dim
+        return why_shared
 
     @classmethod
     def variants(cls) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .llamagen_vq import Downsample, ResidualBlock, Upsample, conv3, group_norm
+from .llamagen_vq import Downsample, ResidualBlock, Upsample, conv3, group_norm, through_level
 
 Attention = Callable[[int], nn.Module]
 """Makes an attention block of so many channels."""
@@ -40,14 +40,7 @@ class Level(nn.Module):
         self.upsample: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.block):
-            x = block(x)
-            if len(self.attn):
-                x = self.attn[i](x)
-        for resize in (self.downsample, self.upsample):
-            if resize is not None:
-                x = resize(x)
-        return x
+        return through_level(x, self.block, self.attn, self.downsample or self.upsample)
 
 
 def middle(channels: int, attention: Attention) -> nn.Sequential:

@@ -119,6 +119,15 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+def through_level(x: Tensor, blocks: nn.ModuleList, attention: nn.ModuleList, resize: nn.Module | None) -> Tensor:
+    """Residual blocks, each followed by its attention where there is any, then the change of size if there is one."""
+    for i, block in enumerate(blocks):
+        x = block(x)
+        if len(attention):
+            x = attention[i](x)
+    return x if resize is None else resize(x)
+
+
 class Level(nn.Module):
     """One resolution: residual blocks, each followed by attention at the lowest one, then a change of size."""
 
@@ -130,14 +139,7 @@ class Level(nn.Module):
         self.upsample: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.res):
-            x = block(x)
-            if len(self.attn):
-                x = self.attn[i](x)
-        for resize in (self.downsample, self.upsample):
-            if resize is not None:
-                x = resize(x)
-        return x
+        return through_level(x, self.res, self.attn, self.downsample or self.upsample)
 
 
 def middle(channels: int) -> nn.ModuleList:

@@ -13,6 +13,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .llamagen_vq import Downsample, Upsample
+
 EPSILON = 1e-6
 """Of all group norms."""
 
@@ -56,32 +58,6 @@ class ResidualBlock(nn.Module):
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + hidden
 
 
-class _Resampling(nn.Module):
-    def __init__(self, channels: int, *, stride: int, padding: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=padding)
-
-
-class Halving(_Resampling):
-    """A 3x3 convolution of stride two; the image is padded on its right and at its bottom alone."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, stride=2, padding=0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Doubling(_Resampling):
-    """Nearest up-sampling by two, then a 3x3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, stride=1, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
 class Level(nn.Module):
     """The residual blocks of one resolution, and the change to the next; ``change`` is ``down``, ``up`` or none."""
 
@@ -89,9 +65,9 @@ class Level(nn.Module):
         super().__init__()
         self.resnets = nn.ModuleList(ResidualBlock(outputs if i else inputs, outputs, groups) for i in range(blocks))
         if change == "down":
-            self.downsamplers = nn.ModuleList([Halving(outputs)])
+            self.downsamplers = nn.ModuleList([Downsample(outputs)])
         elif change == "up":
-            self.upsamplers = nn.ModuleList([Doubling(outputs)])
+            self.upsamplers = nn.ModuleList([Upsample(outputs)])
 
     def forward(self, x: Tensor) -> Tensor:
         for part in self.children():  # in the order in which they were made
