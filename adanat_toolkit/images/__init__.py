@@ -15,6 +15,7 @@ from .pictures import (
 )
 from .real_images import (
     ClassCounts,
+    FileImages,
     MemoryImages,
     OwnContexts,
     class_positions,
@@ -26,6 +27,7 @@ from .real_images import (
 __all__ = [
     "GRID_LIMIT",
     "ClassCounts",
+    "FileImages",
     "ImageFiles",
     "MemoryImages",
     "OwnContexts",

@@ -148,9 +148,12 @@ class MemoryImages(_Conditioned):
 
 
 class FileImages(_Conditioned):
-    """Images decoded every time they are read, for sets that do not fit the memory limit.
+    """Images decoded when they are read, for sets that do not fit the memory limit.
 
     A corrupt image is found when it is read, by a DataError that names the file.
+
+    Args:
+        keep: hold what was decoded, so that each image is decoded once a process, and only those that are read.
     """
 
     def __init__(
@@ -163,14 +166,27 @@ class FileImages(_Conditioned):
         captions: Sequence[str] | None,
         class_names: Sequence[str] | None,
         fingerprint: str,
+        keep: bool = False,
     ) -> None:
         super().__init__(len(names), labels, captions, class_names)
         self._files, self._names, self._size = files, tuple(names), size
+        self._kept = torch.empty(len(names), 3, *size, dtype=torch.uint8) if keep else None
+        self._decoded = torch.zeros(len(names), dtype=torch.bool)
         self.fingerprint = fingerprint
 
     def images(self, index: Tensor) -> Tensor:
         """(n, 3, H, W) float32 in [0, 1] for (n,) int64 indices."""
-        return decode_many(self._files, [self._names[i] for i in index.tolist()], self._size).float() / 255
+        index = index.cpu()
+        if self._kept is None:
+            return self._decode(index).float() / 255
+        new = index[~self._decoded[index]].unique()
+        if len(new):
+            self._kept[new] = self._decode(new)
+            self._decoded[new] = True
+        return self._kept[index].float() / 255
+
+    def _decode(self, index: Tensor) -> Tensor:
+        return decode_many(self._files, [self._names[i] for i in index.tolist()], self._size)
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------

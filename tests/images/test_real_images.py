@@ -231,14 +231,14 @@ def test_draw_positions_follows_weights() -> None:
 
 def test_embedded_images() -> None:
     source = emoji.emoji_images()
-    assert source.pixels.shape == (10934, 3, 64, 64) and emoji.emoji_images() is source
+    assert len(source) == 10934 and emoji.emoji_images() is source
     assert len(emoji.class_names()) == 98 and len(emoji.captions()) == 10934
     assert torch.bincount(emoji.style_labels()).tolist() == [3781, 3781, 3372]
     assert source.contexts(torch.tensor([0])).classes.tolist() == [79]
     assert emoji.class_names()[79] == "Symbols / keycap"
     text = source.conditioned("text", encode).contexts(torch.tensor([0]))
     assert text.prompts == ("noto emoji of hash key",)
-    assert source.pixels[:, :, 0, 0].float().mean() > 200, "emoji are on white"
+    assert source.images(torch.arange(0, 10934, 10))[:, :, 0, 0].mean() > 0.8, "emoji are on white"
 
 
 def test_embedded_labels_are_drawn_by_frequency() -> None:
@@ -246,3 +246,13 @@ def test_embedded_labels_are_drawn_by_frequency() -> None:
     share = torch.bincount(emoji.sample_labels(noise), minlength=98).double() / 20000
     assert (share - emoji.label_frequencies()).abs().max() < 0.006
     assert set(emoji.sample_captions(Noise(sample_seeds(1, 0, 0, 50)))) <= set(emoji.captions())
+
+
+def test_images_that_are_kept_are_decoded_once() -> None:
+    kept = emoji.emoji_images.__wrapped__()
+    index = torch.tensor([7, 3, 7, 900])
+    first = kept.images(index)
+    assert torch.equal(first[0], first[2]) and torch.equal(first, emoji.emoji_images().images(index))
+    kept._files = None  # type: ignore[assignment]
+    assert torch.equal(kept.images(index.flip(0)), first.flip(0)), "read from memory, the archive is gone"
+    assert torch.equal(kept.conditioned("none").images(index), first)

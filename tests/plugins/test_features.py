@@ -22,7 +22,6 @@ from adanat_plugins.features.dinov2 import DINOv2Features
 from adanat_plugins.features.inception import InceptionAdaNAT, InceptionFidelity, InceptionV3, inception_asset
 from adanat_plugins.features.yardstick import EmojiYardstick, about, prepare
 from adanat_toolkit.errors import ConfigError, WeightsError
-from adanat_toolkit.images import MemoryImages
 from adanat_toolkit.interfaces import FeatureExtractor
 from adanat_toolkit.metrics import (
     FeatureStatistics,
@@ -31,6 +30,8 @@ from adanat_toolkit.metrics import (
     frechet_distance,
     reference_of,
 )
+
+from ..helpers.subsets import in_memory
 
 CPU = torch.device("cpu")
 EMBEDDED = [(EmojiYardstick, {}), (ClipFeatures, {"model": "emoji64"})]
@@ -134,7 +135,7 @@ def test_yardstick_shipped_features_are_those_of_the_images(yardstick: EmojiYard
     assert shipped is not None and shipped.shape == (len(source), yardstick.feature_dim)
     index = torch.arange(0, len(source), 100)
     assert torch.allclose(yardstick(source.images(index)), shipped[index], rtol=2e-3, atol=2e-2)
-    assert yardstick.precomputed(MemoryImages(source.pixels[:10])) is None, "another set is not mistaken for it"
+    assert yardstick.precomputed(in_memory(source, torch.arange(10))) is None, "another set is not mistaken for it"
 
 
 def test_yardstick_knows_the_images(yardstick: EmojiYardstick) -> None:
@@ -179,7 +180,7 @@ def test_evaluation_of_real_against_real(yardstick: EmojiYardstick) -> None:
     source = emoji_images()
     reference = reference_of(yardstick, source)
     index = torch.randperm(len(source), generator=torch.Generator().manual_seed(3))[:600]
-    fake = extract_features(yardstick, source.pixels[index])
+    fake = extract_features(yardstick, in_memory(source, index).pixels)
     assert source.labels is not None
     figures = evaluate_features(fake, reference, labels=source.labels[index], bootstrap=0).figures
     assert figures["precision"] > 0.75 and figures["recall"] > 0.75 and abs(figures["kid"]) < 0.01

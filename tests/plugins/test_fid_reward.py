@@ -13,7 +13,7 @@ from torch import Tensor
 from adanat_plugins.rewards.fid import FidReward, frechet_distance_of_few
 from adanat_plugins.rewards.frechet_influence import FrechetInfluence, Moments
 from adanat_toolkit.errors import CheckpointError, ConfigError, DataError
-from adanat_toolkit.images import MemoryImages
+from adanat_toolkit.images import FileImages, MemoryImages
 from adanat_toolkit.interfaces import Context, Generator
 from adanat_toolkit.metrics import FeatureStatistics, frechet_distance
 from adanat_toolkit.registry import create_generator, create_reward
@@ -146,13 +146,13 @@ def generator() -> Generator:
 
 
 @pytest.fixture(scope="module")
-def emoji(generator: Generator) -> MemoryImages:
+def emoji(generator: Generator) -> FileImages:
     source = generator.real_images()
-    assert isinstance(source, MemoryImages)
+    assert isinstance(source, FileImages)
     return source
 
 
-def make(spec: str, generator: Generator, real: MemoryImages | None, **options: Any) -> Any:
+def make(spec: str, generator: Generator, real: MemoryImages | FileImages | None, **options: Any) -> Any:
     return create_reward(spec, options, generator=generator, real=real, device=CPU, seed=0)
 
 
@@ -168,7 +168,7 @@ def test_distance_of_few_samples_is_the_frechet_distance() -> None:
         assert own == pytest.approx(frechet_distance(FeatureStatistics.of(features), real), rel=1e-6)
 
 
-def test_shared_groups_are_dealt_like_cards(generator: Generator, emoji: MemoryImages) -> None:
+def test_shared_groups_are_dealt_like_cards(generator: Generator, emoji: FileImages) -> None:
     reward = make("fid", generator, emoji, group=4)
     assert isinstance(reward, FidReward) and not reward.learns and reward.set_level
     images = emoji.images(torch.arange(0, 990, 99))
@@ -183,7 +183,7 @@ def test_shared_groups_are_dealt_like_cards(generator: Generator, emoji: MemoryI
     torch.testing.assert_close(reward.terms()["frechet"], -scores)
 
 
-def test_groups_default_to_a_quarter_of_the_batch(generator: Generator, emoji: MemoryImages) -> None:
+def test_groups_default_to_a_quarter_of_the_batch(generator: Generator, emoji: FileImages) -> None:
     """One group would give all samples the same score, which teaches nothing."""
     reward = make("fid", generator, emoji)
     features = reward.extractor.precomputed(emoji)
@@ -219,7 +219,7 @@ def test_influence_learns_without_real_images(
         assert any(key.endswith("history") for key in rows[-1] if key.startswith("reward_model/"))
 
 
-def test_influence_without_history(generator: Generator, emoji: MemoryImages) -> None:
+def test_influence_without_history(generator: Generator, emoji: FileImages) -> None:
     reward = make("fid:influence", generator, emoji, history=0)
     assert type(reward) is FidReward
     features = reward.extractor.precomputed(emoji)[::20]
@@ -230,7 +230,7 @@ def test_influence_without_history(generator: Generator, emoji: MemoryImages) ->
     assert abs(float(scores.mean())) < 1e-3 * float(scores.std())
 
 
-def test_noise_scores_below_real_images(generator: Generator, emoji: MemoryImages) -> None:
+def test_noise_scores_below_real_images(generator: Generator, emoji: FileImages) -> None:
     """Among mostly real images the damaged ones are those that push the set away."""
     reward = make("fid:influence", generator, emoji)
     images = emoji.images(torch.arange(5, 10_000, 160))
@@ -244,7 +244,7 @@ def test_noise_scores_below_real_images(generator: Generator, emoji: MemoryImage
     assert scores[:6].max() < scores[6:].median()
 
 
-def test_history_is_an_exponential_average(generator: Generator, emoji: MemoryImages) -> None:
+def test_history_is_an_exponential_average(generator: Generator, emoji: FileImages) -> None:
     reward = make("fid:influence", generator, emoji, history=100)
     assert reward.learns and reward.needs == frozenset()
     every = reward.extractor.precomputed(emoji)
@@ -270,7 +270,7 @@ def test_history_is_an_exponential_average(generator: Generator, emoji: MemoryIm
     assert all(torch.equal(value, before[key]) for key, value in reward.state().items())
 
 
-def test_history_makes_a_small_batch_meaningful(generator: Generator, emoji: MemoryImages) -> None:
+def test_history_makes_a_small_batch_meaningful(generator: Generator, emoji: FileImages) -> None:
     """48 samples in 192 dimensions, with the influence on a large set as the truth."""
     every = make("fid", generator, emoji).extractor.precomputed(emoji).double()
     images = every[emoji.labels < 40]  # type: ignore[operator]  # a set that differs from the whole
@@ -286,7 +286,7 @@ def test_history_makes_a_small_batch_meaningful(generator: Generator, emoji: Mem
     assert agreement[1] > 0.9 and agreement[0] < 0.85
 
 
-def test_reference_statistics_from_a_file(generator: Generator, emoji: MemoryImages, tmp_path: Path) -> None:
+def test_reference_statistics_from_a_file(generator: Generator, emoji: FileImages, tmp_path: Path) -> None:
     computed = make("fid", generator, emoji)
     np.savez(tmp_path / "real.npz", mu=computed.mean.numpy(), sigma=computed.covariance.numpy())
     read = make("fid", generator, None, reference=str(tmp_path / "real.npz"))
@@ -301,7 +301,7 @@ def test_reference_statistics_from_a_file(generator: Generator, emoji: MemoryIma
         make("fid", generator, None)
 
 
-def test_wrong_options_and_states(generator: Generator, emoji: MemoryImages) -> None:
+def test_wrong_options_and_states(generator: Generator, emoji: FileImages) -> None:
     with pytest.raises(ConfigError, match="fid:influence"):
         make("fid", generator, emoji, history=100)
     with pytest.raises(ConfigError, match="belong to variant 'shared'"):

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from adanat_plugins.rewards.imagereward_net import ImageRewardConfig, ImageRewardNet
 from adanat_toolkit import testing
-from adanat_toolkit.images import MemoryImages
+from adanat_toolkit.images import FileImages, MemoryImages
 from adanat_toolkit.interfaces import Context, Generator, RewardModel
 from adanat_toolkit.registry import create_generator, create_reward, discover
+
+from ..helpers.subsets import in_memory
 
 CPU = torch.device("cpu")
 COUNT = 12
@@ -70,11 +72,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("rewards")
     generator = create_generator("maskgit:emoji64", device=CPU, dtype=torch.float32)
     every = generator.real_images()
-    assert isinstance(every, MemoryImages) and every.labels is not None and every.captions is not None
-    index = torch.arange(0, len(every), 45)
-    real = MemoryImages(
-        every.pixels[index], labels=every.labels[index], captions=[every.captions[i] for i in index.tolist()]
-    )
+    assert isinstance(every, FileImages)
+    real = in_memory(every, torch.arange(0, len(every), 45))
     chosen = torch.arange(0, COUNT) * 7
     images = real.images(chosen) + 0.1 * torch.randn(COUNT, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     save_file(

@@ -18,13 +18,14 @@ from adanat_plugins.rewards.aesthetic import LinearHead
 from adanat_plugins.rewards.clip_score import ClipScoreReward
 from adanat_plugins.rewards.imagereward import CLIP_MEAN, CLIP_STD, WordPiece, load_network
 from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, WeightsError
-from adanat_toolkit.images import MemoryImages
+from adanat_toolkit.images import FileImages, MemoryImages
 from adanat_toolkit.interfaces import Context, Generator, RewardModel
 from adanat_toolkit.registry import create_features, create_generator, create_reward
 from adanat_toolkit.registry.mixture import MixReward, standardise
 
 from ..golden.checks_imagereward import check
 from ..golden.harness import Fixture, Report
+from ..helpers.subsets import in_memory
 from .test_reward_contract import tiny_imagereward
 
 CPU = torch.device("cpu")
@@ -36,22 +37,19 @@ def generator() -> Generator:
 
 
 @pytest.fixture(scope="module")
-def emoji(generator: Generator) -> MemoryImages:
+def emoji(generator: Generator) -> FileImages:
     source = generator.real_images()
-    assert isinstance(source, MemoryImages)
+    assert isinstance(source, FileImages)
     return source
 
 
 @pytest.fixture(scope="module")
-def few(emoji: MemoryImages) -> MemoryImages:
+def few(emoji: FileImages) -> MemoryImages:
     """Every 40th image: some classes have one image, some none."""
-    index = torch.arange(0, len(emoji), 40)
-    assert emoji.labels is not None and emoji.captions is not None
-    captions = [emoji.captions[i] for i in index.tolist()]
-    return MemoryImages(emoji.pixels[index], labels=emoji.labels[index], captions=captions)
+    return in_memory(emoji, torch.arange(0, len(emoji), 40))
 
 
-def make(spec: str, generator: Generator, real: MemoryImages | None = None, **options: Any) -> Any:
+def make(spec: str, generator: Generator, real: MemoryImages | FileImages | None = None, **options: Any) -> Any:
     return create_reward(spec, options, generator=generator, real=real, device=CPU, seed=0)
 
 
@@ -179,7 +177,7 @@ def test_imagereward_says_what_is_missing(
 # --- CLIP score -------------------------------------------------------------------------------------------------------
 
 
-def test_clip_score_tells_captions_apart(emoji: MemoryImages) -> None:
+def test_clip_score_tells_captions_apart(emoji: FileImages) -> None:
     muse = create_generator("muse:emoji64", device=CPU, dtype=torch.float32)
     reward = make("clip-score", muse)
     index = torch.arange(50, len(emoji), 400)
@@ -195,7 +193,7 @@ def test_clip_score_tells_captions_apart(emoji: MemoryImages) -> None:
         make("clip-score", muse, template="a {name}")
 
 
-def test_clip_score_is_open_clips_cosine(generator: Generator, emoji: MemoryImages) -> None:
+def test_clip_score_is_open_clips_cosine(generator: Generator, emoji: FileImages) -> None:
     reward = make("clip-score", generator, template="noto emoji of {name}")
     context = generator.encode_classes([4, 60])
     images = emoji.images(torch.tensor([10, 20]))
@@ -207,7 +205,7 @@ def test_clip_score_is_open_clips_cosine(generator: Generator, emoji: MemoryImag
     torch.testing.assert_close(reward.score(images, context), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_captions_say_more_about_a_class_than_its_name(generator: Generator, emoji: MemoryImages) -> None:
+def test_captions_say_more_about_a_class_than_its_name(generator: Generator, emoji: FileImages) -> None:
     index = torch.arange(3, len(emoji), 60)
     images, labels = emoji.images(index), emoji.labels[index]  # type: ignore[index]
     every = generator.encode_classes(range(98))
@@ -278,7 +276,7 @@ def test_clip_errors_name_the_remedy(generator: Generator, tmp_path: Path) -> No
             make("clip-score", generator, model=model, weights="openai")
 
 
-def test_rewards_say_which_protocols_they_read(generator: Generator, emoji: MemoryImages) -> None:
+def test_rewards_say_which_protocols_they_read(generator: Generator, emoji: FileImages) -> None:
     """What they have trained is then marked where one of these judges it."""
     embedded = create_features("clip-emoji64", device=CPU).protocol
     own = create_features("emoji64", device=CPU).protocol
@@ -295,7 +293,7 @@ def test_rewards_say_which_protocols_they_read(generator: Generator, emoji: Memo
 # --- aesthetic --------------------------------------------------------------------------------------------------------
 
 
-def test_aesthetic_head_in_the_published_layout(generator: Generator, emoji: MemoryImages, tmp_path: Path) -> None:
+def test_aesthetic_head_in_the_published_layout(generator: Generator, emoji: FileImages, tmp_path: Path) -> None:
     torch.manual_seed(0)
     # Numbers with gaps, where the published file had dropout; more than ten, so that "10" must not sort before "2".
     layers = {"layers.0": nn.Linear(128, 32), "layers.2": nn.Linear(32, 8), "layers.10": nn.Linear(8, 1)}
@@ -364,7 +362,7 @@ def test_mixture_is_the_weighted_sum_of_standardised_terms(
     assert mix.embed(images, context).shape == (9, 2), "of a frozen term only the score is kept"
 
 
-def test_mixture_that_learns(generator: Generator, emoji: MemoryImages, heads: dict[str, str]) -> None:
+def test_mixture_that_learns(generator: Generator, emoji: FileImages, heads: dict[str, str]) -> None:
     options = {"adversarial": {"updates": 1, "batch": 8}, "fid:influence": {"history": 64}, "aesthetic": heads}
     spec = "aesthetic:1,adversarial:1,fid:influence:1"
 
