@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 
 FIXED = "fixed"
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
+_NUMBER = r"(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf)"
 _MARK = re.compile(rf"\*\s*{_NUMBER}\s*(?:\+|$)")
 _PART = re.compile(rf"(?P<text>.+?)\*\s*(?P<weight>{_NUMBER})\s*(?:\+|$)")
 

@@ -118,17 +118,25 @@ def _neutral(knob: Knob) -> float:
 
 
 def _values(part: str, value: str, steps: int) -> list[float]:
+    """What ``KNOB=VALUE`` says of each step; ``part`` is all of it, for errors."""
+
+    def number(text: str) -> float:
+        read = float(text)
+        if not math.isfinite(read):
+            raise ConfigError(f"{part!r} has the value {text.strip()}; write finite numbers.")
+        return read
+
     try:
         if ":" in value:
             ends, *powers = value.split("^")
-            first, last = (float(v) for v in ends.split(":"))
+            first, last = map(number, ends.split(":"))
             if not powers:
                 return linear(first, last, steps)
-            (power,) = map(float, powers)
-            if not 0 < power < math.inf:
+            (power,) = map(number, powers)
+            if power <= 0:
                 raise ConfigError(f"{part!r} has the power {power:g}; it must be above 0, and 1 is linear.")
             return powered(first, last, power, steps)
-        values = [float(v) for v in value.split("/")]
+        values = [number(v) for v in value.split("/")]
     except ValueError:
         raise ConfigError(
             f"cannot read {part!r}; write a number, FIRST:LAST, FIRST:LAST^POWER, or one value a step as A/B/C."

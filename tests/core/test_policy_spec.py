@@ -20,6 +20,7 @@ from adanat_toolkit.errors import ConfigError
         ("runs/a+b*.5+fixed:cosine,guidance=0/1*0.25+o/n@v1*0.25", ["runs/a+b", "fixed:cosine,guidance=0/1", "o/n@v1"],
          (0.5, 0.25, 0.25)),
         ("a * 1 + b * 0", ["a", "b"], (1, 0)),
+        ("a*5e-1+b*0.5", ["a", "b"], (0.5, 0.5)),
     ],
 )  # fmt: skip
 def test_what_is_read(text: str, terms: list[str], weights: tuple[float, ...]) -> None:
@@ -37,6 +38,7 @@ def test_what_is_read(text: str, terms: list[str], weights: tuple[float, ...]) -
         ("a*0.7+b", "the part 'b'; write a policy and its weight"),
         ("a*0.7+b*0.3+", "the part ''; write"),
         ("*0.7+b*0.3", "one policy; write two or more"),
+        ("a*nan+b*0.3", "weight nan of policy 'a'"),
         ("a*1", "one policy; write two or more"),
     ],
 )

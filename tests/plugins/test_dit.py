@@ -113,6 +113,13 @@ def test_what_it_cannot_do_is_refused(generator: LatentGenerator) -> None:
         load_policy("fixed", generator, 1)
     with pytest.raises(ConfigError, match="says nothing of 'time'"):
         load_policy("fixed:guidance=1", generator, 4)
+    falls = generator.path.start > generator.path.end
+    with pytest.raises(ConfigError, match="times fall: 1 is noise" if falls else "times rise: 0 is noise"):
+        load_policy("fixed:time=" + ("0.1:0.9" if falls else "0.9:0.1"), generator, 4)
+    with pytest.raises(ConfigError, match="goes from time"):
+        load_policy("fixed:time=" + ("0.9/0.5/0.6/0.2/0.1" if falls else "0.1/0.5/0.4/0.8/0.9"), generator, 4)
+    with pytest.raises(ConfigError, match="'time=nan' has the value nan"):
+        load_policy("fixed:time=nan", generator, 4)
     with pytest.raises(ConfigError, match="is no token generator"):
         load_policy("fixed:halton", generator, 4)
 

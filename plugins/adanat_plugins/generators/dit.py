@@ -7,6 +7,7 @@ forward, chooses the starting time, with features that are zero (AdaGen, arXiv:2
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, ClassVar, Protocol
@@ -130,6 +131,20 @@ class LatentGenerator(Generator):
         """Classes as likely as each other: published weights do not tell label frequencies."""
         assert self.num_classes is not None
         return uniform_classes(noise, self.num_classes, self.device)
+
+    def bind(self, schedule: str | None, steps: int, **about: Any) -> ActionSpace:
+        space = super().bind(schedule, steps, **about)
+        assert space.schedule is not None
+        times = space.schedule[:, space.names.index(TIME.name)].tolist()
+        falls = self.path.start > self.path.end
+        for before, after in itertools.pairwise(times):
+            if before != after and (before > after) != falls:
+                raise ConfigError(
+                    f"schedule {schedule!r} goes from time {before:g} to {after:g}; in {self.name} times "
+                    f"{'fall: 1' if falls else 'rise: 0'} is noise. Write them in that order, such as "
+                    f"time={self.path.start:g}:{self.path.end:g}."
+                )
+        return space
 
     def decisions(self, steps: int) -> int:
         if steps < 2:
