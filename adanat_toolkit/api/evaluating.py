@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from ..core import Generator, PolicySpec
+from adanat_plugins.pretrained import pretrained_policy
+
+from ..commands.inputs import choose_refinement, refuse_lone_judge
+from ..core import Generator
 from ..decoding import SamplingPolicy
 from ..errors import ConfigError
 from ..evaluation import (
     Comparison,
     Judged,
+    Progress,
     choose_features,
     evaluate_policies,
     own_contexts,
     real_side,
+    write_comparison,
 )
 from ..metrics import FIGURES, direction
 from ..registry import create_features
 from .arguments import require_count, require_generator, wrong
 from .pages import table
-from .policies import NEEDS_POLICY, Spec, as_policy, load_policy
+from .policies import NEEDS_POLICY, Spec, as_policy
 from .training import Run
 
 
@@ -42,6 +48,14 @@ class Scores:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: what ``adanat evaluate --json`` prints, with the intervals and everything the figures depend on."""
         return self.comparison.to_json()
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``evaluation.json`` and ``comparison.png``, as ``adanat evaluate --out`` does.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        write_comparison(self.comparison, Path(folder))
 
     def __str__(self) -> str:
         head, rows = self._cells()
@@ -87,17 +101,24 @@ def evaluate(
     data: str | os.PathLike[str] | None = None,
     baseline: str | None = None,
     batch: int | None = None,
+    refine: int | None = None,
+    judge: Run | Spec | None = None,
     offline: bool = False,
+    progress: Progress | None = None,
 ) -> Scores:
     """Judge policies against the real images, beside the hand-made schedule on the same seeds and contexts.
 
     Args:
-        policies: one or a list of what :func:`load_policy` returns or takes, or runs; None: the policy that ships.
+        policies: one or a list of what :func:`load_policy` returns or takes, or runs; None: the policy that ships, where it
+            takes ``steps``.
         num: images of each policy, at least 16. seed: the first one; the others follow.
-        steps: T of hand-made schedules; a learned policy has its own.
+        steps: T of hand-made schedules; a learned policy has its own, which this must equal where no schedule is named.
         features: the feature protocol; None: the generator's own (see :func:`list_features`).
         data: real images, or their statistics; None: those that ship with the generator.
         baseline: the hand-made schedule to stand beside; None: the best known one. batch: images in flight at once.
+        refine: judge every policy once more, as the best of so many candidates an image. judge: the run whose reward
+            chooses among them; None: the first policy's.
+        progress: called with what is being done, how many images of it are done, and how many there are.
 
     Raises:
         ConfigError: an argument is of the wrong type, too few images, or a policy that does not fit.
@@ -113,8 +134,10 @@ def evaluate(
     generator = require_generator(generator)
     require_count("num", num)
     require_count("seed", seed, least=0)
-    if batch is not None:
-        require_count("batch", batch)
+    for argument, value in (("batch", batch), ("refine", refine), ("steps", steps)):
+        if value is not None:
+            require_count(argument, value)
+    refuse_lone_judge(refine, judge)
     if data is not None and not isinstance(data, str | os.PathLike):
         raise wrong("data", data, "the path of a folder, a zip file or statistics")
     listed: Any = [policies] if _is_one(policies) else policies
@@ -123,27 +146,28 @@ def evaluate(
     if not listed:
         raise ConfigError("policies is empty; name at least one, or leave it out for the policy that ships.")
     ready: dict[str, SamplingPolicy] = {}
-    for one in listed:
-        policy, name = _named(one, generator, steps)
-        again = 2
-        while (label := name if name not in ready else f"{name} ({again})") in ready:
-            again += 1
-        ready[label] = policy
+    if policies is None and pretrained_policy(generator, steps) is None:
+        listed = ()  # the hand-made schedule alone
+    names = [_name(one, generator, steps, ready) for one in listed]
     extractor = create_features(choose_features(generator, features), device=generator.device, offline=offline)
+    refinement = choose_refinement(generator, refine, judge or (names or ["fixed"])[0], offline=offline)
     path = None if data is None else os.fspath(data)
     real = real_side(generator, path, extractor)
     comparison = evaluate_policies(
         generator,
-        list(ready),
+        names,
         extractor,
         real,
         contexts_from=own_contexts(generator, path, real),
         count=num,
         seed=seed,
+        steps=steps,
         baseline=baseline,
         batch=batch,
         offline=offline,
         ready=ready,
+        refinement=refinement,
+        progress=progress,
     )
     return Scores(comparison)
 
@@ -152,14 +176,17 @@ def _is_one(policies: Any) -> bool:
     return policies is None or isinstance(policies, str | os.PathLike | SamplingPolicy)
 
 
-def _named(one: SamplingPolicy | Run | Spec | None, generator: Generator, steps: int | None) -> tuple[SamplingPolicy, str]:
-    """A policy, and what it is called in the table: as the user wrote it, or its kind."""
+def _name(
+    one: SamplingPolicy | Run | Spec | None, generator: Generator, steps: int | None, ready: dict[str, SamplingPolicy]
+) -> str:
+    """What a policy is called in the table: as the user wrote it, else its kind; what is loaded already goes to ``ready``."""
     if isinstance(one, str | os.PathLike):
-        name = os.fspath(one)
-        parsed = PolicySpec.parse(name)
-        fixed = parsed.fixed and not parsed.blend
-        policy = load_policy(one, generator, steps=steps if fixed else None)
-        return policy, f"fixed:{policy.card['schedule']}" if fixed else name
+        return os.fspath(one)
     policy = as_policy(one, generator, steps=steps)
     kind = str(policy.card["kind"])
-    return policy, f"fixed:{policy.card['schedule']}" if kind == "fixed" else kind
+    name = f"fixed:{policy.card['schedule']}" if kind == "fixed" else kind
+    label, again = name, 2
+    while label in ready:
+        label, again = f"{name} ({again})", again + 1
+    ready[label] = policy
+    return label

@@ -5,11 +5,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..commands.headroom import BUDGET, SIGMA, Headroom, find_headroom, percent, reward_for, span, write_headroom
+from ..commands.headroom import (
+    BUDGET,
+    SIGMA,
+    Headroom,
+    Progress,
+    find_headroom,
+    percent,
+    reward_for,
+    span,
+)
 from ..core import Generator, RewardModel
 from ..decoding import SamplingPolicy
 from ..evaluation import own_contexts
 from ..images import images_for
+from ..storage import prepare_folder
 from ..training.objects import RewardFunction, as_reward
 from .arguments import require_count, require_generator
 from .pages import table
@@ -50,6 +60,7 @@ def headroom(
     batch: int | None = None,
     offline: bool = False,
     out: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> Headroom:
     """What shared and adaptive policies can gain on a generator and a reward (docs/headroom.md).
 
@@ -59,7 +70,8 @@ def headroom(
         policy: where to start, what :func:`load_policy` returns or takes; the generator's best known schedule if left out.
         steps: T of a hand-made schedule. trajectories: images to make. batch: in flight at once.
         data: real images whose contexts are drawn, and which the reward may need; None: those that ship.
-        out: a folder for ``headroom.json`` and ``headroom.png``.
+        out: a folder for ``headroom.json`` and ``headroom.png`` (see ``Headroom.save``).
+        progress: called with a word, how many images are made, and how many there will be.
 
     Raises:
         ConfigError: an argument is of the wrong type, too few trajectories for an interval, or a reward that learned nothing.
@@ -80,6 +92,8 @@ def headroom(
     ready, told = as_reward(reward), None
     loaded = as_policy(policy, generator, steps=steps)
     path = None if data is None else os.fspath(data)
+    if out is not None:
+        prepare_folder(Path(out))
     real = images_for(generator, path)
     if not isinstance(ready, RewardModel):
         spec = policy if isinstance(policy, str | os.PathLike) else None
@@ -93,7 +107,8 @@ def headroom(
         contexts_from=own_contexts(generator, path, real),
         batch=batch,
         facts=None if told is None else {"reward": told},
+        progress=progress,
     )
     if out is not None:
-        write_headroom(found, Path(out))
+        found.save(out)
     return HeadroomPage(**vars(found))

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from .. import sampling
-from ..commands.inputs import context_of
+from ..commands.inputs import choose_contexts, context_of
 from ..commands.sample_folder import folder_settings, save_samples
 from ..core import Context, Generator, as_seeds
 from ..decoding import SamplingPolicy
 from ..errors import ConfigError
-from ..evaluation import class_id
 from ..images import GRID_LIMIT
 from ..limits import MOST_IMAGES
 from ..runtime import float32_by_default
@@ -133,21 +132,12 @@ def _context(
     generator: Generator, classes: Sequence[int | str] | None, prompts: Sequence[str] | None, count: int
 ) -> Context | None:
     """The contexts asked for, taken in turn; None where each image draws its own."""
-    if classes is not None and prompts is not None:
-        raise ConfigError("classes and prompts exclude each other; give the one that the generator is conditioned on.")
-    chosen: list[Any] = []
-    if classes is not None:
-        chosen = [class_id(value, generator) for value in _listed("classes", classes, "class ids or names")]
-    if prompts is not None:
-        if generator.context_kind != "text":
-            raise ConfigError(f"{generator.name} is not text-conditional, so prompts do not apply; leave them out.")
-        chosen = _listed("prompts", prompts, "texts")
-        for text in chosen:
-            if not isinstance(text, str):
-                raise wrong("every entry of prompts", text, "a text")
-    if len(chosen) > count:
-        name = "classes" if classes is not None else "prompts"
-        raise ConfigError(f"{name} holds {len(chosen)} for {count} seeds; give at least {len(chosen)} seeds, or fewer {name}.")
+    wanted = None if classes is None else _listed("classes", classes, "class ids or names")
+    texts = None if prompts is None else _listed("prompts", prompts, "texts")
+    for text in texts or ():
+        if not isinstance(text, str):
+            raise wrong("every entry of prompts", text, "a text")
+    chosen = choose_contexts(generator, wanted, texts, count, source=f"the number of seeds, {count},")
     return context_of(generator, chosen, count)
 
 

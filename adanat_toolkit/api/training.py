@@ -9,12 +9,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..commands.inputs import run_name
+from ..commands.inputs import begin_run
 from ..core import Generator, ImageSource, RewardModel
 from ..decoding import SamplingPolicy
 from ..report import Settings, make_report
 from ..storage import RunFolder
-from ..training import create_trainer, in_stored_dtype, merge, resolve, with_objects
+from ..training import merge, resolve
 from ..training.objects import RewardFunction, as_reward
 from .arguments import NEEDS_GENERATOR, wrong
 from .pages import curve
@@ -144,12 +144,12 @@ def train(
     given = {key: value for key, value in flags.items() if value is not None}
     own = generator.name if isinstance(generator, Generator) else None
     config = resolve(preset=preset, flags=merge(given, settings or {}), generator=own)
-    objects = (
+    folder, _, trainer = begin_run(
+        config,
+        out,
         generator if isinstance(generator, Generator) else None,
         reward if isinstance(reward, RewardModel) else None,
         data,
     )
-    folder = Path(out) if out is not None else Path("runs") / run_name(with_objects(config, *objects))
-    trainer = create_trainer(in_stored_dtype(config, RunFolder(folder)), *objects)
     trainer.run(folder, on_iteration=on_iteration)
     return Run(folder, trainer.generator)

@@ -222,6 +222,16 @@ class Headroom:
             "verdict_text": verdict.text,
         }
 
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """``headroom.json`` and ``headroom.png`` in a folder.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        place = prepare_folder(Path(folder))
+        write_json(place / RESULT, self.to_dict())
+        _draw(self, place / PICTURE)
+
     def slope_rows(self) -> list[tuple[str, str, list[tuple[float, bool]]]]:
         """The table of knobs: its name, whose slopes, and for each step the share and whether it is clear of 0."""
         kinds = (
@@ -464,17 +474,6 @@ def reward_for(
     tensors, _ = load_checkpoint(folder.checkpoint(saved[-1]))
     reward.load_state(reward_state(tensors, generator.device))
     return reward, f"{chosen} of {Path(policy or '').name}, iteration {saved[-1]}"
-
-
-def write_headroom(result: Headroom, folder: Path) -> None:
-    """``headroom.json`` and ``headroom.png`` in a folder.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    prepare_folder(folder)
-    write_json(folder / RESULT, result.to_dict())
-    _draw(result, folder / PICTURE)
 
 
 def _draw(result: Headroom, file: Path) -> None:

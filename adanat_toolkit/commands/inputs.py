@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..core import Context, Generator
+from ..core import Context, Generator, ImageSource, RewardModel
 from ..errors import ConfigError
 from ..evaluation import class_id
-from ..storage import folder_name, text_lines
-from ..training import RunConfig
+from ..sampling import Refinement
+from ..storage import RunFolder, folder_name, text_lines
+from ..training import RunConfig, Trainer, create_trainer, in_stored_dtype, load_judge, with_objects
 
 
 def run_name(config: RunConfig) -> str:
@@ -22,18 +24,26 @@ def run_name(config: RunConfig) -> str:
     )
 
 
-def parse_classes(text: str, generator: Generator) -> list[int]:
-    """Class ids of a text such as ``3,17`` or ``face-smiling,3``: ids, names, or the last part of ``A / B`` names.
+def begin_run(
+    config: RunConfig,
+    out: str | os.PathLike[str] | None,
+    generator: Generator | None = None,
+    reward: RewardModel | None = None,
+    data: ImageSource | None = None,
+) -> tuple[Path, RunConfig, Trainer]:
+    """The folder of a run, its settings, and what trains in it; a run that was begun goes on in its compute type.
+
+    Args:
+        out: None: a folder under ``runs`` that is named by the settings. generator, reward, data: in place of what
+            ``config`` names.
 
     Raises:
-        ConfigError: not a class-conditional generator, an id out of range, or a name that is unknown or stands for several.
+        ConfigError, PluginError, WeightsError, DataError: see ``create_trainer``.
     """
-    if generator.context_kind != "class" or generator.num_classes is None:
-        raise ConfigError(f"{generator.name} is not class-conditional, so --classes does not apply; leave it out.")
-    ids = [class_id(part.strip(), generator) for part in text.split(",") if part.strip()]
-    if not ids:
-        raise ConfigError(f"--classes {text!r} names no class; give ids or names, separated by commas.")
-    return ids
+    objects = generator, reward, data
+    folder = Path("runs") / run_name(with_objects(config, *objects)) if out is None else Path(out)
+    config = in_stored_dtype(config, RunFolder(folder))
+    return folder, config, create_trainer(config, *objects)
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -54,29 +64,29 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def choose_contexts(generator: Generator, classes: str | None, prompts: Sequence[str], count: int | None) -> list[Any]:
-    """Class ids or prompts that the images take in turn; empty where each image draws its own by its seed.
+def choose_contexts(
+    generator: Generator, classes: Sequence[int | str] | None, prompts: Sequence[str] | None, count: int, *, source: str
+) -> list[Any]:
+    """Class ids or prompts that ``count`` images take in turn; empty where each image draws its own by its seed.
 
     Args:
-        count: number of images, None when the user did not say.
+        classes: ids, names, or the last part of ``A / B`` names. source: what says how many images there are.
 
     Raises:
-        ConfigError: classes or prompts for a generator that does not take them, or more of them than images.
+        ConfigError: classes or prompts for a generator that does not take them, a class that is unknown or stands for several,
+            or more of them than images.
     """
-    if classes is not None and prompts:
-        raise ConfigError(
-            "--classes and --prompt exclude each other; give the one that the generator is conditioned on."
-        )
-    chosen: list[Any] = [] if classes is None else list(parse_classes(classes, generator))
+    if classes and prompts:
+        raise ConfigError("classes and prompts exclude each other; give the one that the generator is conditioned on.")
+    chosen: list[Any] = [class_id(value, generator) for value in classes or ()]
     if prompts:
         if generator.context_kind != "text":
             raise ConfigError(f"{generator.name} is not text-conditional, so prompts do not apply; leave them out.")
         chosen = list(prompts)
-    if count is not None and count < 1:
-        raise ConfigError(f"--num {count}: at least 1 image must be made.")
-    if count is not None and len(chosen) > count:
+    if len(chosen) > count:
         raise ConfigError(
-            f"--num {count} is less than the {len(chosen)} contexts given; give at least {len(chosen)}, or fewer contexts."
+            f"{source} is less than the {len(chosen)} {'classes' if classes else 'prompts'} given; give at least "
+            f"{len(chosen)}, or fewer."
         )
     return chosen
 
@@ -90,3 +100,26 @@ def context_of(generator: Generator, contexts: Sequence[Any], count: int) -> Con
     else:
         table = generator.encode_prompts(list(contexts))
     return table.select(torch.arange(count, device=generator.device) % len(contexts))
+
+
+def refuse_lone_judge(candidates: int | None, judge: object) -> None:
+    """
+    Raises:
+        ConfigError: a judge of candidates, and no candidates.
+    """
+    if judge is not None and candidates is None:
+        raise ConfigError("--judge says whose reward --refine goes by; give --refine N, or leave it out.")
+
+
+def choose_refinement(
+    generator: Generator, candidates: int | None, judge: str | os.PathLike[str], *, offline: bool = False
+) -> Refinement | None:
+    """The best of ``candidates`` images by the reward of the run ``judge``; None where nobody asked for candidates.
+
+    Raises:
+        ConfigError, CheckpointError, PluginError, WeightsError: see ``training.load_judge`` and ``Refinement``.
+    """
+    if candidates is None:
+        return None
+    reward, told = load_judge(judge, generator, offline=offline)
+    return Refinement(reward, candidates, told)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .generator import ImageSource
+from .options import PluginOptions
 
 
 class FeatureExtractor(ABC):
@@ -21,6 +22,8 @@ class FeatureExtractor(ABC):
 
     protocol: str
     """Identity of the whole recipe: network, hash of weights, resize, rounding, range."""
+    Options: ClassVar[type[PluginOptions]] = PluginOptions
+    """What :meth:`create` takes; unknown ones are refused."""
     card: dict[str, str]
     """The recipe in words: network, weights, resize, rounding, range, licence, source."""
     feature_dim: int = 0
@@ -28,10 +31,14 @@ class FeatureExtractor(ABC):
 
     @classmethod
     @abstractmethod
-    def create(cls, options: dict[str, Any], *, device: torch.device, offline: bool) -> FeatureExtractor:
+    def create(cls, options: Any, *, device: torch.device, offline: bool) -> FeatureExtractor:
         """Build the extractor.
 
+        Args:
+            options: an object of the class's ``Options``. offline: nothing may be downloaded.
+
         Raises:
+            ConfigError: an option does not fit.
             WeightsError: its weights are missing.
         """
 

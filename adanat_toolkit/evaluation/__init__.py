@@ -10,7 +10,7 @@ from .choices import (
     real_side,
     require_real_images,
 )
-from .evaluate import MINIMUM, RESULT, Comparison, Judged, evaluate_policies, write_comparison
+from .evaluate import MINIMUM, RESULT, Comparison, Judged, Progress, evaluate_policies, write_comparison
 from .stored import Count, StoredFigure, StoredInterval, read_evaluation
 from .yardstick import Images, Yardstick, require_enough
 
@@ -22,6 +22,7 @@ __all__ = [
     "Count",
     "Images",
     "Judged",
+    "Progress",
     "StoredFigure",
     "StoredInterval",
     "Yardstick",

@@ -24,7 +24,7 @@ from ..metrics import (
     frechet_distance,
     require_comparable,
 )
-from ..policies import load_policy
+from ..policies import load_policy, local_spec
 from ..registry import toolkit_version
 from ..runtime import distributed, dtype_name, float32_by_default
 from ..sampling import Refinement, seed_range
@@ -143,7 +143,7 @@ def evaluate_policies(
         count: images of each. seed: the first one; the others follow.
         baseline: schedule text, default the generator's best known one; it takes as many steps as each policy does.
         contexts_from: see ``images.draw_contexts``.
-        offline: forbids to download the network of the CLIP scores.
+        offline: forbids to download the network of the CLIP scores, or a policy.
         ready: those among ``policies`` that are loaded already, by the name that stands there for each.
         refinement: each policy is judged once more with it, and beside it the hand-made schedule with so many more steps
             that an image takes as many forwards, where the generator takes so many.
@@ -163,7 +163,7 @@ def evaluate_policies(
     known = dict(ready or {})
 
     def loaded_once(spec: str, length: int | None) -> SamplingPolicy:
-        return known[spec] if spec in known else load_policy(spec, generator, length)
+        return known[spec] if spec in known else load_policy(local_spec(spec, offline=offline), generator, length)
 
     loaded = [(s, loaded_once(s, steps if _is_fixed(s) or not taken else None)) for s in specs]
     lengths = dict.fromkeys(policy.steps for _, policy in loaded)

@@ -98,10 +98,13 @@ def create_features(
 
     Raises:
         PluginError: the name is unknown or does not load.
+        ConfigError: an option is unknown or does not fit.
         WeightsError: weights are missing or damaged.
     """
     from ..runtime import float32_by_default
     from ..storage import downloads_refused
 
+    made_by = load("features", name)
+    parsed = parse_options(f"features {name!r}", made_by.Options, options or {})
     with float32_by_default(), downloads_refused(offline):
-        return load("features", name).create(dict(options or {}), device=device, offline=offline)
+        return made_by.create(parsed, device=device, offline=offline)

@@ -66,28 +66,19 @@ def evaluate(
     blend.png.
     """
     from adanat_plugins.pretrained import pretrained_policy
+    from adanat_toolkit import api
+    from adanat_toolkit.commands.inputs import refuse_lone_judge
     from adanat_toolkit.errors import ConfigError
-    from adanat_toolkit.evaluation import (
-        CURVE,
-        blend_specs,
-        choose_features,
-        draw_curve,
-        evaluate_policies,
-        own_contexts,
-        real_side,
-        write_comparison,
-    )
+    from adanat_toolkit.evaluation import CURVE, blend_specs, draw_curve
     from adanat_toolkit.policies import local_spec, open_generator
-    from adanat_toolkit.registry import create_features
-    from adanat_toolkit.sampling import Refinement
     from adanat_toolkit.storage import prepare_folder
-    from adanat_toolkit.training import load_judge
 
     from .progress import image_progress
     from .ranks import ranks
 
     with ranks(context) as here:
         here.start(device)
+        refuse_lone_judge(refine, judge)
         quiet = quiet or not here.main
         named = [local_spec(spec, offline=offline) for spec in policy or ()]
         weights_of_first = [] if blend is None else numbers("--blend", blend)
@@ -103,46 +94,38 @@ def evaluate(
             offline=offline,
         )
         shipped = pretrained_policy(model, steps)
-        chosen = named or ([str(shipped)] if shipped else [])
+        chosen = named or ([str(shipped)] if shipped else None)
         if blend is not None:
             first, second = named
             chosen = blend_specs(first, second, weights_of_first)
-        extractor = create_features(choose_features(model, features), device=model.device, offline=offline)
-        if judge is not None and refine is None:
-            raise ConfigError("--judge says whose reward --refine goes by; give --refine N, or leave it out.")
-        refinement = None
-        if refine is not None:
-            reward, told = load_judge(judge or (named[0] if named else "fixed"), model, offline=offline)
-            refinement = Refinement(reward, refine, told)
         if out is not None and here.main:
             prepare_folder(out)
-        real = real_side(model, data, extractor)
         with image_progress(quiet=quiet) as show:
-            comparison = evaluate_policies(
+            scores = api.evaluate(
                 model,
                 chosen,
-                extractor,
-                real,
-                contexts_from=own_contexts(model, data, real),
-                count=num,
+                num=num,
                 seed=seed,
                 steps=steps,
+                features=features,
+                data=data,
                 baseline=baseline,
                 batch=batch,
+                refine=refine,
+                judge=judge or (named[0] if refine is not None and named else None),  # of a blend, the first's
                 offline=offline,
-                refinement=refinement,
                 progress=show,
             )
         if not here.main:
             return
         if json:
-            print_json(comparison.to_json())
+            print_json(scores.to_dict())
         else:
-            _print_table(comparison)
+            _print_table(scores.comparison)
         if out is not None:  # after the figures are told: a full disk must not lose them
-            write_comparison(comparison, out)
+            scores.save(out)
             if blend is not None:
-                draw_curve(comparison, weights_of_first, first, second, out / CURVE)
+                draw_curve(scores.comparison, weights_of_first, first, second, out / CURVE)
             note(f"written: {out}", quiet=quiet)
 
 

@@ -47,10 +47,9 @@ def headroom(
     Images are made under random actions around a schedule, and the reward's variance is split into what the context does, the
     actions, what they do together, and noise. With --out, headroom.json and headroom.png are written there.
     """
-    from adanat_toolkit.commands.headroom import block_shape, find_headroom, reward_for, write_headroom
-    from adanat_toolkit.evaluation import own_contexts
-    from adanat_toolkit.images import images_for
-    from adanat_toolkit.policies import load_policy, local_spec, open_generator
+    from adanat_toolkit import api
+    from adanat_toolkit.commands.headroom import block_shape
+    from adanat_toolkit.policies import local_spec, open_generator
     from adanat_toolkit.storage import prepare_folder
 
     from .progress import image_progress
@@ -60,21 +59,19 @@ def headroom(
     model = open_generator(
         generator, [spec], weights=weights, options=generator_option, device=device, dtype=dtype, offline=offline
     )
-    start = load_policy(spec, model, steps)
-    real = images_for(model, data)
-    judge, told = reward_for(reward, spec, generator=model, real=real, seed=seed, offline=offline)
     if out is not None:
         prepare_folder(out)
     with image_progress(quiet=quiet) as show:
-        found = find_headroom(
+        found = api.headroom(
             model,
-            start,
-            judge,
+            reward,
+            policy=spec,
+            steps=steps,
             trajectories=trajectories,
             seed=seed,
-            contexts_from=own_contexts(model, data, real),
+            data=data,
             batch=batch,
-            facts={"reward": told},
+            offline=offline,
             progress=show,
         )
     if json:
@@ -82,7 +79,7 @@ def headroom(
     else:
         _print_tables(found)
     if out is not None:
-        write_headroom(found, out)
+        found.save(out)
         note(f"written: {out}", quiet=quiet)
 
 

@@ -64,12 +64,17 @@ def sample(
     An image depends on its seed, its class or prompt and the policy alone. The same command makes what is missing.
     """
     from adanat_plugins.pretrained import pretrained_policy
-    from adanat_toolkit.commands.inputs import choose_contexts, context_of, read_prompts
+    from adanat_toolkit.commands.inputs import (
+        choose_contexts,
+        choose_refinement,
+        context_of,
+        read_prompts,
+        refuse_lone_judge,
+    )
     from adanat_toolkit.commands.sample_folder import sample_to_folder
     from adanat_toolkit.errors import ConfigError
     from adanat_toolkit.policies import load_policy, local_spec, open_generator
-    from adanat_toolkit.sampling import Edit, Refinement, read_edit, seed_range
-    from adanat_toolkit.training import load_judge
+    from adanat_toolkit.sampling import Edit, read_edit, seed_range
 
     from .progress import image_progress
     from .ranks import ranks
@@ -79,8 +84,9 @@ def sample(
             raise ConfigError(
                 "masked editing needs both --image and --mask (and --keep-pixels only with them); give both."
             )
-        if judge is not None and refine is None:
-            raise ConfigError("--judge says whose reward --refine goes by; give --refine N, or leave it out.")
+        refuse_lone_judge(refine, judge)
+        if num is not None and num < 1:
+            raise ConfigError(f"--num {num}: at least 1 image must be made.")
         if refine is not None and image is not None:
             raise ConfigError("--refine does not go with masked editing; leave one of them out.")
         here.start(device)
@@ -102,12 +108,10 @@ def sample(
         editing = None
         if image is not None and mask is not None:
             editing = Edit(*read_edit(image, mask, model.image_size), keep_pixels)
-        refinement = None
-        if refine is not None:
-            reward, told = load_judge(judge or spec, model, offline=offline)
-            refinement = Refinement(reward, refine, told)
-        contexts = choose_contexts(model, classes, texts, num)
-        count = num or max(16, len(contexts))
+        refinement = choose_refinement(model, refine, judge or spec, offline=offline)
+        asked = None if classes is None else _names(classes)
+        count = max(16, len(asked or ()), len(texts)) if num is None else num
+        contexts = choose_contexts(model, asked, texts, count, source=f"--num {num}")
         note(f"{model.name}, policy {spec}, {loaded.steps} steps, on {model.device}", quiet=quiet)
         assert out is not None
         with image_progress(quiet=quiet) as show:
@@ -128,3 +132,16 @@ def sample(
         note(f"{result['made']} made, {result['kept']} kept: {result['grid']}", quiet=quiet)
         if json:
             print_json(result)
+
+
+def _names(classes: str) -> list[str]:
+    """
+    Raises:
+        ConfigError: there is none.
+    """
+    from adanat_toolkit.errors import ConfigError
+
+    names = [part.strip() for part in classes.split(",") if part.strip()]
+    if not names:
+        raise ConfigError(f"--classes {classes!r} names no class; give ids or names, separated by commas.")
+    return names

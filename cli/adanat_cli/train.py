@@ -81,16 +81,14 @@ def train(
 
 
 def _train(settings: RunConfig, out: Path | None, *, dry_run: bool, quiet: bool, json: bool) -> None:
-    from adanat_toolkit.commands.inputs import run_name
+    from adanat_toolkit.commands.inputs import begin_run
     from adanat_toolkit.runtime import is_main, world_size
     from adanat_toolkit.storage import RunFolder
-    from adanat_toolkit.training import Callback, create_trainer, in_stored_dtype
+    from adanat_toolkit.training import Callback
 
     from .progress import TrainingProgress
 
-    folder = out or Path("runs") / run_name(settings)
-    settings = in_stored_dtype(settings, RunFolder(folder))
-    trainer = create_trainer(settings)
+    folder, settings, trainer = begin_run(settings, out)
     if dry_run:
         _print_plan(settings.model_dump(mode="json"), trainer.plan(), as_json=json)
         return

@@ -14,10 +14,11 @@ import torch
 
 import adanat_toolkit as adanat
 from adanat_toolkit import api
-from adanat_toolkit.api import evaluating, generators, policies, sampling, training
+from adanat_toolkit.api import evaluating, gaining, generators, policies, sampling, training
 from adanat_toolkit.errors import ConfigError, OutputError, PluginError
 from adanat_toolkit.images import write_png
 from adanat_toolkit.interfaces import Generator
+from adanat_toolkit.testing import Control, control_reward
 
 from ..helpers.cli import adanat as command
 from ..helpers.cli import contents
@@ -78,7 +79,7 @@ def test_every_name_is_the_one_of_the_api() -> None:
         adanat.smaple  # noqa: B018
 
 
-@pytest.mark.parametrize("module", [generators, policies, sampling, training, evaluating])
+@pytest.mark.parametrize("module", [generators, policies, sampling, training, evaluating, gaining])
 def test_examples_of_the_docstrings(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = doctest.testmod(module)
@@ -200,16 +201,30 @@ def test_scores(generator: Generator, run: adanat.Run, real: Path) -> None:
     assert scores._repr_html_().count("<tr>") == 6 and "less is better" in scores._repr_html_()
 
 
-# --- what does not fit ------------------------------------------------------------------------------------------------
-
-
-def test_scores_are_those_of_the_command(generator: Generator, real: Path) -> None:
-    judging = ("--policy", "fixed:linear", "--num", "16", "--data", real)
-    told = command("evaluate", *judging, "--device", "cpu", "--dtype", "float32", "--json")
+def test_scores_are_those_of_the_command(generator: Generator, run: adanat.Run, real: Path, tmp_path: Path) -> None:
+    judging = ("--policy", "fixed:linear", "--refine", "2", "--judge", run.path, "--num", "16", "--data", real)
+    told = command("evaluate", *judging, "--device", "cpu", "--dtype", "float32", "--json", "--out", tmp_path / "there")
     assert told.exit_code == 0, told.stderr
-    policy = adanat.load_policy("fixed:linear", generator)
-    ours = adanat.evaluate(generator, policy, num=16, data=real).to_dict()
-    assert json.loads(told.stdout) == json.loads(json.dumps(ours))
+    policy, asked = adanat.load_policy("fixed:linear", generator), []
+    scores = adanat.evaluate(
+        generator, policy, num=16, data=real, refine=2, judge=run, progress=lambda *now: asked.append(now)
+    )
+    assert json.loads(told.stdout) == json.loads(json.dumps(scores.to_dict()))
+    assert ("fixed:linear, best of 2", 16, 16) in asked
+    scores.save(tmp_path / "here")
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+
+
+def test_headroom_tells_how_far_it_is_and_writes_its_files(tmp_path: Path) -> None:
+    asked: list[tuple[str, int, int]] = []
+    found = adanat.headroom(
+        Control(by_context=0, by_state=0), control_reward, batch=1024, progress=lambda *now: asked.append(now), out=tmp_path
+    )
+    assert asked[-1] == ("headroom", found.trajectories, found.trajectories)
+    assert json.loads((tmp_path / "headroom.json").read_text()) == json.loads(json.dumps(found.to_dict()))
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------------
 
 
 def test_unknown_names_get_suggestions() -> None:
@@ -227,7 +242,7 @@ def test_an_argument_of_the_wrong_type_says_which_what_and_what_is_needed(genera
         (lambda: adanat.sample(generator, seeds=5), "seeds must be a list.* it is int 5"),
         (lambda: adanat.sample(generator, seeds=[]), "seeds holds 0 seeds"),
         (lambda: adanat.sample(generator, classes="face"), "classes must be a list .* it is str 'face'"),
-        (lambda: adanat.sample(generator, seeds=[1], classes=[1, 2]), "classes holds 2 for 1 seeds"),
+        (lambda: adanat.sample(generator, seeds=[1], classes=[1, 2]), "the number of seeds, 1, is less than the 2 classes"),
         (lambda: adanat.sample(generator, prompts=["a cat"]), "not text-conditional"),
         (lambda: adanat.sample(generator, classes=[1], prompts=["a cat"]), "exclude each other"),
         (lambda: adanat.sample(generator, batch=0), "batch = 0; it must be at least 1"),
@@ -243,11 +258,18 @@ def test_an_argument_of_the_wrong_type_says_which_what_and_what_is_needed(genera
         (lambda: adanat.evaluate(generator, 3), "policies must be a list .* it is int 3"),
         (lambda: adanat.evaluate(generator, [3]), "policy must be .* it is int 3"),
         (lambda: adanat.evaluate(generator, []), "policies is empty"),
+        (lambda: adanat.evaluate(generator, judge="runs/first"), "give --refine N"),
+        (lambda: adanat.evaluate(generator, refine=2, judge="nowhere"), "nowhere is no run folder"),
         (lambda: adanat.evaluate(generator, num="many"), "num must be a whole number; it is str 'many'"),
     ]
     for call, message in wrong:
         with pytest.raises(ConfigError, match=message):
             call()
+
+
+def test_steps_that_no_policy_takes_are_refused(generator: Generator, run: adanat.Run, real: Path) -> None:
+    with pytest.raises(ConfigError, match="steps"):
+        adanat.evaluate(generator, run, num=16, steps=7, data=real)
 
 
 def test_a_policy_of_another_generator_is_refused(generator: Generator) -> None:

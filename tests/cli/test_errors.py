@@ -85,14 +85,14 @@ def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
         (["--classes", "3,-1"], ["class id -1 is outside 0..97"]),
         (["--classes", "face-smilin"], ["'face-smilin'", "did you mean 'face-smiling'"]),
         (["--classes", ","], ["names no class"]),
-        (["--classes", "1,2,3", "--num", "2"], ["--num 2 is less than the 3 contexts"]),
+        (["--classes", "1,2,3", "--num", "2"], ["--num 2 is less than the 3 classes"]),
         (["--num", "0"], ["--num 0", "at least 1"]),
         (["--steps", "0"], ["steps is 0", "at least 1 step"]),
         (["--prompt", "a cat"], ["maskgit:emoji64 is not text-conditional", "leave them out"]),
         (["--prompts", "nowhere.txt"], ["cannot read the prompts nowhere.txt", "one prompt a line"]),
         (["--policy", "fixed:cosinus"], ["'cosinus'", "did you mean 'cosine'"]),
         (["--policy", "nowhere"], ["no policy at 'nowhere'", "fixed[:SCHEDULE]"]),
-        (["--generator", "mage", "--classes", "1"], ["mage:emoji64 is not class-conditional", "leave it out"]),
+        (["--generator", "mage", "--classes", "1"], ["mage:emoji64 is not class-conditional", "leave them out"]),
     ],
 )
 def test_sampling_that_cannot_work(arguments: list[str], parts: list[str], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import adanat_toolkit as adanat
-from adanat_toolkit.commands.headroom import FEWEST, Headroom, block_shape, find_headroom, reward_for, write_headroom
+from adanat_toolkit.commands.headroom import FEWEST, Headroom, block_shape, find_headroom, reward_for
 from adanat_toolkit.core import Context, Noise, RewardModel
 from adanat_toolkit.errors import ConfigError, DataError, PluginError
 from adanat_toolkit.policies import load_policy
@@ -227,7 +227,7 @@ def test_page() -> None:
 
 
 def test_picture(tmp_path: Path) -> None:
-    write_headroom(measured(Control(), FEWEST), tmp_path)
+    measured(Control(), FEWEST).save(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"headroom.json", "headroom.png"}
 
 

@@ -130,7 +130,7 @@ class Pixels(FeatureExtractor):
         self.card = {"network": "none"}
 
     @classmethod
-    def create(cls, options: dict[str, Any], *, device: torch.device, offline: bool) -> Pixels:
+    def create(cls, options: Any, *, device: torch.device, offline: bool) -> Pixels:
         return cls()
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -336,7 +336,7 @@ class Pixels(FeatureExtractor):
     protocol, card, feature_dim = "quarters", {"network": "none"}, 12
 
     @classmethod
-    def create(cls, options: dict, *, device: torch.device, offline: bool) -> Pixels:
+    def create(cls, options: Any, *, device: torch.device, offline: bool) -> Pixels:
         return cls()
 
     def __call__(self, images: Tensor) -> Tensor:

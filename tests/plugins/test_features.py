@@ -8,6 +8,7 @@ happens when the weights are absent. ``needs_weights`` tests use the published f
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from adanat_toolkit.metrics import (
     frechet_distance,
     reference_of,
 )
+from adanat_toolkit.registry import parse_options
 
 from ..helpers.subsets import in_memory
 
@@ -48,9 +50,14 @@ def no_weights_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
 
+def made(kind: type[FeatureExtractor], options: dict) -> Any:
+    """As the registry makes it."""
+    return kind.create(parse_options("features", kind.Options, options), device=CPU, offline=True)
+
+
 @pytest.fixture(scope="module")
 def yardstick() -> EmojiYardstick:
-    return EmojiYardstick.create({}, device=CPU, offline=True)
+    return made(EmojiYardstick, {})
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +89,12 @@ def check_contract(extractor: FeatureExtractor) -> None:
 
 @pytest.mark.parametrize(("kind", "options"), EMBEDDED)
 def test_embedded_protocols_keep_the_contract(kind: type[FeatureExtractor], options: dict) -> None:
-    check_contract(kind.create(options, device=CPU, offline=True))
+    check_contract(made(kind, options))
 
 
 @pytest.mark.parametrize(("kind", "options"), EMBEDDED)
 def test_features_of_a_saved_image_are_those_of_the_image(kind: type[FeatureExtractor], options: dict) -> None:
-    extractor = kind.create(options, device=CPU, offline=True)
+    extractor = made(kind, options)
     images = some_images(2)
     saved = (images * 255).round() / 255
     assert torch.equal(extractor(images), extractor(saved))
@@ -96,7 +103,7 @@ def test_features_of_a_saved_image_are_those_of_the_image(kind: type[FeatureExtr
 @pytest.mark.parametrize("kind", [EmojiYardstick, *REMOTE])
 def test_unknown_options_are_named(kind: type[FeatureExtractor]) -> None:
     with pytest.raises(ConfigError, match="weihgts"):
-        kind.create({"weihgts": "x"}, device=CPU, offline=True)
+        made(kind, {"weihgts": "x"})
 
 
 @pytest.mark.parametrize("kind", REMOTE)
@@ -106,14 +113,14 @@ def test_missing_weights_say_what_to_do(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(WeightsError, match=r"(?s)published: https://.*licence: .*obtain: "):
-        kind.create({}, device=CPU, offline=True)
+        made(kind, {})
 
 
 @pytest.mark.parametrize("kind", [InceptionFidelity, InceptionAdaNAT, DINOv2Features])
 def test_weights_of_another_network_are_refused(kind: type[FeatureExtractor], tmp_path: Path) -> None:
     save_file({"conv.weight": torch.zeros(3)}, str(tmp_path / "other.safetensors"))
     with pytest.raises(WeightsError, match="does not fit"):
-        kind.create({"weights": str(tmp_path / "other.safetensors")}, device=CPU, offline=True)
+        made(kind, {"weights": str(tmp_path / "other.safetensors")})
 
 
 # --- the yardstick
@@ -196,7 +203,7 @@ def test_inception_fidelity_is_torch_fidelitys(inception_file: Path, size: tuple
 
     layers = ["2048", "logits_unbiased"]
     theirs = FeatureExtractorInceptionV3("x", layers, feature_extractor_weights_path=str(inception_file))
-    ours = InceptionFidelity.create({"weights": str(inception_file)}, device=CPU, offline=True)
+    ours = made(InceptionFidelity, {"weights": str(inception_file)})
     images = some_images(2, *size)
     expected, logits = theirs((images * 255).round().to(torch.uint8))
     features, chances = ours.joint(images)
@@ -206,8 +213,8 @@ def test_inception_fidelity_is_torch_fidelitys(inception_file: Path, size: tuple
 
 
 def test_inception_adanat_differs_by_its_recipe_alone(inception_file: Path) -> None:
-    ours = InceptionAdaNAT.create({"weights": str(inception_file)}, device=CPU, offline=True)
-    other = InceptionFidelity.create({"weights": str(inception_file)}, device=CPU, offline=True)
+    ours = made(InceptionAdaNAT, {"weights": str(inception_file)})
+    other = made(InceptionFidelity, {"weights": str(inception_file)})
     images = some_images(2)
     x = torch.nn.functional.interpolate(images, (299, 299), mode="bilinear", align_corners=False) * 2 - 1
     assert torch.equal(ours.prepare(images), x), "no rounding, torch's bilinear, 2x - 1"
@@ -222,7 +229,7 @@ def test_inception_found_in_torch_hubs_cache(inception_file: Path, tmp_path: Pat
     cache = tmp_path / "hub" / "checkpoints" / FILE
     cache.parent.mkdir(parents=True)
     cache.write_bytes(inception_file.read_bytes())
-    assert InceptionFidelity.create({}, device=CPU, offline=True).protocol.startswith("inception-fidelity-")
+    assert made(InceptionFidelity, {}).protocol.startswith("inception-fidelity-")
 
 
 @pytest.mark.needs_weights
@@ -230,7 +237,7 @@ def test_inception_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     if not inception_asset("inception-fidelity").present():
         pytest.skip("the published InceptionV3 weights are not on this machine")
-    extractor = InceptionFidelity.create({}, device=CPU, offline=True)
+    extractor = made(InceptionFidelity, {})
     assert extractor.protocol == "inception-fidelity-6726825d"
     check_contract(extractor)
 
@@ -248,7 +255,7 @@ def test_dinov2_recipe_with_random_weights(tmp_path: Path) -> None:
         published = timm.create_model(name, pretrained=False, num_classes=0)
     save_file(dict(published.state_dict()), str(tmp_path / "model.safetensors"))
     options = {"model": name, "weights": str(tmp_path / "model.safetensors")}
-    extractor = DINOv2Features.create(options, device=CPU, offline=True)
+    extractor = made(DINOv2Features, options)
     check_contract(extractor)
     pixels = (some_images(1)[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
     resized = Image.fromarray(pixels).resize((224, 224), Image.Resampling.BICUBIC)
@@ -264,12 +271,12 @@ def test_dinov2_recipe_with_random_weights(tmp_path: Path) -> None:
 
 def test_dinov2_unknown_model() -> None:
     with pytest.raises(ConfigError, match="dinov3_huge"):
-        DINOv2Features.create({"model": "dinov3_huge"}, device=CPU, offline=True)
+        made(DINOv2Features, {"model": "dinov3_huge"})
 
 
 def test_embedded_clip_scores_prefer_the_right_caption() -> None:
     source = emoji_images()
-    extractor = ClipFeatures.create({"model": "emoji64"}, device=CPU, offline=True)
+    extractor = made(ClipFeatures, {"model": "emoji64"})
     index = torch.arange(5, len(source), 400)
     assert source.captions is not None
     prompts = [source.captions[i] for i in index.tolist()]

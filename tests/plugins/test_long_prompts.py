@@ -35,7 +35,7 @@ def clip_score(folder: Path) -> tuple[Read, int]:
 
 
 def clip_features(folder: Path) -> tuple[Read, int]:
-    features = EmbeddedClipFeatures.create({}, device=CPU, offline=True)
+    features = EmbeddedClipFeatures.create(None, device=CPU, offline=True)
     return lambda prompts: features.scores(torch.zeros(len(prompts), 3, 64, 64), prompts), 24
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from adanat_toolkit.interfaces import FeatureExtractor, PluginOptions
 from adanat_toolkit.metrics import clip_scores
-from adanat_toolkit.registry import parse_options
 
 from ..clip_models import EMBEDDED, ClipModel, ClipOptions, load_clip
 from .third_party import FeatureAsset, locate
@@ -36,18 +35,19 @@ def clip_asset() -> FeatureAsset:
 class ClipFeatures(FeatureExtractor):
     """Projected image embeddings, not normalised (512 features of ViT-B/32)."""
 
+    Options: ClassVar[type[PluginOptions]] = ClipFeatureOptions
+
     @classmethod
-    def create(cls, options: dict[str, Any], *, device: torch.device, offline: bool) -> ClipFeatures:
-        """Options: ``model`` and ``weights`` (see :class:`ClipFeatureOptions`).
+    def create(cls, options: Any, *, device: torch.device, offline: bool) -> ClipFeatures:
+        """See :class:`ClipFeatureOptions`.
 
         Raises:
             ConfigError: unknown model. WeightsError: the weights are missing or of another network.
         """
-        parsed = parse_options("features clip", ClipFeatureOptions, options)
-        if parsed.model == DEFAULT and parsed.weights is None:
+        if options.model == DEFAULT and options.weights is None:
             path = locate(None, clip_asset(), offline=offline)
-            parsed = parsed.model_copy(update={"weights": str(path)})
-        return cls(load_clip("clip features", parsed, "", device, offline=offline))
+            options = options.model_copy(update={"weights": str(path)})
+        return cls(load_clip("clip features", options, "", device, offline=offline))
 
     def __init__(self, model: ClipModel) -> None:
         self.model = model
@@ -75,12 +75,9 @@ class ClipFeatures(FeatureExtractor):
 class EmbeddedClipFeatures(ClipFeatures):
     """``clip-emoji64``: the same of the embedded CLIP, which the embedded Muse is conditioned on."""
 
-    @classmethod
-    def create(cls, options: dict[str, Any], *, device: torch.device, offline: bool) -> EmbeddedClipFeatures:
-        """The weights are embedded; there are no options.
+    Options = PluginOptions
 
-        Raises:
-            ConfigError: an option is given.
-        """
-        parse_options("features clip-emoji64", PluginOptions, options)
+    @classmethod
+    def create(cls, options: Any, *, device: torch.device, offline: bool) -> EmbeddedClipFeatures:
+        """The weights are embedded; there are no options."""
         return cls(load_clip("clip features", ClipOptions(model=EMBEDDED), "", device))

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from adanat_toolkit.errors import ConfigError
 from adanat_toolkit.interfaces import FeatureExtractor
-from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks
 
 from ..fingerprints import fingerprint_state
@@ -39,17 +38,18 @@ def dinov2_asset(model: str) -> FeatureAsset:
 class DINOv2Features(FeatureExtractor):
     """The class token after the final norm (1,024 features of ViT-L)."""
 
+    Options = DINOv2Options
+
     @classmethod
-    def create(cls, options: dict[str, Any], *, device: torch.device, offline: bool) -> DINOv2Features:
-        """Options: ``model`` and ``weights`` (see :class:`DINOv2Options`).
+    def create(cls, options: Any, *, device: torch.device, offline: bool) -> DINOv2Features:
+        """See :class:`DINOv2Options`.
 
         Raises:
             ConfigError: unknown model. WeightsError: the file is missing or of another network.
         """
-        parsed = parse_options("features dinov2", DINOv2Options, options)
-        network = _network(parsed.model)
-        path = locate(parsed.weights, dinov2_asset(parsed.model), offline=offline)
-        return cls(parsed.model, read_state(path), device=device, source=str(path), network=network)
+        network = _network(options.model)
+        path = locate(options.weights, dinov2_asset(options.model), offline=offline)
+        return cls(options.model, read_state(path), device=device, source=str(path), network=network)
 
     def __init__(
         self,

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from adanat_toolkit.errors import WeightsError
 from adanat_toolkit.interfaces import FeatureExtractor
-from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import in_chunks
 
 from ..weights import load_into, read_state
@@ -76,20 +75,20 @@ class InceptionV3(nn.Module):
 class _Inception(FeatureExtractor):
     """What both recipes share: weights, classifier, chunks."""
 
+    Options = WeightsOptions
     feature_dim = FEATURES
     name: ClassVar[str]
     recipe: ClassVar[dict[str, str]]
 
     @classmethod
-    def create(cls, options: dict[str, Any], *, device: torch.device, offline: bool) -> FeatureExtractor:
+    def create(cls, options: Any, *, device: torch.device, offline: bool) -> FeatureExtractor:
         """Options: ``weights``, a file with torch-fidelity's names (by default the published one: from the weights
         folder or torch hub's cache, else downloaded unless ``offline``).
 
         Raises:
             WeightsError: the file is missing, damaged, or of another network.
         """
-        parsed = parse_options(f"features {cls.name}", WeightsOptions, options)
-        path = _locate(parsed.weights, inception_asset(cls.name), offline=offline)
+        path = _locate(options.weights, inception_asset(cls.name), offline=offline)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         return cls(read_state(path), digest, device=device, source=str(path))
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from adanat_toolkit.errors import WeightsError
-from adanat_toolkit.interfaces import FeatureExtractor, ImageSource, PluginOptions
-from adanat_toolkit.registry import parse_options
+from adanat_toolkit.interfaces import FeatureExtractor, ImageSource
 
 from .network import FEATURE_DIM, backbone, build_network
 
@@ -52,13 +51,12 @@ class EmojiYardstick(FeatureExtractor):
     feature_dim = FEATURE_DIM
 
     @classmethod
-    def create(cls, options: dict[str, Any], *, device: torch.device, offline: bool) -> EmojiYardstick:
+    def create(cls, options: Any, *, device: torch.device, offline: bool) -> EmojiYardstick:
         """The weights are embedded, so ``offline`` makes no difference; there are no options.
 
         Raises:
-            ConfigError: an option is given. WeightsError: the embedded files are missing or damaged.
+            WeightsError: the embedded files are missing or damaged.
         """
-        parse_options("features emoji64", PluginOptions, options)
         return cls(device)
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
