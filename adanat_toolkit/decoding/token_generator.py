@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..core import REMASK, TOKEN, Context, Generator, Noise, to_gumbel
 from ..errors import ConfigError
-from .masked_decoding import StepKnobs, StepNoise, StepResult, masked_decoding_step
+from .fused import decoding_step
+from .masked_decoding import StepKnobs, StepNoise, StepResult
 from .statistics import RANGES, prediction_statistics, statistic_names
 
 
@@ -59,8 +60,9 @@ FIRST_STATES_ON_CUDA = 0.05
 class TokenGenerator(Generator):
     """A masked-token generator: subclasses write :meth:`predict`, :meth:`decode_tokens` and a loader.
 
-    The step itself is ``masked_decoding.masked_decoding_step``. Forwards that would not be used are not run: none after the
-    last step, none unconditional where guidance is 0, and the first state (all mask) once per distinct context.
+    The step itself is ``masked_decoding.masked_decoding_step``, or its kernels (``fused``). Forwards that would not be used
+    are not run: none after the last step, none unconditional where guidance is 0, and the first state (all mask) once per
+    distinct context.
     """
 
     mask_id: int
@@ -180,7 +182,7 @@ class TokenGenerator(Generator):
         assert state.prediction is not None
         if state.sampler is not None:
             return state.sampler.step(state, knobs, noise, self)
-        return masked_decoding_step(
+        return decoding_step(
             state.tokens, state.prediction[0], state.null_logits, knobs, noise, self.mask_id, state.editable
         )
 
