@@ -43,13 +43,20 @@ class Context:
 
     def select(self, index: Tensor | slice) -> Context:
         """Some of the samples, in the order of ``index``."""
-        positions = torch.arange(self.size)[index.cpu() if isinstance(index, Tensor) else index]
 
         def pick(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[index]
 
-        prompts = None if self.prompts is None else tuple(self.prompts[i] for i in positions.tolist())
-        return Context(len(positions), pick(self.classes), pick(self.states), pick(self.pooled), prompts)
+        size: int
+        prompts = None
+        if isinstance(index, Tensor) and index.dtype != torch.bool and self.prompts is None:
+            size = len(index)  # known without waiting for the device
+        else:
+            positions = torch.arange(self.size)[index.cpu() if isinstance(index, Tensor) else index]
+            size = len(positions)
+            if self.prompts is not None:
+                prompts = tuple(self.prompts[i] for i in positions.tolist())
+        return Context(size, pick(self.classes), pick(self.states), pick(self.pooled), prompts)
 
     def to(self, device: torch.device | str) -> Context:
         def move(value: Tensor | None) -> Tensor | None:

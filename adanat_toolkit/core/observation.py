@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -56,5 +57,12 @@ def see(
 
 def statistic_units(generator: Generator) -> tuple[Tensor, Tensor]:
     """(K,) usual values and (K,) usual spreads of a generator's statistics, on its device."""
-    ranges = torch.tensor(generator.statistic_ranges, device=generator.device).view(-1, 2)
-    return ranges[:, 0], ranges[:, 1]
+    return _on_device(tuple((usual, spread) for usual, spread in generator.statistic_ranges), generator.device)
+
+
+@lru_cache(maxsize=32)
+def _on_device(ranges: tuple[tuple[float, float], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept, so that no step waits for a transfer."""
+    with torch.inference_mode(False):  # they outlive the mode that their maker may have set
+        values = torch.tensor(ranges, dtype=torch.float32, device=device).view(-1, 2)
+    return values[:, 0], values[:, 1]

@@ -42,7 +42,8 @@ class StepResult(NamedTuple):
 def remask_count(mask_ratio: Tensor, cells: Tensor | int) -> Tensor:
     """k = min(floor(cells * ratio), cells - 1): how many cells a step asks to mask again, (B,) int64, >= 0."""
     count = torch.floor(mask_ratio * cells).long()
-    return torch.minimum(count, torch.as_tensor(cells, device=count.device) - 1).clamp_min(0)
+    most = torch.minimum(count, cells - 1) if isinstance(cells, Tensor) else count.clamp_max(cells - 1)
+    return most.clamp_min(0)
 
 
 def masked_decoding_step(

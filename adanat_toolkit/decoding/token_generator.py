@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..core import REMASK, TOKEN, Context, Generator, Noise, to_gumbel
 from ..errors import ConfigError
-from .masked_decoding import StepKnobs, StepNoise, StepResult, masked_decoding_step
+from .fused import decoding_step
+from .masked_decoding import StepKnobs, StepNoise, StepResult
 from .statistics import RANGES, prediction_statistics, statistic_names
 
 
@@ -35,6 +36,7 @@ class TokenState:
         step: index of the next step. editable: (B, N) bool or None (see ``masked_decoding_step``).
         prediction: cached conditional (logits, features) and unconditional logits of ``tokens``.
         sampler: the published sampler whose step this rollout takes; None for the toolkit's own.
+        unguided: whoever observed the state has promised that the next step has guidance 0.
     """
 
     context: Context
@@ -46,6 +48,7 @@ class TokenState:
     prediction: tuple[Tensor, Tensor] | None = None
     null_logits: Tensor | None = None
     sampler: DecodingRule | None = None
+    unguided: bool = False
 
 
 FIRST_STATES_ON_CPU = 128 * 2**20
@@ -59,8 +62,9 @@ FIRST_STATES_ON_CUDA = 0.05
 class TokenGenerator(Generator):
     """A masked-token generator: subclasses write :meth:`predict`, :meth:`decode_tokens` and a loader.
 
-    The step itself is ``masked_decoding.masked_decoding_step``. Forwards that would not be used are not run: none after the
-    last step, none unconditional where guidance is 0, and the first state (all mask) once per distinct context.
+    The step itself is ``masked_decoding.masked_decoding_step``, or its kernels (``fused``). Forwards that would not be used
+    are not run: none after the last step, none unconditional where guidance is 0, and the first state (all mask) once per
+    distinct context.
     """
 
     mask_id: int
@@ -120,6 +124,10 @@ class TokenGenerator(Generator):
 
     @torch.no_grad()
     def observe(self, state: TokenState, *, guided: bool = True) -> Tensor:
+        state.unguided = not guided
+        return self._observe(state, guided)
+
+    def _observe(self, state: TokenState, guided: bool) -> Tensor:
         wants_null = guided and state.null_logits is None and "guidance" in self.action_space.names
         if state.prediction is None:
             if state.step == 0 and state.editable is None:
@@ -140,16 +148,22 @@ class TokenGenerator(Generator):
 
     @torch.no_grad()
     def step(self, state: TokenState, action: Tensor, noise: Noise) -> TokenState:
+        token, remask = noise.uniforms([(TOKEN, state.step), (REMASK, state.step)], (self.cells,))
+        return self.advance(state, action, StepNoise(token, to_gumbel(remask)))
+
+    @torch.no_grad()
+    def advance(self, state: TokenState, action: Tensor, drawn: StepNoise) -> TokenState:
+        """:meth:`step` with the random numbers drawn. It does not wait for the device where the state was observed."""
         values = dict(zip(self.action_space.names, action.unbind(1), strict=True))
         guidance = values.get("guidance")
-        if guidance is None:
-            self.observe(state, guided=False)
+        if guidance is None or state.unguided:
+            self._observe(state, guided=False)
         elif state.null_logits is None:
             # To ask which samples are guided waits for the device, so it is asked only when nobody observed them all.
             rows = (guidance != 0).nonzero().squeeze(1)
             first = state.step == 0 and state.editable is None  # whose unconditional logits are computed once for all
             everyone = len(rows) == len(guidance) or (first and len(rows) > 0)
-            self.observe(state, guided=everyone)
+            self._observe(state, guided=everyone)
             if len(rows) and not everyone:  # guidance does not touch the others, so theirs may be the conditional ones
                 assert state.prediction is not None
                 found = self._predict_null(state.tokens[rows])
@@ -162,8 +176,6 @@ class TokenGenerator(Generator):
             values.get("token_temperature", ones),
             ones * 0 if guidance is None else guidance,
         )
-        token, remask = noise.uniforms([(TOKEN, state.step), (REMASK, state.step)], (self.cells,))
-        drawn = StepNoise(token, to_gumbel(remask))
         result = self.decoding_step(state, knobs, drawn)
         return TokenState(
             state.context,
@@ -180,7 +192,7 @@ class TokenGenerator(Generator):
         assert state.prediction is not None
         if state.sampler is not None:
             return state.sampler.step(state, knobs, noise, self)
-        return masked_decoding_step(
+        return decoding_step(
             state.tokens, state.prediction[0], state.null_logits, knobs, noise, self.mask_id, state.editable
         )
 

@@ -143,8 +143,8 @@ def _collect(
     for t in steps:
         step = torch.full((size,), t, dtype=torch.int64, device=device)
         seen = see(generator, network, state, context, guided=guided[t]) if given is None else None
-        if given is None and not network.trainable:
-            generator.observe(state, guided=guided[t])
+        if given is None and (seen is None or network.reads == "context"):
+            generator.observe(state, guided=guided[t])  # else the step asks which samples are guided, and waits for it
         mean = mean_action(network, seen, step) if given is None else given[:, t].to(device)
         action = mean if wander is None else mean + wander[t]
         smoothed = space.smoothed(action, step, smoothed)

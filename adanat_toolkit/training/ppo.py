@@ -226,7 +226,8 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over all processes; 0 is no better than the mean, below 0 worse."""
     _, spread = distributed.mean_and_std(returns)
     _, residual = distributed.mean_and_std(returns - values)
-    return float("nan") if float(spread) == 0 else 1 - float(residual / spread) ** 2
+    scale, share = torch.stack([spread, residual / spread]).tolist()  # together: each transfer waits for the device
+    return float("nan") if scale == 0 else 1 - share**2
 
 
 def _minibatches(batch: Batch, total: int, number: int, seed: int) -> list[tuple[Tensor, int]]:
@@ -241,4 +242,8 @@ def _minibatches(batch: Batch, total: int, number: int, seed: int) -> list[tuple
     for i in range(number):
         part_of[order[edges[i] : edges[i + 1]]] = i
     own = part_of.to(device)[batch.index]
-    return [((own == i).nonzero().squeeze(1), edges[i + 1] - edges[i]) for i in range(number)]
+    sizes = [edges[i + 1] - edges[i] for i in range(number)]
+    # The states of all mini-batches one after the other. One process has all of them, so that it knows how many there are of
+    # each; to ask would wait for the device.
+    counts = sizes if len(own) == total else own.bincount(minlength=number).tolist()
+    return list(zip(own.argsort(stable=True).split(counts), sizes, strict=True))

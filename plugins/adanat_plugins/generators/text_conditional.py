@@ -47,4 +47,7 @@ class TextConditional(TokenizedGenerator):
         """The empty prompt, ``size`` times."""
         if self._null is None:
             self._null = self.encode_prompts([""])
-        return self._null.select(torch.zeros(size, dtype=torch.int64, device=self.device))
+        null = self._null
+        assert null.states is not None and null.pooled is not None
+        states, pooled = (value.expand(size, *value.shape[1:]) for value in (null.states, null.pooled))
+        return Context(size, states=states, pooled=pooled, prompts=("",) * size)

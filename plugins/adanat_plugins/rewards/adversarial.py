@@ -226,7 +226,9 @@ class AdversarialReward(LearnedReward):
     ) -> Tensor:
         """One Adam step; returns the figures as one tensor, so that an update waits for the device only once."""
         options = self.options
-        counts = torch.tensor([float(len(real_context)), float(len(fake_context))], device=self.device)
+        counts = torch.stack(
+            [torch.full((), float(len(context)), device=self.device) for context in (real_context, fake_context)]
+        )  # made on the device: to send two numbers there would wait for it
         distributed.sum_over_ranks(counts)
         step = self.iterations // options.every * options.updates + u
         penalised = options.r1 > 0 and step % options.r1_every == 0
