@@ -292,8 +292,7 @@ class SB3Trainer(Trainer):
         sigma = config.ppo.sigma_at(self.iteration, config.iterations)
         rate = config.ppo.learning_rate_at(self.iteration, config.iterations)
         self.sb3_policy.sigma = sigma
-        explore = sample_seeds(derive(config.seed, ACTION), self.iteration, 0, config.batch, self.device)
-        self.sb3_policy.exploration = Noise(explore)
+        self.sb3_policy.exploration = self._exploration(0, config.batch)
         self.model.updates_policy = self.iteration >= config.reward.warmup
         self._row = {"iteration": self.iteration + 1, "trajectories": (self.iteration + 1) * config.batch}
         if self.model._last_obs is None:  # the start, or a resume: begin the episodes of this iteration
@@ -347,9 +346,8 @@ class SB3Trainer(Trainer):
         assert finished is not None
         group = self.config.ppo.group
         self._row |= describe(finished, self.env.scores, self.reward.terms(), self.space, group=group)
-        self._row |= describe_shares(
-            finished, self.env.scores, seed=self.config.seed, iteration=self.iteration, start=0, group=group
-        )
+        explore = self._exploration(0, self.config.batch)
+        self._row |= describe_shares(finished, self.env.scores, explore, start=0, group=group)
         if self.policy.reads == "statistics":
             stored = self.model.rollout_buffer.observations["features"]
             seen = torch.as_tensor(stored, device=self.device).transpose(0, 1)  # theirs is (T, B, ...)

@@ -16,10 +16,14 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, ConfigError
 from ..runtime import DTYPES, Adam, distributed
 from ..storage import RunFolder, load_checkpoint, prepare_folder, save_tensors, write_json
-from .config import RunConfig, differences, merge
+from .config import FitConfig, RunConfig, differences, merge
 from .same_run import IGNORED_ON_RESUME, require_same_run
 
-BEFORE = {"ppo": {"adam_epsilon": 1e-8, "group_baseline": "mean"}, "policy": {"smoothing": 0.0}}
+BEFORE = {
+    "ppo": {"adam_epsilon": 1e-8, "group_baseline": "mean"},
+    "policy": {"smoothing": 0.0},
+    "fit": FitConfig().model_dump(),
+}
 """What earlier versions did, for settings that their ``config.json`` does not name."""
 
 

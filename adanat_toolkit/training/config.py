@@ -95,6 +95,20 @@ class PPOConfig(BaseModel):
         return self.learning_rate
 
 
+class FitConfig(Settings):
+    """Of engine ``offline`` (``training/offline.py``)."""
+
+    actions: int = Field(8, ge=2, le=MOST_IMAGES)
+    """K, sequences of actions that are tried for each context."""
+    repeats: int = Field(1, ge=1, le=MOST_IMAGES)
+    """R, images that are drawn for each of them, with noise of their own; their mean reward is what it is worth."""
+    keep: Literal["all", "best"] = "all"
+    """``all``: a policy moves towards actions that gained and away from those that lost, each by what it gained.
+    ``best``: it is fitted to the best of the K alone, weighted by what that gained (EVATok)."""
+    pull: float = Field(1.0, gt=0)
+    """With ``all``: how far the fit's target is from the policy, in standard deviations of the gain."""
+
+
 class RewardConfig(Settings):
     name: str = "adversarial"
     """``NAME``, ``NAME:VARIANT`` or a mixture ``A:1,B:0.3``."""
@@ -133,10 +147,11 @@ class RunConfig(Settings):
     reward: RewardConfig = RewardConfig()
     policy: PolicyConfig = PolicyConfig()
     ppo: PPOConfig = PPOConfig()
+    fit: FitConfig = FitConfig()
     data: DataConfig = DataConfig()
     engine: str = "adanat"
-    """What runs PPO: the toolkit's own loop, ``sb3`` for Stable-Baselines3's (docs/gymnasium-and-sb3.md), or another
-    plug-in of the group ``adanat.engines``."""
+    """What trains: the toolkit's own PPO, ``sb3`` for Stable-Baselines3's (docs/gymnasium-and-sb3.md), ``offline`` for
+    regression to the best of several actions (docs/offline.md), or another plug-in of the group ``adanat.engines``."""
     steps: int = Field(4, ge=1, le=MOST_STEPS)
     """T, generation steps of an image."""
     trajectories: int = Field(8192, ge=1, le=MOST_TRAJECTORIES)

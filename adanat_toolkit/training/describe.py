@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..core import ACTION, ActionSpace, Generator, Noise, derive, sample_seeds, statistic_units
+from ..core import ACTION, ActionSpace, Generator, Noise, statistic_units
 from ..metrics import batch_shares
 from ..runtime import distributed
 from ..sampling import Rollout
@@ -30,26 +30,28 @@ def describe_statistics(seen: Tensor, generator: Generator) -> dict[str, float]:
     return row
 
 
-def describe_shares(
-    rollout: Rollout, scores: Tensor, *, seed: int, iteration: int, start: int, group: int
-) -> dict[str, float]:
+def describe_shares(rollout: Rollout, scores: Tensor, explore: Noise, *, start: int, group: int) -> dict[str, float]:
     """What the batch says of the headroom (docs/headroom.md): shares of the reward's variance. All processes call it together.
 
     They are estimated from the samples of all processes, so that their number makes no difference.
 
     Args:
         scores: (B,) of this process's samples, the run's ``start``, ``start`` + 1, ... in this iteration (0-based).
-        seed: of the run. group: trajectories that share their noise, of which one counts.
+        explore: of the rollout. group: trajectories that share their noise or their exploration, of which one counts.
     """
-    samples, steps, size = rollout.actions.shape
-    noise = Noise(sample_seeds(derive(seed, ACTION), iteration, start, samples, scores.device))
-    explored = noise.normals([(ACTION, t) for t in range(steps)], (size,)).transpose(0, 1)
+    _, steps, size = rollout.actions.shape
+    explored = explored_by(explore, steps, size)
     alone = slice(None, None, group)
     keys = rollout.context.select(alone).keys(start)
     contexts = torch.tensor([key if isinstance(key, int) else _number(key) for key in keys], device=scores.device)
     parts = (scores[alone], explored[alone], contexts)
     found = batch_shares(*(distributed.gather(part.contiguous()) for part in parts))
     return {f"share/{name}": value for name, value in found.items()}
+
+
+def explored_by(explore: Noise, steps: int, size: int) -> Tensor:
+    """(B, T, A): the exploration of a rollout (``sampling.collect``), in units of sigma."""
+    return explore.normals([(ACTION, t) for t in range(steps)], (size,)).transpose(0, 1)
 
 
 def _number(prompt: str) -> int:

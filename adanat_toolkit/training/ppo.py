@@ -117,7 +117,8 @@ class Batch:
     """States of this process, flattened over samples and steps (M of them).
 
     features: (M, N, D) or None; step: (M,) int64; actions: (M, A); log_prob, targets, advantages: (M,); index: (M,) int64,
-    the states' global positions, which decide their mini-batch.
+    the states' global positions, which decide their mini-batch. Engine ``offline`` has targets of (M, A) and weights as
+    advantages.
     """
 
     features: Tensor | None
@@ -138,7 +139,7 @@ class Batch:
             step=torch.arange(steps, device=device).repeat(samples),
             actions=rollout.actions.flatten(0, 1),
             log_prob=rollout.log_prob.flatten(),
-            targets=targets.flatten(),
+            targets=targets.flatten(0, 1),
             advantages=advantages.flatten(),
             index=torch.arange(start * steps, (start + samples) * steps, device=device),
         )
@@ -172,19 +173,49 @@ def ppo_update(
     """All epochs of one iteration.
 
     Args:
+        total, seed, micro_batch, on_step: see :func:`descend`.
+
+    Returns:
+        Figures averaged over the mini-batches that were used: policy_loss, value_loss, approx_kl, clip_fraction,
+        gradient_norm, epochs (how many ran).
+    """
+    if config.normalise_advantages:
+        mean, std = distributed.mean_and_std(batch.advantages)
+        batch = Batch(**{**vars(batch), "advantages": (batch.advantages - mean) / (std + 1e-8)})
+
+    def loss(own: Batch, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        mean_action = policy(own.features, own.step)
+        value = critic(own.features, own.step).squeeze(-1)
+        return ppo_loss(mean_action, value, own, sigma, config, count)
+
+    return descend(optimiser, batch, loss, config, total=total, seed=seed, micro_batch=micro_batch, on_step=on_step)
+
+
+def descend(
+    optimiser: Adam | torch.optim.Optimizer,
+    batch: Batch,
+    loss_of: Callable[[Batch, int], tuple[Tensor, dict[str, Tensor]]],
+    config: PPOConfig,
+    *,
+    total: int,
+    seed: int,
+    micro_batch: MicroBatch | int | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> dict[str, float]:
+    """Epochs of mini-batches, in all processes together.
+
+    Args:
+        loss_of: (local states, global size of the mini-batch) -> the loss, a sum divided by that size, and its figures.
+        config: ``epochs``, ``minibatches``, ``max_gradient_norm``; and ``target_kl``, for figures with ``approx_kl``.
         total: number of states of all processes together. seed: decides the mini-batches.
         micro_batch: states that go through the networks at once; None for whole mini-batches. It is halved where memory runs
             out.
         on_step: called after every optimiser step.
 
     Returns:
-        Figures averaged over the mini-batches that were used: policy_loss, value_loss, approx_kl, clip_fraction,
-        gradient_norm, epochs (how many ran).
+        The figures, gradient_norm and epochs (how many ran), averaged over the mini-batches that were used.
     """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    if config.normalise_advantages:
-        mean, std = distributed.mean_and_std(batch.advantages)
-        batch = Batch(**{**vars(batch), "advantages": (batch.advantages - mean) / (std + 1e-8)})
     at_once = MicroBatch.of(micro_batch)
     history: list[Tensor] = []
     names: list[str] = []
@@ -196,10 +227,7 @@ def ppo_update(
                 optimiser.zero_grad(set_to_none=True)
                 sums: dict[str, Tensor] = {}
                 for piece in rows.split(size):
-                    own = batch.select(piece)
-                    mean_action = policy(own.features, own.step)
-                    value = critic(own.features, own.step).squeeze(-1)
-                    loss, figures = ppo_loss(mean_action, value, own, sigma, config, count)
+                    loss, figures = loss_of(batch.select(piece), count)
                     loss.backward()
                     sums = {key: sums.get(key, 0) + figure for key, figure in figures.items()}
                 return sums

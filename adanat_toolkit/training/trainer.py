@@ -142,6 +142,10 @@ class Trainer(Engine):
             load("tracker", name)
         self.iteration = 0
         """Completed iterations."""
+        self.group = config.ppo.group
+        """Trajectories of one context, which one process makes."""
+        self.copies = config.ppo.group
+        """Trajectories that say the same of the headroom, of which one counts (``describe_shares``)."""
         self.micro_batch = MicroBatch(config.micro_batch or (CPU_CHUNK if self.device.type == "cpu" else None))
         """Samples in flight at once in this process."""
         self._measured = config.micro_batch is not None
@@ -194,39 +198,22 @@ class Trainer(Engine):
         row: dict[str, Any] = {"iteration": iteration + 1, "trajectories": (iteration + 1) * config.batch}
 
         # The policy makes images of this process's share of the contexts: B samples, T decisions each.
-        rollout, start = self._rollout(sigma)
+        rollout, explore, start = self._rollout(sigma)
         rolled = time.perf_counter()
 
         # Each image is scored once, at its end.
         scores, terms = self._score(rollout)
         self._require_finite(scores, actions_of_the_policy=rollout.actions, values_of_the_critic=rollout.values)
         row |= describe(rollout, scores, terms, self.space, group=config.ppo.group)
-        row |= describe_shares(
-            rollout, scores, seed=config.seed, iteration=iteration, start=start, group=config.ppo.group
-        )
+        row |= describe_shares(rollout, scores, explore, start=start, group=self.copies)
         if self.policy.reads == "statistics" and rollout.features is not None:
             row |= describe_statistics(rollout.features, self.generator)
         scored = time.perf_counter()
 
-        # PPO: the standardised score is each trajectory's terminal reward; some epochs on the B x T states.
         if iteration >= config.reward.warmup:
-            goal, advantages = targets(scores, rollout.values, config.ppo)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            figures = ppo_update(
-                self.policy,
-                self.critic,
-                self.optimiser,
-                Batch.of(rollout, goal, advantages, start),
-                sigma=sigma,
-                config=config.ppo,
-                total=config.batch * self.space.decisions,
-                seed=derive(config.seed, iteration),
-                micro_batch=self._states_at_once,
-                on_step=self._average_weights,
-            )
-            row |= {f"ppo/{key}": value for key, value in figures.items()}
-            row["ppo/explained_variance"] = explained_variance(rollout.values, goal)
+            row |= self._update_policy(rollout, scores, explore, sigma, start)
         updated = time.perf_counter()
 
         # A reward that learns is trained on the images just made, and on real ones.
@@ -246,18 +233,44 @@ class Trainer(Engine):
             "trajectories_per_second": config.batch / (ended - started),
         }
 
-    def _rollout(self, sigma: float) -> tuple[Rollout, int]:
-        """This process's share of the iteration's trajectories (whole groups), and the index of its first one."""
+    def _update_policy(self, rollout: Rollout, scores: Tensor, explore: Noise, sigma: float, start: int) -> dict[str, Any]:
+        """PPO: the standardised score is each trajectory's terminal reward; some epochs on the B x T states."""
         config = self.config
-        groups = config.batch // config.ppo.group
-        first, last = distributed.local_slice(groups)
-        start, stop = first * config.ppo.group, last * config.ppo.group
-        shared = sample_seeds(config.seed, self.iteration, first, last - first, self.device)
-        noise = Noise(shared.repeat_interleave(config.ppo.group))
-        explore = Noise(sample_seeds(derive(config.seed, ACTION), self.iteration, start, stop - start, self.device))
+        goal, advantages = targets(scores, rollout.values, config.ppo)
+        figures = ppo_update(
+            self.policy,
+            self.critic,
+            self.optimiser,
+            Batch.of(rollout, goal, advantages, start),
+            sigma=sigma,
+            config=config.ppo,
+            total=config.batch * self.space.decisions,
+            seed=derive(config.seed, self.iteration),
+            micro_batch=self._states_at_once,
+            on_step=self._average_weights,
+        )
+        found = {f"ppo/{key}": value for key, value in figures.items()}
+        return {**found, "ppo/explained_variance": explained_variance(rollout.values, goal)}
+
+    def _rollout(self, sigma: float) -> tuple[Rollout, Noise, int]:
+        """This process's share of the trajectories (whole groups), their exploration, and the index of its first one."""
+        group = self.group
+        first, last = distributed.local_slice(self.config.batch // group)
         self._measure()
+        context, noise, explore = self._begin(first, last - first)
+        return self._collect(context, noise, explore, sigma, self.micro_batch), explore, first * group
+
+    def _begin(self, first: int, count: int) -> tuple[Context, Noise, Noise]:
+        """Contexts, token noise and exploration of ``count`` groups from the ``first``: a group shares all but the last."""
+        config, group = self.config, self.group
+        shared = sample_seeds(config.seed, self.iteration, first, count, self.device)
+        noise = Noise(shared.repeat_interleave(group))
         context = draw_contexts(self.generator, noise, self.contexts_from)
-        return self._collect(context, noise, explore, sigma, self.micro_batch), start
+        return context, noise, self._exploration(first * group, count * group)
+
+    def _exploration(self, start: int, count: int) -> Noise:
+        """Of the iteration's trajectories from ``start``."""
+        return Noise(sample_seeds(derive(self.config.seed, ACTION), self.iteration, start, count, self.device))
 
     def _collect(
         self, context: Context, noise: Noise, explore: Noise, sigma: float, micro_batch: MicroBatch
@@ -426,7 +439,7 @@ class Trainer(Engine):
         """What the run will need, for ``--dry-run``: parameter counts, generator forwards, memory of one iteration."""
         self._measure()
         size = self.micro_batch.size
-        found = plan(self.config, self.generator, self.space, self.policy, self.critic, self.reward, size)
+        found = plan(self.config, self.generator, self.space, self.policy, self.critic, self.reward, size, self.group)
         return {**found, "dtype": f"{self.config.dtype}: {self.dtype_reason}"}
 
     def _measure(self) -> None:
@@ -439,8 +452,8 @@ class Trainer(Engine):
             noise = Noise(torch.arange(count, device=self.device))
             self._collect(draw_contexts(self.generator, noise, self.contexts_from), noise, noise, 1.0, MicroBatch(count))
 
-        stored = stored_features(self.config, self.generator, self.space, self.policy)
-        size = measured_size(probe, self.device, most=local_batch(self.config), stored=stored)
+        stored = stored_features(self.config, self.generator, self.space, self.policy, self.group)
+        size = measured_size(probe, self.device, most=local_batch(self.config, self.group), stored=stored)
         if size is not None:
             self.micro_batch.size = size
 

@@ -1,0 +1,142 @@
+"""Engine ``offline``: try K sequences of actions a context, then fit the policy to what they gained.
+
+The two steps of EVATok, on whole trajectories, whose reward comes at the end. A round is an iteration of ``batch`` images:
+
+1. Each context gets K sequences of actions around the policy's own (the policy's answer to the states it meets, plus one
+   draw of exploration), and each of these R images with noise of their own. What a sequence gained is the mean of its R
+   scores above a baseline that its own scores have no part in (``ppo.shrunk_baseline``), in standard deviations.
+2. The policy is fitted by least squares to targets at all states of the round, for ``ppo.epochs``. With
+   ``fit.keep = all`` the target lies from the policy's answer along the exploration, as far as it gained; the mean of
+   these targets at a state is the gradient of the reward. With ``best`` it is the best of the K, weighted by its gain.
+
+A reward that learns is trained between rounds, as with PPO. There is no critic, no ratio and no clipping.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import Context, Generator, ImageSource, Noise, RewardModel, derive, sample_seeds
+from ..errors import ConfigError
+from ..images import draw_contexts
+from ..policies import SamplingPolicy
+from ..runtime import MicroBatch, distributed, float32_by_default
+from ..sampling import Rollout, collect
+from .config import RunConfig
+from .describe import explored_by
+from .objects import RewardFunction
+from .ppo import Batch, descend, shrunk_baseline
+from .trainer import Trainer
+
+
+class OfflineTrainer(Trainer):
+    """:class:`Trainer` with another update: the same configuration, metrics, checkpoints, resume and exported policy.
+
+    Raises:
+        ConfigError: also for settings of PPO that it has no counterpart of, and for a batch that K x R does not divide.
+    """
+
+    @float32_by_default()
+    def __init__(
+        self,
+        config: RunConfig,
+        generator: Generator | str | None = None,
+        reward: RewardModel | RewardFunction | str | None = None,
+        data: ImageSource | str | os.PathLike[str] | None = None,
+    ) -> None:
+        _check(config)
+        super().__init__(config, generator, reward, data)
+        self.group, self.copies = config.fit.actions * config.fit.repeats, config.fit.repeats
+
+    def _begin(self, first: int, count: int) -> tuple[Context, Noise, Noise]:
+        """A group shares its context; R trajectories at a time share their exploration; none share their token noise.
+
+        (Images of one noise under other actions have nothing in common but their context, and one noise a trajectory
+        shows the policy more states.)
+        """
+        group, repeats, seed = self.group, self.copies, self.config.seed
+        shared = sample_seeds(seed, self.iteration, first, count, self.device)
+        context = draw_contexts(self.generator, Noise(shared.repeat_interleave(group)), self.contexts_from)
+        own = sample_seeds(derive(seed, self.iteration), 0, first * group, count * group, self.device)
+        tried = self._exploration(first * group // repeats, count * group // repeats)
+        return context, Noise(own), Noise(tried.seeds.repeat_interleave(repeats))
+
+    def _collect(
+        self, context: Context, noise: Noise, explore: Noise, sigma: float, micro_batch: MicroBatch
+    ) -> Rollout:
+        return collect(
+            self.generator,
+            SamplingPolicy(self.policy, self.space),
+            context,
+            noise,
+            sigma=sigma,
+            action_noise=explore,
+            reward=self.reward,
+            micro_batch=micro_batch,
+        )
+
+    def _update_policy(self, rollout: Rollout, scores: Tensor, explore: Noise, sigma: float, start: int) -> dict[str, Any]:
+        config, fit = self.config, self.config.fit
+        _, steps, size = rollout.actions.shape
+        gained = (scores - shrunk_baseline(scores, self.group)).view(-1, fit.repeats).mean(1)
+        _, std = distributed.mean_and_std(gained)
+        gained = gained / (std + 1e-7)
+        ranked = gained.view(-1, fit.actions)
+        best = ranked.max(1).values
+        if fit.keep == "best":
+            target = rollout.actions
+            first = torch.zeros_like(ranked).scatter_(1, ranked.argmax(1, keepdim=True), 1.0)
+            weight = (first * ranked.clamp_min(0)).flatten().repeat_interleave(fit.repeats)
+        else:
+            worth = gained.repeat_interleave(fit.repeats)[:, None, None]
+            target = rollout.actions + (fit.pull * worth - 1) * sigma * explored_by(explore, steps, size)
+            weight = torch.ones_like(scores)
+        batch = Batch.of(rollout, target, weight[:, None].expand(-1, steps), start)
+
+        def loss(own: Batch, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+            distance = (self.policy(own.features, own.step) - own.targets).square().sum(1)
+            found = (own.advantages * distance).sum() / count
+            return found, {"loss": found.detach()}
+
+        figures = descend(
+            self.optimiser,
+            batch,
+            loss,
+            config.ppo,
+            total=config.batch * steps,
+            seed=derive(config.seed, self.iteration),
+            micro_batch=self._states_at_once,
+            on_step=self._average_weights,
+        )
+        mean, _ = distributed.mean_and_std(best)
+        return {**{f"fit/{key}": value for key, value in figures.items()}, "fit/best": float(mean)}
+
+
+def _check(config: RunConfig) -> None:
+    """Refuse what cannot be done, before anything is loaded."""
+    group = config.fit.actions * config.fit.repeats
+    what = f"fit.actions x fit.repeats = {config.fit.actions} x {config.fit.repeats} = {group}"
+    if config.trajectories < group:
+        raise ConfigError(
+            f"trajectories = {config.trajectories} is too small a budget for engine 'offline': {what} images are drawn for "
+            "one context. Use more trajectories, or lower fit.actions or fit.repeats."
+        )
+    if config.batch % group:
+        raise ConfigError(f"batch = {config.batch} must be a multiple of {what}; choose another batch.")
+    if config.batch // group < distributed.world_size():
+        raise ConfigError(
+            f"batch = {config.batch} with {what} gives {config.batch // group} contexts for {distributed.world_size()} "
+            "processes; each needs at least one. Use a larger batch or fewer processes."
+        )
+    ppo, names = config.ppo, ("group", "standardise", "normalise_advantages", "target_kl", "gamma", "gae_lambda")
+    for name in names:
+        default = type(ppo).model_fields[name].default
+        if getattr(ppo, name) != default:
+            raise ConfigError(
+                f"ppo.{name} = {getattr(ppo, name)!r} is PPO's and has no meaning for engine 'offline'; leave it at "
+                f"{default!r}, or use engine 'adanat'."
+            )
