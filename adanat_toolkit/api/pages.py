@@ -31,13 +31,14 @@ def pictures(images: Tensor, titles: Sequence[str], *, left_out: int = 0) -> str
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """A table of texts; the first column names the rows."""
+    """A table of texts; the first column names the rows. One that is wider than its place scrolls in it."""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
         for row in rows
     )
-    return f"<table><caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    inside = f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
+    return f'<div style="overflow-x:auto"><table>{inside}</table></div>'
 
 
 def curve(title: str, points: Sequence[tuple[float, float]]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import tempfile
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from ..core import Generator
 from ..decoding import SamplingPolicy
-from ..errors import ConfigError, OutputError
+from ..errors import ConfigError, OutputError, ReplacedError
 from ..evaluation import RESULT, read_evaluation
 from ..images import grid, side_by_side, write_png
 from ..limits import check_seeds
@@ -65,7 +67,8 @@ def publish(
 
     Raises:
         ConfigError: no policy there, another generator, or an evaluation of another policy. CheckpointError: damaged
-        files. OutputError: the target cannot be written, or is a folder with other things in it.
+            files, or (``ReplacedError``) files that a training replaced meanwhile. OutputError: the target cannot be
+            written, or is a folder with other things in it.
     """
     check_seeds(seed, SHOWN)
     spec = str(run)
@@ -80,8 +83,8 @@ def publish(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "policy" if on_hub else _folder(Path(target).expanduser())
         prepare_folder(folder)
-        for name in POLICY_FILES:
-            write_file(folder / name, (source / name).read_bytes())
+        for name, data in _policy_files(source, card).items():
+            write_file(folder / name, data)
         title = target.rpartition("/")[2] if on_hub else folder.resolve().name
         metrics = RunFolder(run).metrics()
         identifier = target if on_hub else f"./{folder.name}"
@@ -224,6 +227,15 @@ def _pictures(seed: int) -> list[str]:
 def _sheet(generator: Generator, policy: SamplingPolicy, seed: int) -> Tensor:
     parts = sample(generator, policy, seed_range(seed, SHOWN))
     return grid(torch.cat([part.images for part in parts]))
+
+
+def _policy_files(source: Path, card: Mapping[str, Any]) -> dict[str, bytes]:
+    """The policy's two files, which are those of the policy that was loaded."""
+    files = {name: (source / name).read_bytes() for name in POLICY_FILES}
+    weights, text = (files[name] for name in POLICY_FILES)
+    if hashlib.sha256(weights).hexdigest() != card["sha256"] or card_digest(json.loads(text)) != card_digest(card):
+        raise ReplacedError(f"{source} was replaced while it was read: its run is being trained. Run the command again.")
+    return files
 
 
 def _folder(path: Path) -> Path:

@@ -44,9 +44,13 @@ def replace_folder(aside: Path, folder: Path) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
+ASIDE = ".", ".old"
+"""What a folder's name begins and ends with while its successor takes its place."""
+
+
 def previous_of(folder: Path) -> Path:
     """Where a folder lies while its successor takes its place."""
-    return folder.with_name(f".{folder.name}.old")
+    return folder.with_name(f"{ASIDE[0]}{folder.name}{ASIDE[1]}")
 
 
 def standing(folder: Path) -> Path:
@@ -56,7 +60,7 @@ def standing(folder: Path) -> Path:
 
 def gave_way(folder: Path, file: Path) -> bool:
     """Whether a file of ``folder`` that was not found a moment ago can be missing because a successor took its place."""
-    moved_aside = folder.name.startswith(".") and folder.name.endswith(".old")
+    moved_aside = folder.name.startswith(ASIDE[0]) and folder.name.endswith(ASIDE[1])
     return moved_aside or os.path.exists(file) or os.path.isdir(previous_of(folder))
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from adanat_cli.main import app
 from adanat_toolkit.commands.publish import CARD, PICTURE, PUBLISHED, publish
-from adanat_toolkit.errors import ConfigError, OutputError
+from adanat_toolkit.errors import ConfigError, OutputError, ReplacedError
 from adanat_toolkit.evaluation import RESULT
 from adanat_toolkit.policies import load_policy
 from adanat_toolkit.sampling import sample, seed_range
@@ -78,6 +78,24 @@ def test_a_folder(run: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="holds no policy"):
         publish(run, str(tmp_path / "other"), TinyGenerator())
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["notes.txt"]
+
+
+def test_files_that_a_training_replaces_meanwhile_are_not_mixed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "policy"
+    shutil.copytree(run / "policy", source)
+
+    def load(*given: Any) -> Any:
+        policy = load_policy(*given)
+        card = json.loads((source / "policy.json").read_text())
+        (source / "policy.json").write_text(json.dumps({**card, "toolkit": "another"}))
+        return policy
+
+    monkeypatch.setattr("adanat_toolkit.commands.publish.load_policy", load)
+    with pytest.raises(ReplacedError, match="was replaced while it was read"):
+        publish(source, str(tmp_path / "mine"), TinyGenerator())
+    assert not list((tmp_path / "mine").iterdir())
 
 
 def test_figures_are_those_of_this_policy(run: Path, tmp_path: Path) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +13,10 @@ from adanat_toolkit.report.gather import Gathered
 from adanat_toolkit.report.page import render
 from adanat_toolkit.report.yardstick import blocks
 
+from ..helpers.browser import PICTURES, chromium, resize, show
 from ..helpers.report_runs import both, evaluation, made_run, plugins, rows_of, trained
 
-__all__ = ["both", "plugins", "trained"]  # fixtures
-
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        message = "no Chromium with its driver; on Debian: apt-get install chromium chromium-driver"
-        if os.environ.get("ADANAT_NEEDS_BROWSER") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(executable_path=driver))
-    try:
-        yield browser
-    finally:
-        browser.quit()
-
-
-def resize(browser: Any, width: int, scheme: str = "light") -> None:
-    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-
-
-def show(browser: Any, file: Path) -> None:
-    for log in ("browser", "performance"):
-        browser.get_log(log)  # forget what was before
-    browser.get(file.as_uri())
-    browser.execute_script("document.querySelectorAll('details').forEach((each) => (each.open = true))")
-
+__all__ = ["both", "chromium", "plugins", "trained"]  # fixtures
 
 def test_a_browser_shows_everything(chromium: Any, both: tuple[str, dict[str, Any], Path]) -> None:
     from selenium.webdriver import ActionChains
@@ -70,10 +24,7 @@ def test_a_browser_shows_everything(chromium: Any, both: tuple[str, dict[str, An
     _, _, file = both
     resize(chromium, 1280)
     show(chromium, file)
-    pictures = chromium.execute_async_script(
-        "const done = arguments[0]; Promise.allSettled([...document.images].map((i) => i.decode()))"
-        ".then(() => done([...document.images].map((i) => [i.alt, i.naturalWidth, i.getBoundingClientRect().width])))"
-    )
+    pictures = chromium.execute_async_script(PICTURES)
     assert len(pictures) > 100
     assert [alt for alt, natural, shown in pictures if natural == 0 or shown < 20] == []
     assert chromium.execute_script(
