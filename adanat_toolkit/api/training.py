@@ -14,7 +14,7 @@ from ..core import Generator, ImageSource, RewardModel
 from ..decoding import SamplingPolicy
 from ..report import Settings, make_report
 from ..storage import RunFolder
-from ..training import create_trainer, in_stored_dtype, merge, resolve, with_objects
+from ..training import as_begun, create_trainer, merge, resolve, with_objects
 from ..training.objects import RewardFunction, as_reward
 from .arguments import NEEDS_GENERATOR, wrong
 from .pages import curve
@@ -150,6 +150,6 @@ def train(
         data,
     )
     folder = Path(out) if out is not None else Path("runs") / run_name(with_objects(config, *objects))
-    trainer = create_trainer(in_stored_dtype(config, RunFolder(folder)), *objects)
+    trainer = create_trainer(as_begun(config, RunFolder(folder)), *objects)
     trainer.run(folder, on_iteration=on_iteration)
     return Run(folder, trainer.generator)

@@ -32,6 +32,10 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Compute type of the generator: auto, float32 or bfloat16.")] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="What the reward sees images through: own, distilled, auto, or a file."),
+    ] = None,
     gpus: options.Gpus = None,
     data: options.Data = None,
     weights: options.Weights = None,
@@ -63,6 +67,7 @@ def train(
         "seed": seed,
         "device": device,
         "dtype": dtype,
+        "decoder": decoder,
         "offline": offline or None,
         "tracker": tracker or None,
         "generator": _given(name=generator, options=_given(weights=weights)),
@@ -84,12 +89,12 @@ def _train(settings: RunConfig, out: Path | None, *, dry_run: bool, quiet: bool,
     from adanat_toolkit.commands.inputs import run_name
     from adanat_toolkit.runtime import is_main, world_size
     from adanat_toolkit.storage import RunFolder
-    from adanat_toolkit.training import Callback, create_trainer, in_stored_dtype
+    from adanat_toolkit.training import Callback, as_begun, create_trainer
 
     from .progress import TrainingProgress
 
     folder = out or Path("runs") / run_name(settings)
-    settings = in_stored_dtype(settings, RunFolder(folder))
+    settings = as_begun(settings, RunFolder(folder))
     trainer = create_trainer(settings)
     if dry_run:
         _print_plan(settings.model_dump(mode="json"), trainer.plan(), as_json=json)
