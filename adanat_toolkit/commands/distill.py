@@ -111,7 +111,8 @@ def distill(
         widths=widths_for(own, image, width),
     )  # fmt: skip
     order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(derive(seed, 0)))
-    held, taught = order[: len(order) // HELD_OUT], order[len(order) // HELD_OUT :]
+    number = max(len(order) // HELD_OUT, 2)  # one image has no Frechet distance
+    held, taught = order[:number], order[number:]
     decoder = _first_weights(card, latents[taught], seed).to(generator.device).to(memory_format=torch.channels_last)
     with torch.autocast(generator.device.type, torch.bfloat16, enabled=generator.dtype == torch.bfloat16):
         _teach(decoder, latents, targets, taught, steps, seed, told)
