@@ -1,7 +1,7 @@
 """The codes of the embedded real images, which training shows through a distilled decoder.
 
-    python recipes/encode_emoji64.py                   # two minutes on one core
-    adanat distill --generator maskgit --steps 6000 --out plugins/adanat_plugins/emoji64/decoder.safetensors
+    python recipes/encode_emoji64.py
+    adanat distill --generator maskgit --images 6144 --steps 3000 --out plugins/adanat_plugins/emoji64/decoder.safetensors
 
 Writes ``plugins/adanat_plugins/emoji64/codes.safetensors``: ``codes`` (10934, 64) int16, as the embedded tokenizer gives them
 in float32. The second line makes the decoder that ships (docs/results/decoder.md).

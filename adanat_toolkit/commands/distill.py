@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..core import ACTION, CONTEXT, Context, FeatureExtractor, Generator, ImageSource, Noise, RewardModel, derive
 from ..core import sample_seeds as seeds_of
 from ..decoding import DecoderCard, DistilledDecoder, TokenGenerator, widths_for
-from ..errors import ConfigError
+from ..errors import ConfigError, NotFiniteError
 from ..images import draw_contexts
 from ..metrics import FeatureStatistics, extract_features, frechet_distance
 from ..policies import load_policy
@@ -114,8 +114,7 @@ def distill(
     number = max(len(order) // HELD_OUT, 2)  # one image has no Frechet distance
     held, taught = order[:number], order[number:]
     decoder = _first_weights(card, latents[taught], seed).to(generator.device).to(memory_format=torch.channels_last)
-    with torch.autocast(generator.device.type, torch.bfloat16, enabled=generator.dtype == torch.bfloat16):
-        _teach(decoder, latents, targets, taught, steps, seed, told)
+    _teach(decoder, latents, targets, taught, steps, seed, generator.dtype, told)
     # The errors are those of the weights as they are stored.
     state = {key: value.half().float() for key, value in decoder.state_dict().items()}
     decoder.load_state_dict(state)
@@ -218,9 +217,20 @@ def _first_weights(card: DecoderCard, latents: Tensor, seed: int) -> DistilledDe
 
 
 def _teach(
-    decoder: DistilledDecoder, latents: Tensor, targets: Tensor, taught: Tensor, steps: int, seed: int, told: Progress
+    decoder: DistilledDecoder,
+    latents: Tensor,
+    targets: Tensor,
+    taught: Tensor,
+    steps: int,
+    seed: int,
+    dtype: torch.dtype,
+    told: Progress,
 ) -> None:
-    """Adam on the mean absolute error, its rate along a half cosine."""
+    """Adam on the mean absolute error, its rate along a half cosine; convolutions in ``dtype``.
+
+    Raises:
+        NotFiniteError: it diverged.
+    """
     device = decoder.mean.device
     optimiser = Adam(list(decoder.parameters()), lr=RATE, betas=(0.9, 0.99))
     draw = torch.Generator().manual_seed(derive(seed, 3))
@@ -230,7 +240,12 @@ def _teach(
             group["lr"] = rate
         rows = taught[torch.randint(len(taught), (BATCH,), generator=draw)]
         wanted = targets[rows].to(device).float() / 255
-        loss = (decoder(latents[rows].to(device)) - wanted).abs().mean()
+        # Entered for every step: it keeps the weights' copies until it is left.
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            made = decoder(latents[rows].to(device))
+        loss = (made.float() - wanted).abs().mean()
+        if step % 100 == 0 and not bool(loss.isfinite()):
+            raise NotFiniteError(f"the decoder's error is {float(loss)} at step {step}; use another --seed or --dtype float32.")
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
