@@ -36,7 +36,7 @@ def distill(
     Examples:
         >>> import adanat_toolkit as adanat
         >>> generator = adanat.load_generator("maskgit", device="cpu")
-        >>> found = adanat.distill(generator, "small.safetensors", images=64, steps=2, width=8)
+        >>> found = adanat.distill(generator, "small.safetensors", images=32, steps=2, width=8)
         >>> found.decoder.card.image
         (64, 64)
     """
