@@ -15,9 +15,10 @@ from adanat_toolkit.core import Context, LearnedReward
 from adanat_toolkit.decoding import DistilledDecoder
 from adanat_toolkit.errors import CheckpointError, ConfigError
 from adanat_toolkit.images import MemoryImages
+from adanat_toolkit.registry import create_generator
 from adanat_toolkit.sampling import sample, seed_range
 from adanat_toolkit.storage import RunFolder
-from adanat_toolkit.training import RunConfig, Trainer, as_begun, validate
+from adanat_toolkit.training import FunctionReward, RunConfig, Trainer, as_begun, validate
 from adanat_toolkit.training.decoder import Rebuilt, choose_decoder
 
 from ..helpers.distilling import Teacher
@@ -154,6 +155,14 @@ def test_auto_is_the_own_one_where_none_ships_and_a_run_goes_on_as_it_was_begun(
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text(json.dumps(stored))
     assert as_begun(RunConfig(decoder="auto"), RunFolder(tmp_path / "old")).decoder == "own"
+
+
+def test_auto_is_the_one_that_ships_for_a_discriminator_alone() -> None:
+    generator = create_generator("maskgit", {}, device=torch.device("cpu"), dtype=torch.float32, offline=True)
+    chosen, decoder, why = choose_decoder("auto", generator, Watcher())
+    assert chosen == "distilled" and decoder is not None and decoder.card.image == (64, 64) and "ships" in why
+    chosen, decoder, why = choose_decoder("auto", generator, FunctionReward(lambda images, context: images.mean((1, 2, 3))))
+    assert chosen == "own" and decoder is None and "no discriminator" in why
 
 
 class Latent(Watcher):
