@@ -12,12 +12,14 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .api import (
+        Distilled,
         Headroom,
         Run,
         Samples,
         SamplingPolicy,
         Scores,
         apply,
+        distill,
         evaluate,
         headroom,
         list_features,
@@ -32,12 +34,14 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Distilled",
     "Headroom",
     "Run",
     "Samples",
     "SamplingPolicy",
     "Scores",
     "apply",
+    "distill",
     "evaluate",
     "headroom",
     "list_features",

@@ -2,6 +2,7 @@
 
 from ..decoding import SamplingPolicy
 from ..integrations.diffusers import apply, remove
+from .distilling import Distilled, distill
 from .evaluating import Scores, evaluate
 from .gaining import Headroom, headroom
 from .generators import list_features, list_generators, list_policies, list_rewards, load_generator
@@ -10,12 +11,14 @@ from .sampling import Samples, sample
 from .training import Run, train
 
 __all__ = [
+    "Distilled",
     "Headroom",
     "Run",
     "Samples",
     "SamplingPolicy",
     "Scores",
     "apply",
+    "distill",
     "evaluate",
     "headroom",
     "list_features",

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..evaluation import class_id
 from ..sampling import Refinement
 from ..storage import RunFolder, folder_name, text_lines
-from ..training import RunConfig, Trainer, create_trainer, in_stored_dtype, load_judge, with_objects
+from ..training import RunConfig, Trainer, as_begun, create_trainer, load_judge, with_objects
 
 
 def run_name(config: RunConfig) -> str:
@@ -31,7 +31,7 @@ def begin_run(
     reward: RewardModel | None = None,
     data: ImageSource | None = None,
 ) -> tuple[Path, RunConfig, Trainer]:
-    """The folder of a run, its settings, and what trains in it; a run that was begun goes on in its compute type.
+    """The folder of a run, its settings, and what trains in it; a run that was begun goes on with its compute type and decoder.
 
     Args:
         out: None: a folder under ``runs`` that is named by the settings. generator, reward, data: in place of what
@@ -42,7 +42,7 @@ def begin_run(
     """
     objects = generator, reward, data
     folder = Path("runs") / run_name(with_objects(config, *objects)) if out is None else Path(out)
-    config = in_stored_dtype(config, RunFolder(folder))
+    config = as_begun(config, RunFolder(folder))
     return folder, config, create_trainer(config, *objects)
 
 

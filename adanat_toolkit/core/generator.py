@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -240,3 +241,24 @@ class Generator(ABC):
             ConfigError: the generator has no latents, or no encoder.
         """
         raise ConfigError(f"{self.name} gives no latents; use a reward that reads images.")
+
+    # --- distilled decoders -------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        """16 hex digits that tell the networks between images and :meth:`latents` from any others, the same in every compute
+        type; None where nobody says it, so that no distilled decoder fits."""
+        return None
+
+    @property
+    def distilled_decoder(self) -> Path | None:
+        """The file of a distilled decoder that ships for this generator (see ``decoding.DistilledDecoder``)."""
+        return None
+
+    def real_latents(self, real: ImageSource, index: Tensor) -> Tensor:
+        """:meth:`encode_latents` of the images ``index`` (n,) int64 of a source. Generators that know them look them up.
+
+        Raises:
+            ConfigError: of :meth:`encode_latents`.
+        """
+        return self.encode_latents(real.images(index).to(self.device))

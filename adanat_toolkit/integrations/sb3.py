@@ -226,6 +226,8 @@ class SB3Trainer(Trainer):
         ConfigError: also for settings that Stable-Baselines3 has no counterpart of.
     """
 
+    shows_distilled = False
+
     @float32_by_default()
     def __init__(
         self,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import ACTION, ActionSpace, Context, Generator, Noise, Policy, RewardModel, see
-from ..decoding import SamplingPolicy, TokenGenerator
+from ..decoding import DistilledDecoder, SamplingPolicy, TokenGenerator
 from ..errors import ConfigError
 from ..runtime import MicroBatch, float32_by_default, minimum_rows, padded
 
@@ -80,6 +80,7 @@ def collect(
     keep_images: int = 0,
     start_from: Start | None = None,
     actions: Tensor | None = None,
+    decoder: DistilledDecoder | None = None,
 ) -> Rollout:
     """Generate one image a context under the policy.
 
@@ -91,6 +92,7 @@ def collect(
         keep_images: how many of the first images to keep.
         start_from: for masked editing of a token generator; None starts from nothing.
         actions: (B, T, A) raw actions to take in place of the policy's.
+        decoder: makes the images that the reward is shown, in place of the generator's own.
 
     Raises:
         ConfigError: masked editing, or a published sampler, with a generator that has no tokens. MemoryShortage: even
@@ -112,6 +114,7 @@ def collect(
             max(0, min(keep_images - rows.start, rows.stop - rows.start)),
             None if start_from is None else start_from.select(rows),
             None if actions is None else actions[rows],
+            decoder,
         )
 
     parts = MicroBatch.of(micro_batch).map(part, len(context))
@@ -131,6 +134,7 @@ def _collect(
     keep_images: int,
     start_from: Start | None,
     given: Tensor | None,
+    decoder: DistilledDecoder | None,
 ) -> Rollout:
     size, device = len(context), generator.device
     network, space = policy.network, policy.space
@@ -167,15 +171,28 @@ def _collect(
         log_prob=torch.stack(log_probs, 1) if log_probs else nothing,
         values=torch.stack(values, 1) if values else nothing,
         physical=torch.stack(physicals, 1),
-        embedded=None if reward is None else embed(reward, generator, state, context, images),
+        embedded=None if reward is None else embed(reward, generator, state, context, images, decoder),
         images=images[:keep_images] if images is not None and keep_images else None,
     )
 
 
-def embed(reward: RewardModel, generator: Generator, state: Any, context: Context, images: Tensor | None) -> Tensor:
-    """What the reward keeps of the finished images, which are decoded where it reads them; ``images`` if they were before."""
+def embed(
+    reward: RewardModel,
+    generator: Generator,
+    state: Any,
+    context: Context,
+    images: Tensor | None,
+    decoder: DistilledDecoder | None = None,
+) -> Tensor:
+    """What the reward keeps of the finished images, which are decoded where it reads them; ``images`` if they were before.
+
+    Args:
+        decoder: shows the reward its own images, whatever ``images`` are.
+    """
     if reward.reads_latents:
         return reward.embed_latents(generator.latents(state), context)
+    if decoder is not None:
+        return reward.embed(decoder.decode(generator.latents(state)), context)
     return reward.embed(generator.decode(state) if images is None else images, context)
 
 

@@ -1,7 +1,7 @@
 """Training: configuration, PPO, the loop, checkpoints."""
 
 from .callbacks import Callback
-from .checkpoint import in_stored_dtype
+from .checkpoint import as_begun
 from .config import PRESETS, DataConfig, PPOConfig, RunConfig, differences, merge, resolve, validate
 from .describe import describe, describe_shares, describe_statistics
 from .engines import create_trainer
@@ -22,13 +22,13 @@ __all__ = [
     "PPOConfig",
     "RunConfig",
     "Trainer",
+    "as_begun",
     "checked_scores",
     "create_trainer",
     "describe",
     "describe_shares",
     "describe_statistics",
     "differences",
-    "in_stored_dtype",
     "load_judge",
     "merge",
     "require_finite_state",

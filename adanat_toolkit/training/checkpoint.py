@@ -22,6 +22,7 @@ from .same_run import IGNORED_ON_RESUME, require_same_run
 BEFORE = {
     "ppo": {"adam_epsilon": 1e-8, "group_baseline": "mean"},
     "policy": {"smoothing": 0.0},
+    "decoder": "own",
     "fit": FitConfig().model_dump(),
 }
 """What earlier versions did, for settings that their ``config.json`` does not name."""
@@ -56,16 +57,23 @@ def open_run(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | Non
     return found
 
 
-def in_stored_dtype(config: RunConfig, folder: RunFolder) -> RunConfig:
-    """``config``; where its compute type is ``auto``, in that of the run which ``folder`` holds, if it holds one.
+def as_begun(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """``config``; where its compute type or its decoder is ``auto``, with that of the run in ``folder``, if there is one.
 
     What ``auto`` means depends on the machine and on the version, and a run goes on as it was begun. All processes call it.
     """
-    if config.dtype != "auto":
+    if "auto" not in (config.dtype, config.decoder):
         return config
-    stored = distributed.from_main((folder.config or {}).get("dtype") if distributed.is_main() else None)
+    stored = distributed.from_main(folder.config if distributed.is_main() else None)
+    if stored is None:
+        return config
+    changes = {}
     # A damaged one is left to ``open_run``, which says what differs.
-    return config.model_copy(update={"dtype": stored}) if stored in list(DTYPES) else config
+    if config.dtype == "auto" and stored.get("dtype") in list(DTYPES):
+        changes["dtype"] = stored["dtype"]
+    if config.decoder == "auto" and stored.get("decoder", "own") in ("own", "distilled"):
+        changes["decoder"] = stored.get("decoder", "own")
+    return config.model_copy(update=changes)
 
 
 def settle(folder: RunFolder, found: Found) -> None:

@@ -164,6 +164,10 @@ class RunConfig(Settings):
     device: str = "auto"
     dtype: str = "auto"
     """Compute type of the generator; the policy is always trained in float32."""
+    decoder: str = "own"
+    """What makes the images that the reward sees: ``own`` (the generator's), ``distilled`` (the small one that ships), a
+    ``FILE.safetensors`` of ``adanat distill``, or ``auto`` (the one that ships where that pays; docs/performance.md). Samples,
+    readings and evaluation always come from the own one."""
     offline: bool = False
     checkpoint_every: int = Field(10, ge=1, le=MOST_TRAJECTORIES)
     """Iterations between checkpoints."""

@@ -27,13 +27,13 @@ IGNORED_ON_RESUME = (
 """Settings that a resumed run may change: they do not change what is computed (to rounding, for the device)."""
 SCHEDULED = ("trajectories", "ppo.sigma_drop_at", "ppo.learning_rate_decay")
 """Settings that may change where the iterations that are done would have been the same under the new ones."""
-FINGERPRINTED = ("data.", "generator.")
-"""Parts whose sources a checkpoint knows by the fingerprint of the images and of the generator."""
+FINGERPRINTED = ("data.", "generator.", "decoder")
+"""Parts whose sources a checkpoint knows by the fingerprint of the images, of the generator and of the decoder."""
 
 
 def is_source(setting: str, config: RunConfig) -> bool:
     """Whether a setting (``reward.options.weights``) says where something comes from: an option of the type ``Source``."""
-    if setting == "data.path":
+    if setting in ("data.path", "decoder"):
         return True
     part, _, rest = setting.partition(".options.")
     if part not in ("generator", "reward", "policy") or not rest:

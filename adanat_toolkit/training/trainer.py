@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ from .checkpoint import (
     with_epsilon,
 )
 from .config import RunConfig
+from .decoder import Rebuilt, choose_decoder
 from .describe import describe, describe_shares, describe_statistics
 from .held_out import AlarmWatch, Readings, held_out_of
 from .objects import RewardFunction, as_reward, require_callbacks, with_objects
@@ -85,6 +86,9 @@ class Trainer(Engine):
     Raises:
         ConfigError, PluginError, WeightsError, DataError: before any work starts.
     """
+
+    shows_distilled: ClassVar[bool] = True
+    """Whether the reward can be shown images of a distilled decoder."""
 
     @float32_by_default()
     def __init__(
@@ -137,6 +141,12 @@ class Trainer(Engine):
                 offline=config.offline,
             )
         )
+        chosen, self.decoder, self.decoder_reason = choose_decoder(
+            config.decoder, generator, self.reward, supported=self.shows_distilled
+        )
+        self.config = config = config.model_copy(update={"decoder": chosen})
+        self.seen_real = self.real if self.decoder is None or self.real is None else Rebuilt(self.real, generator, self.decoder)
+        """Real images as a reward that learns sees them."""
         self.held_out = held_out_of(config, generator, self.real, self.contexts_from)
         for name in config.tracker:
             load("tracker", name)
@@ -285,6 +295,7 @@ class Trainer(Engine):
             action_noise=explore,
             reward=self.reward,
             micro_batch=micro_batch,
+            decoder=self.decoder,
         )
 
     def _score(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -311,7 +322,7 @@ class Trainer(Engine):
             return {}
         figures = update_reward(
             self.reward,
-            self.real,
+            self.seen_real,
             rollout,
             data=self.config.data,
             seed=derive(self.config.seed, DATA, self.iteration),
@@ -430,6 +441,7 @@ class Trainer(Engine):
         return {
             "generator": self.generator.fingerprint,
             "real_images": self.real.fingerprint if self.real is not None else None,
+            "decoder": None if self.decoder is None else self.decoder.fingerprint,
         }
 
     # --- what it will cost ------------------------------------------------------------------------------------------------
@@ -440,7 +452,11 @@ class Trainer(Engine):
         self._measure()
         size = self.micro_batch.size
         found = plan(self.config, self.generator, self.space, self.policy, self.critic, self.reward, size, self.group)
-        return {**found, "dtype": f"{self.config.dtype}: {self.dtype_reason}"}
+        return {
+            **found,
+            "dtype": f"{self.config.dtype}: {self.dtype_reason}",
+            "decoder": f"{self.config.decoder}: {self.decoder_reason}",
+        }
 
     def _measure(self) -> None:
         """Choose the micro-batch by the memory that a few samples need, unless it was given; once."""

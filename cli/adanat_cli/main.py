@@ -12,6 +12,7 @@ from adanat_toolkit.errors import AdaNATError, ConfigError, explained
 
 from .compare import compare
 from .console import Command
+from .distill import distill
 from .doctor import doctor
 from .encode import encode
 from .evaluate import evaluate
@@ -109,6 +110,7 @@ app.add_typer(plugins, name="plugins")
 app.command(cls=Command)(doctor)
 app.command(cls=Command)(weights)
 app.command(cls=Command)(encode)
+app.command(cls=Command)(distill)
 app.command(cls=Command)(stats)
 app.command(cls=Command)(report)
 app.command(cls=Command)(publish)

@@ -32,6 +32,10 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Compute type of the generator: auto, float32 or bfloat16.")] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="What the reward sees images through: own, distilled, auto, or a file."),
+    ] = None,
     gpus: options.Gpus = None,
     data: options.Data = None,
     weights: options.Weights = None,
@@ -63,6 +67,7 @@ def train(
         "seed": seed,
         "device": device,
         "dtype": dtype,
+        "decoder": decoder,
         "offline": offline or None,
         "tracker": tracker or None,
         "generator": _given(name=generator, options=_given(weights=weights)),

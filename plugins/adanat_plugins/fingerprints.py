@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def fingerprint_state(state: dict[str, Tensor]) -> str:
@@ -18,3 +19,9 @@ def fingerprint_state(state: dict[str, Tensor]) -> str:
         digest.update(f"{key}{tuple(state[key].shape)}".encode())
         digest.update(value[:: max(1, value.numel() // 4096)].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def fingerprint_tokenizer(tokenizer: nn.Module) -> str:
+    """:func:`fingerprint_state` of a tokenizer as it was placed: of the weights rounded to bfloat16, which is what they are in
+    either compute type."""
+    return fingerprint_state({key: value.to(torch.bfloat16) for key, value in tokenizer.state_dict().items()})

@@ -9,7 +9,7 @@ import torch
 
 from adanat_toolkit.runtime import fastest_dtype, resolve_dtype
 from adanat_toolkit.storage import RunFolder, write_json
-from adanat_toolkit.training import RunConfig, in_stored_dtype
+from adanat_toolkit.training import RunConfig, as_begun
 
 CPU = torch.device("cpu")
 
@@ -44,9 +44,9 @@ def test_a_torch_that_cannot_tell_computes_in_float32(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_auto_goes_on_as_the_run_was_begun(stored: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    assert in_stored_dtype(RunConfig(), folder).dtype == "auto"  # nothing is there
+    assert as_begun(RunConfig(), folder).dtype == "auto"  # nothing is there
     write_json(tmp_path / "config.json", RunConfig(dtype=stored).model_dump(mode="json"))
-    assert in_stored_dtype(RunConfig(), folder).dtype == stored
-    assert in_stored_dtype(RunConfig(dtype="float32"), folder).dtype == "float32"  # what is asked for is compared later
+    assert as_begun(RunConfig(), folder).dtype == stored
+    assert as_begun(RunConfig(dtype="float32"), folder).dtype == "float32"  # what is asked for is compared later
     write_json(tmp_path / "config.json", {"dtype": ["float32"]})
-    assert in_stored_dtype(RunConfig(), folder).dtype == "auto"
+    assert as_begun(RunConfig(), folder).dtype == "auto"

@@ -79,6 +79,15 @@ def fingerprint() -> str:
 
 
 @cache
+def codes() -> Tensor:
+    """(10934, 64) int16 codes of all images, as the embedded tokenizer gives them in float32 (recipes/encode_emoji64.py)."""
+    from safetensors.torch import load_file
+
+    with as_file(files(__package__) / "codes.safetensors") as path:
+        return load_file(path)["codes"]
+
+
+@cache
 def emoji_images() -> FileImages:
     """All images with labels and captions, each decoded when it is first read (0.4 ms) and kept (134 MB uint8 in the end).
 

@@ -24,7 +24,7 @@ from adanat_toolkit.runtime import COMPILED, in_chunks, minimum_batch
 from adanat_toolkit.storage import parse_document
 
 from ..emoji64.data import class_names
-from ..fingerprints import fingerprint_state
+from ..fingerprints import fingerprint_state, fingerprint_tokenizer
 from ..tokenizers.autoencoder_kl import KLTokenizer
 from ..tokenizers.principal import PrincipalLatents
 from ..weights import asset, build, place, read_state
@@ -122,6 +122,10 @@ class LatentGenerator(Generator):
         parts = {"generator": self.network, "tokenizer": self.tokenizer}
         modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
         return {name: sum(p.numel() for p in part.parameters()) for name, part in modules.items()}
+
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        return fingerprint_tokenizer(self.tokenizer) if isinstance(self.tokenizer, nn.Module) else None
 
     def compile(self) -> None:
         for module in (self.network, self.tokenizer.model.decoder):

@@ -25,7 +25,7 @@ from ..tokenizers.vqgan import VQGANTokenizer
 from ..weights import asset, build, place, read_state, resolve, select, without
 from .mage_net import MAGEConfig, MAGENet, unused_shapes
 from .maskgit import embedded_tokenizer
-from .tokenized import TokenizedGenerator, TokenizedOptions
+from .tokenized import Emoji64Tokens, TokenizedGenerator, TokenizedOptions
 
 PUBLISHED_SCHEDULE = "cosine,mask_temperature=4.5:0"
 """The published sampler's choice (temperature 4.5 falling to 0), as a schedule of the toolkit's own step."""
@@ -122,7 +122,7 @@ class MAGE(TokenizedGenerator):
         return logits, features
 
 
-class Emoji64MAGE(MAGE):
+class Emoji64MAGE(Emoji64Tokens, MAGE):
     """The embedded generator: 64x64 emoji of all classes and styles."""
 
     def real_images(self) -> ImageSource:

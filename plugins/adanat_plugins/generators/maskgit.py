@@ -25,6 +25,7 @@ from ..fingerprints import fingerprint_state
 from ..tokenizers.vqmodel import VQModelTokenizer
 from ..weights import asset, build, place, read_state
 from .class_conditional import ClassConditional, Emoji64Classes, PublishedOptions, emoji64_file
+from .tokenized import Emoji64Tokens
 from .uvit import TokenEmbedding, UViT
 
 HAND_MADE = "cosine,guidance=0:3,mask_temperature=4.5:0"
@@ -98,7 +99,7 @@ class UViTClassGenerator(ClassConditional):
         return read_policy(path, self, steps, changes)
 
 
-class Emoji64MaskGIT(Emoji64Classes, UViTClassGenerator):
+class Emoji64MaskGIT(Emoji64Classes, Emoji64Tokens, UViTClassGenerator):
     """The embedded generator."""
 
 

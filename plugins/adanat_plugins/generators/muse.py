@@ -29,6 +29,7 @@ from .class_conditional import published_files
 from .maskgit import HAND_MADE, embedded_tokenizer
 from .text_conditional import TextConditional
 from .text_encoder import BIGG, TextConfig, TextEncoder
+from .tokenized import Emoji64Tokens
 from .uvit import UViT
 
 
@@ -116,7 +117,7 @@ class Muse(TextConditional):
         return read_policy(path, self, steps, changes)
 
 
-class Emoji64Muse(Muse):
+class Emoji64Muse(Emoji64Tokens, Muse):
     """The embedded generator: 64x64 emoji from captions such as "3d emoji of red apple"."""
 
     def sample_contexts(self, noise: Noise) -> Context:

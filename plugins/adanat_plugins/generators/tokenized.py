@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from adanat_toolkit.interfaces import Generator, PluginOptions, TokenGenerator
+from adanat_toolkit.interfaces import Generator, ImageSource, PluginOptions, TokenGenerator
 from adanat_toolkit.runtime import COMPILED
+
+from ..emoji64 import FOLDER
+from ..fingerprints import fingerprint_tokenizer
 
 G = TypeVar("G", bound=Generator)
 
@@ -66,6 +70,10 @@ class TokenizedGenerator(TokenGenerator):
     def token_vectors(self, tokens: Tensor) -> Tensor:
         return self.tokenizer.vectors(tokens, self.grid)
 
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        return fingerprint_tokenizer(self.tokenizer) if isinstance(self.tokenizer, nn.Module) else None
+
     def compile(self) -> None:
         for module in (*self.called(), self.tokenizer.model.decoder):
             module.compile(**COMPILED)
@@ -73,3 +81,17 @@ class TokenizedGenerator(TokenGenerator):
     def called(self) -> Iterable[nn.Module]:
         """The modules that :meth:`predict` calls."""
         return (self.network,)
+
+
+class Emoji64Tokens(TokenizedGenerator):
+    """A generator with the embedded tokenizer, for which a distilled decoder and the codes of the real images ship. It stands
+    before the base class."""
+
+    @property
+    def distilled_decoder(self) -> Path:
+        return FOLDER / "decoder.safetensors"
+
+    def known_codes(self, real: ImageSource) -> Tensor | None:
+        from ..emoji64.data import codes, fingerprint
+
+        return codes() if real.fingerprint == fingerprint() else None

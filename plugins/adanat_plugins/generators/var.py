@@ -28,7 +28,7 @@ from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import COMPILED, in_chunks, minimum_batch
 
 from ..emoji64.data import class_names
-from ..fingerprints import fingerprint_state
+from ..fingerprints import fingerprint_state, fingerprint_tokenizer
 from ..released_policy import ADAGEN, adagen_settings, read_policy
 from ..tokenizers.multi_scale import MultiScaleQuantizer, MultiScaleTokenizer, MultiScaleVQ, MultiScaleVQConfig
 from ..weights import asset, build, place, read_state
@@ -164,6 +164,10 @@ class NextScale(Generator):
     def parameters_count(self) -> dict[str, int]:
         parts = {"generator": self.network, "tokenizer": self.tokenizer}
         return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        return fingerprint_tokenizer(self.tokenizer)
 
     def compile(self) -> None:
         for module in (self.network, self.tokenizer.model.decoder):

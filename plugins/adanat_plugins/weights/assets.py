@@ -162,6 +162,8 @@ ASSETS: tuple[Asset, ...] = (
     _embedded(tuple(f"{name}:emoji64" for name in ("maskgit", "mage", "muse", "dit", "sit", "var")), "tokenizer",
               "tokenizer.safetensors", 6_663_619,
               "83b6fc23c8f35c78d29700696a4bbc5f575269afdb8c07d53401536d12b75ebe"),
+    _embedded(tuple(f"{name}:emoji64" for name in ("maskgit", "mage", "muse")), "distilled decoder", "decoder.safetensors",
+              363_980, "467be7361b5b2adbdc326a3b8c5559c30bdae884a32d3fa6aac2789a535dde46"),
     _adanat("maskgit:adanat-imagenet-l", "generator", "adanat/imagenet-l.pth", 193_655_297),
     Asset(("maskgit:adanat-imagenet-s",), "generator", "adanat/imagenet-s.pth",
           "not published with AdaNAT, as far as is known; the architecture is inferred (12 + 1 blocks of width 512)",
