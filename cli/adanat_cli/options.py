@@ -50,8 +50,17 @@ Gpus = Annotated[
     ),
 ]
 Batch = Annotated[
-    int | None, typer.Option(min=1, max=MOST_IMAGES, help="Images in flight at once; it does not change the images.")
+    int | None,
+    typer.Option(
+        "--micro-batch",
+        "--batch",
+        min=1,
+        max=MOST_IMAGES,
+        metavar="N",
+        help="Images in flight at once; it does not change the images. (--batch of train and compare is something else.)",
+    ),
 ]
+"""``--micro-batch`` as ``adanat train`` has it; ``--batch`` is the older name."""
 Refine = Annotated[
     int | None,
     typer.Option(

@@ -213,7 +213,7 @@ def test_sample_writes_images_by_seed_with_their_knobs(run: Path, tmp_path: Path
 def test_batch_does_not_change_images_and_what_exists_is_kept(run: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert adanat(*sample(run, whole, "--num", "7", "--batch", "7")).exit_code == 0
-    assert adanat(*sample(run, parts, "--num", "3", "--batch", "2")).exit_code == 0
+    assert adanat(*sample(run, parts, "--num", "3", "--micro-batch", "2")).exit_code == 0
     (parts / "000001.png").unlink()
     times = {p: p.stat().st_mtime_ns for p in parts.glob("00*.png")}
     more = adanat(*sample(run, parts, "--num", "7", "--batch", "1", "--json"))

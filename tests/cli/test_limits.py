@@ -43,7 +43,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--seed", str(2**63 - 1)], ["seeds 9223372036854775807 to", "below 2^63", "smaller first one (--seed)"], 1),
         (["--seed", str(2**64)], ["Invalid value for '--seed'"], 2),
         (["--seed", "-1"], ["Invalid value for '--seed'"], 2),
-        (["--batch", HUGE], ["Invalid value for '--batch'"], 2),
+        (["--batch", HUGE], ["Invalid value for '--micro-batch'"], 2),
         (["--steps", "1000000000"], ["steps is 1000000000", "at most 1024"], 1),
         (["--policy", "fixed:maskgit", "--steps", "1000000000"], ["steps is 1000000000", "at most 1024"], 1),
         (["--gpus", "1000000", "--device", "cpu"], ["Invalid value for '--gpus'"], 2),
@@ -65,7 +65,7 @@ def test_of_the_commands_that_make_images(
     ("arguments", "parts", "code"),
     [
         (["encode", "--num", HUGE, "--out", "x.safetensors"], ["Invalid value for '--num'"], 2),
-        (["encode", "--batch", HUGE, "--out", "x.safetensors"], ["Invalid value for '--batch'"], 2),
+        (["encode", "--batch", HUGE, "--out", "x.safetensors"], ["Invalid value for '--micro-batch'"], 2),
         (["report", "nowhere", "--num", HUGE], ["1000000000000 images", "at most 10000000"], 1),
         (["report", "nowhere", "--seed", str(2**63 - 1)], ["seeds 9223372036854775807", "below 2^63"], 1),
         (["publish", "nowhere", "./there", "--seed", str(2**63 - 1)], ["seeds 9223372036854775807", "below 2^63"], 1),
