@@ -166,8 +166,8 @@ class RunConfig(Settings):
     """Compute type of the generator; the policy is always trained in float32."""
     decoder: str = "own"
     """What makes the images that the reward sees: ``own`` (the generator's), ``distilled`` (the small one that ships), a
-    ``FILE.safetensors`` of ``adanat distill``, or ``auto`` (the one that ships where that pays; docs/performance.md). Samples,
-    readings and evaluation always come from the own one."""
+    ``FILE.safetensors`` of ``adanat distill``, or ``auto`` (for a discriminator the one that ships, if any; else the own).
+    Samples, readings and evaluation always come from the own one."""
     offline: bool = False
     checkpoint_every: int = Field(10, ge=1, le=MOST_TRAJECTORIES)
     """Iterations between checkpoints."""

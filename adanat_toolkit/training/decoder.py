@@ -18,7 +18,7 @@ def choose_decoder(
 ) -> tuple[str, DistilledDecoder | None, str]:
     """The setting without ``auto``, the distilled decoder (None: the own one), and why.
 
-    ``auto`` takes the one that ships where it was measured to pay (docs/results/decoder.md): for a discriminator.
+    ``auto`` takes the one that ships for a discriminator alone: no other reward was tried with it (docs/results/decoder.md).
 
     Args:
         supported: whether the engine can show the reward other images than the generator's own.
