@@ -31,7 +31,7 @@ def begin_run(
     reward: RewardModel | None = None,
     data: ImageSource | None = None,
 ) -> tuple[Path, RunConfig, Trainer]:
-    """The folder of a run, its settings, and what trains in it; a run that was begun goes on with its compute type and decoder.
+    """The folder of a run, its settings, and what trains in it; a run that was begun goes on in its compute type.
 
     Args:
         out: None: a folder under ``runs`` that is named by the settings. generator, reward, data: in place of what

@@ -58,22 +58,15 @@ def open_run(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | Non
 
 
 def as_begun(config: RunConfig, folder: RunFolder) -> RunConfig:
-    """``config``; where its compute type or its decoder is ``auto``, with that of the run in ``folder``, if there is one.
+    """``config``; where its compute type is ``auto``, in that of the run which ``folder`` holds, if it holds one.
 
     What ``auto`` means depends on the machine and on the version, and a run goes on as it was begun. All processes call it.
     """
-    if "auto" not in (config.dtype, config.decoder):
+    if config.dtype != "auto":
         return config
-    stored = distributed.from_main(folder.config if distributed.is_main() else None)
-    if stored is None:
-        return config
-    changes = {}
+    stored = distributed.from_main((folder.config or {}).get("dtype") if distributed.is_main() else None)
     # A damaged one is left to ``open_run``, which says what differs.
-    if config.dtype == "auto" and stored.get("dtype") in list(DTYPES):
-        changes["dtype"] = stored["dtype"]
-    if config.decoder == "auto" and stored.get("decoder", "own") in ("own", "distilled"):
-        changes["decoder"] = stored.get("decoder", "own")
-    return config.model_copy(update=changes)
+    return config.model_copy(update={"dtype": stored}) if stored in list(DTYPES) else config
 
 
 def settle(folder: RunFolder, found: Found) -> None:

@@ -165,9 +165,8 @@ class RunConfig(Settings):
     dtype: str = "auto"
     """Compute type of the generator; the policy is always trained in float32."""
     decoder: str = "own"
-    """What makes the images that the reward sees: ``own`` (the generator's), ``distilled`` (the small one that ships), a
-    ``FILE.safetensors`` of ``adanat distill``, or ``auto`` (for a discriminator the one that ships, if any; else the own).
-    Samples, readings and evaluation always come from the own one."""
+    """What makes the images that the reward sees: ``own`` (the generator's), ``distilled`` (the small one that ships), or a
+    ``FILE.safetensors`` of ``adanat distill``. Samples, readings and evaluation always come from the own one."""
     offline: bool = False
     checkpoint_every: int = Field(10, ge=1, le=MOST_TRAJECTORIES)
     """Iterations between checkpoints."""

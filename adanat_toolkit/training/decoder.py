@@ -10,15 +10,13 @@ from ..core import Context, Generator, ImageSource, RewardModel
 from ..decoding import DistilledDecoder, load_decoder
 from ..errors import ConfigError, nearest
 
-OWN, DISTILLED, AUTO = "own", "distilled", "auto"
+OWN, DISTILLED = "own", "distilled"
 
 
 def choose_decoder(
     setting: str, generator: Generator, reward: RewardModel, *, supported: bool = True
-) -> tuple[str, DistilledDecoder | None, str]:
-    """The setting without ``auto``, the distilled decoder (None: the own one), and why.
-
-    ``auto`` takes the one that ships for a discriminator alone: no other reward was tried with it (docs/results/decoder.md).
+) -> DistilledDecoder | None:
+    """The distilled decoder that the setting names; None: the generator's own.
 
     Args:
         supported: whether the engine can show the reward other images than the generator's own.
@@ -28,25 +26,14 @@ def choose_decoder(
             or damaged.
     """
     if setting == OWN:
-        return OWN, None, "as given, or as the run was begun"
+        return None
     against = _against(reward, supported)
-    if setting == AUTO:
-        if against is None and not reward.learns:
-            against = "the reward is no discriminator, which sees real images through the same decoder"
-        if against is None and generator.distilled_decoder is None:
-            against = f"none ships for {generator.name}"
-        if against is not None:
-            return OWN, None, against
-        setting = DISTILLED
-        why = "it ships for this tokenizer, and the reward is a discriminator"
-    else:
-        why = "as given, or as the run was begun"
     if against is not None:
         raise ConfigError(f"decoder = {setting!r} cannot be used: {against}. Use --decoder own.")
     if setting != DISTILLED:
         path = Path(setting).expanduser()
         if path.suffix != ".safetensors":
-            known = (OWN, DISTILLED, AUTO)
+            known = (OWN, DISTILLED)
             raise ConfigError(
                 f"unknown decoder {setting!r}{nearest(setting, known)} Give {', '.join(known)}, or a FILE.safetensors that "
                 "`adanat distill` wrote."
@@ -58,7 +45,7 @@ def choose_decoder(
         )
     else:
         path = generator.distilled_decoder
-    return setting, load_decoder(path, generator), why
+    return load_decoder(path, generator)
 
 
 def _against(reward: RewardModel, supported: bool) -> str | None:

@@ -141,10 +141,7 @@ class Trainer(Engine):
                 offline=config.offline,
             )
         )
-        chosen, self.decoder, self.decoder_reason = choose_decoder(
-            config.decoder, generator, self.reward, supported=self.shows_distilled
-        )
-        self.config = config = config.model_copy(update={"decoder": chosen})
+        self.decoder = choose_decoder(config.decoder, generator, self.reward, supported=self.shows_distilled)
         self.seen_real = self.real if self.decoder is None or self.real is None else Rebuilt(self.real, generator, self.decoder)
         """Real images as a reward that learns sees them."""
         self.held_out = held_out_of(config, generator, self.real, self.contexts_from)
@@ -452,11 +449,7 @@ class Trainer(Engine):
         self._measure()
         size = self.micro_batch.size
         found = plan(self.config, self.generator, self.space, self.policy, self.critic, self.reward, size, self.group)
-        return {
-            **found,
-            "dtype": f"{self.config.dtype}: {self.dtype_reason}",
-            "decoder": f"{self.config.decoder}: {self.decoder_reason}",
-        }
+        return {**found, "dtype": f"{self.config.dtype}: {self.dtype_reason}"}
 
     def _measure(self) -> None:
         """Choose the micro-batch by the memory that a few samples need, unless it was given; once."""

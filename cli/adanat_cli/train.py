@@ -34,7 +34,7 @@ def train(
     dtype: Annotated[str | None, typer.Option(help="Compute type of the generator: auto, float32 or bfloat16.")] = None,
     decoder: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="What the reward sees images through: own, distilled, auto, or a file."),
+        typer.Option(metavar="NAME|FILE", help="What the reward sees images through: own, distilled, or a file."),
     ] = None,
     gpus: options.Gpus = None,
     data: options.Data = None,

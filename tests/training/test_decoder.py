@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from adanat_toolkit.images import MemoryImages
 from adanat_toolkit.registry import create_generator
 from adanat_toolkit.sampling import sample, seed_range
 from adanat_toolkit.storage import RunFolder
-from adanat_toolkit.training import FunctionReward, RunConfig, Trainer, as_begun, validate
+from adanat_toolkit.training import Trainer, validate
 from adanat_toolkit.training.decoder import Rebuilt, choose_decoder
 
 from ..helpers.distilling import Teacher
@@ -144,25 +143,10 @@ def test_a_run_goes_on_with_its_own_decoder_alone(small: Path, tmp_path: Path) -
             trainer(other, **done).run(tmp_path / "run")
 
 
-def test_auto_is_the_own_one_where_none_ships_and_a_run_goes_on_as_it_was_begun(tmp_path: Path) -> None:
-    run = trainer("auto")
-    assert run.config.decoder == "own" and run.decoder is None and "none ships" in run.plan()["decoder"]
-    run.run(tmp_path / "run")
-    folder = RunFolder(tmp_path / "run")
-    assert as_begun(RunConfig(decoder="auto"), folder).decoder == "own"
-    stored = folder.config
-    assert stored is not None and stored.pop("decoder") == "own"  # as a run of an earlier version
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "config.json").write_text(json.dumps(stored))
-    assert as_begun(RunConfig(decoder="auto"), RunFolder(tmp_path / "old")).decoder == "own"
-
-
-def test_auto_is_the_one_that_ships_for_a_discriminator_alone() -> None:
+def test_the_one_that_ships() -> None:
     generator = create_generator("maskgit", {}, device=torch.device("cpu"), dtype=torch.float32, offline=True)
-    chosen, decoder, why = choose_decoder("auto", generator, Watcher())
-    assert chosen == "distilled" and decoder is not None and decoder.card.image == (64, 64) and "ships" in why
-    chosen, decoder, why = choose_decoder("auto", generator, FunctionReward(lambda images, context: images.mean((1, 2, 3))))
-    assert chosen == "own" and decoder is None and "no discriminator" in why
+    decoder = choose_decoder("distilled", generator, Watcher())
+    assert decoder is not None and decoder.card.image == (64, 64)
 
 
 class Latent(Watcher):
@@ -186,8 +170,6 @@ def test_where_it_makes_no_sense_it_is_refused(small: Path, tmp_path: Path) -> N
         trainer(small, SetLevel())
     with pytest.raises(ConfigError, match="engine shows the generator's own images"):
         choose_decoder(str(small), Teacher(), Watcher(), supported=False)
-    for reward in (Latent(), SetLevel()):
-        assert choose_decoder("auto", Teacher(), reward)[0] == "own"
 
 
 def test_codes_of_real_images_are_computed_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
