@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from adanat_toolkit.core import Noise
 from adanat_toolkit.errors import ConfigError
 from adanat_toolkit.interfaces import Context, ContextKind
