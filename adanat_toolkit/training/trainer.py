@@ -49,7 +49,7 @@ from ..runtime import (
     resolve_device,
     resolve_dtype,
 )
-from ..sampling import Rollout, collect
+from ..sampling import Rollout, WholeStep, collect
 from ..storage import MetricsLog, RunFolder, held, prepare_folder
 from .callbacks import Callback, Calls, Checkpoints, MetricsFile, watched
 from .checkpoint import (
@@ -145,6 +145,10 @@ class Trainer(Engine):
         self.micro_batch = MicroBatch(config.micro_batch or (CPU_CHUNK if self.device.type == "cpu" else None))
         """Samples in flight at once in this process."""
         self._measured = config.micro_batch is not None
+        self.whole = WholeStep.where_it_pays(
+            generator, SamplingPolicy(self.policy, self.space), self.critic, config.iterations
+        )
+        """Takes the steps of rollouts where they are compiled."""
         self._scored_at_once = MicroBatch()
         self._states_at_once = MicroBatch(
             what="states of a mini-batch", remedy="use a smaller batch or a smaller policy"
@@ -257,10 +261,16 @@ class Trainer(Engine):
         explore = Noise(sample_seeds(derive(config.seed, ACTION), self.iteration, start, stop - start, self.device))
         self._measure()
         context = draw_contexts(self.generator, noise, self.contexts_from)
-        return self._collect(context, noise, explore, sigma, self.micro_batch), start
+        return self._collect(context, noise, explore, sigma, self.micro_batch, self.whole), start
 
     def _collect(
-        self, context: Context, noise: Noise, explore: Noise, sigma: float, micro_batch: MicroBatch
+        self,
+        context: Context,
+        noise: Noise,
+        explore: Noise,
+        sigma: float,
+        micro_batch: MicroBatch,
+        whole: WholeStep | None = None,
     ) -> Rollout:
         return collect(
             self.generator,
@@ -272,6 +282,7 @@ class Trainer(Engine):
             action_noise=explore,
             reward=self.reward,
             micro_batch=micro_batch,
+            whole=whole,
         )
 
     def _score(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
