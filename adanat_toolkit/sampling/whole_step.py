@@ -152,6 +152,7 @@ class WholeStep:
             log.warning("the step cannot be compiled as a whole, its parts are run one by one: %s", reason)
             return None
         self.sizes.add(size)
+        assert tokens is not None and proposal is not None
         # A CUDA graph writes its results to the same place every time.
         decision = Decision(*(None if value is None else value.clone() for value in decided))  # type: ignore[arg-type]
         after = TokenState(context, state.steps, tokens.clone(), proposal.clone(), state.step + 1, state.editable)

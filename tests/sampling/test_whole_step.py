@@ -140,9 +140,10 @@ def test_the_steps_of_a_rollout_ask_for_no_number(name: str, policy: str) -> Non
     tokens = torch.full((20, generator.cells), generator.mask_id)
     start = Start(tokens, tokens == generator.mask_id)
     noise = Noise(torch.arange(20))
+    generator.null_context(1)  # a prompt is encoded once a process
     with Asking() as mode:
         collect(generator, bundle, context, noise, critic=critic, sigma=0.3, start_from=start)
-    assert mode.asked == (["aten::_local_scalar_dense"] * len(mode.asked) if name == "muse" else [])
+    assert not mode.asked
 
 
 @pytest.mark.slow
