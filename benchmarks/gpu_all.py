@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_all.py --out gpu_all.json
 
-For every generator, batch and with or without compiled networks: trajectories a second, where the time of an iteration goes,
+For every generator, batch and way to run it (see WAYS): trajectories a second, where the time of an iteration goes,
 peak memory, the time of the first iteration (which compiles), the share of the measured peak of matrix products, and what
 4,096,000 trajectories would take at this rate. It is written after every case, so that an interrupted run keeps what it has.
 ``--tiny`` tries all of it on a CPU in a minute. The published sizes are measured by ``published_speed.py``.
@@ -22,12 +22,17 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from adanat_toolkit.decoding import SamplingPolicy, TokenGenerator, fused
 from adanat_toolkit.errors import AdaNATError
 from adanat_toolkit.runtime import dtype_name
-from adanat_toolkit.training import create_trainer, resolve
+from adanat_toolkit.sampling import WholeStep
+from adanat_toolkit.training import Trainer, create_trainer, resolve
 
 TRAJECTORIES = 4_096_000
 """Of the published run."""
+WAYS = ("eager", "fused", "networks", "whole")
+"""``eager``: nothing is compiled. ``fused``: the decoding step is one kernel, which is what a GPU does by default.
+``networks``: that, and generator and decoder compiled. ``whole``: these, and the steps of a rollout as one compiled piece."""
 
 
 def main() -> None:
@@ -41,16 +46,19 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="two small cases on the CPU, to try the script")
     parser.add_argument("--out", type=Path, default=Path("gpu_all.json"))
     options = parser.parse_args()
-    compiled = [False, True]
+    ways = list(WAYS)
     if options.tiny:
         options.generators, options.batches, options.iterations = ["maskgit"], [8, 16], 1
-        options.device, compiled = "cpu", [False]
+        options.device, options.dtype, ways = "cpu", "float32", ["eager", "whole"]
     results: list[dict[str, Any]] = []
-    for generator, compile_, batch in itertools.product(options.generators, compiled, options.batches):
-        case = {"generator": generator, "batch": batch, "compile": compile_, "steps": options.steps}
+    for generator, way, batch in itertools.product(options.generators, ways, options.batches):
+        case = {"generator": generator, "batch": batch, "way": way, "steps": options.steps}
         try:
             measured = _measure(case, options)
-        except (AdaNATError, RuntimeError) as error:  # no compiler, too little memory: the others are measured all the same
+        except (
+            AdaNATError,
+            RuntimeError,
+        ) as error:  # no compiler, too little memory: the others are measured all the same
             measured = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         results.append({**case, **measured})
         print(json.dumps(results[-1]), flush=True)
@@ -58,14 +66,22 @@ def main() -> None:
 
 
 def _measure(case: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    compiled = case["way"] in ("networks", "whole") and not options.tiny
     flags = {
-        "generator": {"name": case["generator"], "options": {"compile": case["compile"]}},
+        "generator": {"name": case["generator"], "options": {"compile": compiled}},
         "batch": case["batch"],
         "steps": case["steps"],
         "device": options.device,
         "dtype": options.dtype,
     }
+    fused.use_kernels(case["way"] != "eager")
     trainer = create_trainer(resolve(preset="demo", flags=flags))
+    assert isinstance(trainer, Trainer) and isinstance(trainer.generator, TokenGenerator)
+    if case["way"] == "whole":  # whatever the number of iterations; traced only where the script is tried
+        traced = {"backend": "eager", "fullgraph": True, "dynamic": False} if options.tiny else None
+        trainer.whole = WholeStep(
+            trainer.generator, SamplingPolicy(trainer.policy, trainer.space), trainer.critic, traced
+        )
     first = _timed(trainer)["seconds"]
     if trainer.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -84,7 +100,11 @@ def _measure(case: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
         "minutes_of_the_published_run": round(TRAJECTORIES * seconds / case["batch"] / 60, 2),
         "peak_memory_bytes": peak,
     }
-    if not case["compile"]:  # inside compiled code nothing is counted
+    if trainer.whole is not None:
+        found["compiled_sizes"] = sorted(trainer.whole.sizes)  # none: it failed, and the log says why
+    if trainer.device.type == "cuda":
+        found["fused"] = fused.in_use()
+    if case["way"] in ("eager", "fused"):  # inside compiled code nothing is counted
         with FlopCounterMode(display=False) as counter:
             trainer.step()
         rate = counter.get_total_flops() / seconds

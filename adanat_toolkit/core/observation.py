@@ -62,7 +62,10 @@ def statistic_units(generator: Generator) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=32)
 def _on_device(ranges: tuple[tuple[float, float], ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Kept, so that no step waits for a transfer."""
+    """Kept, and made on the device, so that no step waits for a transfer."""
     with torch.inference_mode(False):  # they outlive the mode that their maker may have set
-        values = torch.tensor(ranges, dtype=torch.float32, device=device).view(-1, 2)
-    return values[:, 0], values[:, 1]
+        usual, spread = (
+            torch.stack([torch.full((), pair[side], dtype=torch.float32, device=device) for pair in ranges])
+            for side in (0, 1)
+        )
+    return usual, spread

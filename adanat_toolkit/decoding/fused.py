@@ -31,6 +31,17 @@ def compiling_is_off() -> bool:
     return os.environ.get(OFF) == "1"
 
 
+def use_kernels(allowed: bool) -> None:
+    """Forbid the kernels in this process, or allow them again: for measurements."""
+    global _refused
+    _refused = not allowed
+
+
+def in_use() -> bool:
+    """Whether the kernels have taken a step in this process, and may take the next one."""
+    return _kernels is not None and not _refused
+
+
 def decoding_step(
     tokens: Tensor,
     conditional: Tensor,

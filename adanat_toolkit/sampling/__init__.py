@@ -2,14 +2,16 @@
 
 from .editing import Edit, edit, read_edit
 from .refine import Refinement, candidate_seeds, forwards_of_an_image
-from .rollout import Rollout, begin, collect, embed, gaussian_log_prob, mean_action
+from .rollout import Rollout, begin, collect, embed, gaussian_log_prob
 from .sample import Samples, default_batch, sample, seed_range
+from .whole_step import WholeStep, mean_action
 
 __all__ = [
     "Edit",
     "Refinement",
     "Rollout",
     "Samples",
+    "WholeStep",
     "begin",
     "candidate_seeds",
     "collect",

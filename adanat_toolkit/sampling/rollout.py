@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import ACTION, ActionSpace, Context, Generator, Noise, Policy, RewardModel, see
+from ..core import ACTION, ActionSpace, Context, Generator, Noise, RewardModel
 from ..decoding import DistilledDecoder, SamplingPolicy, TokenGenerator
 from ..errors import ConfigError
-from ..runtime import MicroBatch, float32_by_default, minimum_rows, padded
+from ..runtime import MicroBatch, float32_by_default
+from .whole_step import WholeStep, decide
 
 
 def gaussian_log_prob(actions: Tensor, mean: Tensor, sigma: float) -> Tensor:
@@ -58,11 +59,6 @@ class Rollout:
     images: Tensor | None
 
 
-def mean_action(network: Policy, features: Tensor | None, step: Tensor) -> Tensor:
-    """(B, A): ``network(features, step)``, so that a sample's action does not depend on how few it is taken with."""
-    return padded(network, minimum_rows(step.device), features, step)
-
-
 @torch.no_grad()
 @float32_by_default()
 def collect(
@@ -81,6 +77,7 @@ def collect(
     start_from: Start | None = None,
     actions: Tensor | None = None,
     decoder: DistilledDecoder | None = None,
+    whole: WholeStep | None = None,
 ) -> Rollout:
     """Generate one image a context under the policy.
 
@@ -93,6 +90,7 @@ def collect(
         start_from: for masked editing of a token generator; None starts from nothing.
         actions: (B, T, A) raw actions to take in place of the policy's.
         decoder: makes the images that the reward is shown, in place of the generator's own.
+        whole: takes the steps that it fits; None takes all of them piece by piece.
 
     Raises:
         ConfigError: masked editing, or a published sampler, with a generator that has no tokens. MemoryShortage: even
@@ -115,6 +113,7 @@ def collect(
             None if start_from is None else start_from.select(rows),
             None if actions is None else actions[rows],
             decoder,
+            whole,
         )
 
     parts = MicroBatch.of(micro_batch).map(part, len(context))
@@ -135,6 +134,7 @@ def _collect(
     start_from: Start | None,
     given: Tensor | None,
     decoder: DistilledDecoder | None,
+    whole: WholeStep | None,
 ) -> Rollout:
     size, device = len(context), generator.device
     network, space = policy.network, policy.space
@@ -146,22 +146,26 @@ def _collect(
     wander = explore.normals([(ACTION, t) for t in steps], (space.size,)) * sigma if sigma > 0 else None
     for t in steps:
         step = torch.full((size,), t, dtype=torch.int64, device=device)
-        seen = see(generator, network, state, context, guided=guided[t]) if given is None else None
-        if given is None and (seen is None or network.reads == "context"):
-            generator.observe(state, guided=guided[t])  # else the step asks which samples are guided, and waits for it
-        mean = mean_action(network, seen, step) if given is None else given[:, t].to(device)
-        action = mean if wander is None else mean + wander[t]
-        smoothed = space.smoothed(action, step, smoothed)
-        physical = space.transformed(smoothed, step)
-        actions.append(action)
-        physicals.append(physical)
+        wandered = None if wander is None else wander[t]
+        taken = None
+        if whole is not None and given is None and whole.fits(generator, policy, critic, state):
+            taken = whole(state, step, noise, wander=wandered, smoothed=smoothed, guided=guided[t])
+        if taken is None:
+            decision = decide(
+                generator, policy, critic, state, context, step, wander=wandered, smoothed=smoothed, guided=guided[t],
+                given=None if given is None else given[:, t].to(device),
+            )  # fmt: skip
+            taken = decision, generator.step(state, decision.physical, noise)
+        decision, state = taken
+        smoothed = decision.smoothed
+        actions.append(decision.action)
+        physicals.append(decision.physical)
         if sigma > 0:
-            log_probs.append(gaussian_log_prob(action, mean, sigma))
-        if critic is not None:
-            values.append(critic(seen, step).squeeze(-1))
-        if keep_features and seen is not None:
-            features.append(seen.to(network.feature_dtype))
-        state = generator.step(state, physical, noise)
+            log_probs.append(gaussian_log_prob(decision.action, decision.mean, sigma))
+        if decision.value is not None:
+            values.append(decision.value)
+        if keep_features and decision.seen is not None:
+            features.append(decision.seen.to(network.feature_dtype))
     nothing = torch.zeros(size, space.decisions, device=device)
     images = generator.decode(state) if keep_images else None
     return Rollout(

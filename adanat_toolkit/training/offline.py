@@ -23,9 +23,8 @@ from torch import Tensor
 from ..core import Context, Generator, ImageSource, Noise, RewardModel, derive, sample_seeds
 from ..errors import ConfigError
 from ..images import draw_contexts
-from ..policies import SamplingPolicy
-from ..runtime import MicroBatch, distributed, float32_by_default
-from ..sampling import Rollout, collect
+from ..runtime import distributed, float32_by_default
+from ..sampling import Rollout
 from .config import RunConfig
 from .describe import explored_by
 from .objects import RewardFunction
@@ -39,6 +38,8 @@ class OfflineTrainer(Trainer):
     Raises:
         ConfigError: also for settings of PPO that it has no counterpart of, and for a batch that K x R does not divide.
     """
+
+    needs_critic = False
 
     @float32_by_default()
     def __init__(
@@ -64,20 +65,6 @@ class OfflineTrainer(Trainer):
         own = sample_seeds(derive(seed, self.iteration), 0, first * group, count * group, self.device)
         tried = self._exploration(first * group // repeats, count * group // repeats)
         return context, Noise(own), Noise(tried.seeds.repeat_interleave(repeats))
-
-    def _collect(
-        self, context: Context, noise: Noise, explore: Noise, sigma: float, micro_batch: MicroBatch
-    ) -> Rollout:
-        return collect(
-            self.generator,
-            SamplingPolicy(self.policy, self.space),
-            context,
-            noise,
-            sigma=sigma,
-            action_noise=explore,
-            reward=self.reward,
-            micro_batch=micro_batch,
-        )
 
     def _update_policy(self, rollout: Rollout, scores: Tensor, explore: Noise, sigma: float, start: int) -> dict[str, Any]:
         config, fit = self.config, self.config.fit

@@ -67,7 +67,7 @@ def test_a_decoder_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_damaged_and_other_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "small.safetensors"
-    with pytest.raises(WeightsError, match="cannot read .*No such file"):
+    with pytest.raises(WeightsError, match=r"cannot read .*No such file"):
         read_decoder(file)
     decoder().save(file)
     good, state = file.read_bytes(), load_file(file)

@@ -16,7 +16,7 @@ from ...decoding import SamplingPolicy
 from ...errors import ConfigError
 from ...limits import MOST_SEED
 from ...runtime import float32_by_default
-from ...sampling.rollout import mean_action
+from ...sampling.whole_step import mean_action
 
 log = logging.getLogger("adanat_toolkit")
 
