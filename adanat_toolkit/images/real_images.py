@@ -171,22 +171,22 @@ class FileImages(_Conditioned):
         super().__init__(len(names), labels, captions, class_names)
         self._files, self._names, self._size = files, tuple(names), size
         self._kept = torch.empty(len(names), 3, *size, dtype=torch.uint8) if keep else None
-        self._decoded = torch.zeros(len(names), dtype=torch.bool)
+        self._decoded: set[int] = set()
         self.fingerprint = fingerprint
 
     def images(self, index: Tensor) -> Tensor:
         """(n, 3, H, W) float32 in [0, 1] for (n,) int64 indices."""
-        index = index.cpu()
+        positions = index.tolist()
         if self._kept is None:
-            return self._decode(index).float() / 255
-        new = index[~self._decoded[index]].unique()
-        if len(new):
+            return self._decode(positions).float() / 255
+        new = sorted(set(positions) - self._decoded)
+        if new:
             self._kept[new] = self._decode(new)
-            self._decoded[new] = True
-        return self._kept[index].float() / 255
+            self._decoded.update(new)
+        return self._kept[positions].float() / 255
 
-    def _decode(self, index: Tensor) -> Tensor:
-        return decode_many(self._files, [self._names[i] for i in index.tolist()], self._size)
+    def _decode(self, positions: Sequence[int]) -> Tensor:
+        return decode_many(self._files, [self._names[i] for i in positions], self._size)
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------
