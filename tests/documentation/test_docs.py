@@ -345,6 +345,7 @@ def test_every_logged_name_is_explained(tmp_path: Path) -> None:
         "mixture": [*watched, *smaller_discriminator("reward.options.options.adversarial.")],
         "alone": smaller_discriminator(),
         "sb3": [*smaller_discriminator(), "--engine", "sb3"],
+        "offline": [*smaller_discriminator(), "--engine", "offline"],
     }
     logged: dict[str, set[str]] = {}
     for name, options in runs.items():
@@ -359,7 +360,10 @@ def test_every_logged_name_is_explained(tmp_path: Path) -> None:
     everything |= {re.sub(r"^reward_model/.+/", "reward_model/", name) for name in everything} | {"alarms"}
     gone = [name for name, p in patterns.items() if not any(map(p.fullmatch, everything))]
     assert not gone, f"{LOGGED_NAMES} explains {gone}, which no run logs"
-    # What the page says of the second engine.
+    # What the page says of the other engines.
+    own = {"ppo/": logged["alone"], "fit/": logged["offline"]}
+    named = {prefix: {name for name in names if name.startswith(prefix)} for prefix, names in own.items()}
+    assert logged["offline"] - named["fit/"] == logged["alone"] - named["ppo/"] | {"diversity"}, "its contexts are shared"
     assert logged["alone"] - logged["sb3"] == {"ppo/gradient_norm", "seconds_score"}
     assert logged["sb3"] <= logged["alone"]
 

@@ -57,7 +57,7 @@ def test_a_run_that_goes_on_is_the_same_run(tmp_path: Path) -> None:
     trainer(control, **broken).run(tmp_path / "broken")
     first, second = (load_policy(tmp_path / name, control).network.state_dict() for name in ("whole", "broken"))
     assert first and all(torch.equal(value, second[name]) for name, value in first.items())
-    with pytest.raises(CheckpointError, match="fit.repeats"):
+    with pytest.raises(CheckpointError, match=r"fit\.repeats"):
         trainer(control, **{**broken, "fit": {"repeats": 1}}).run(tmp_path / "whole")
     assert RunFolder(tmp_path / "whole").config is not None
 
