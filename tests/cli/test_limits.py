@@ -88,7 +88,8 @@ def test_of_other_commands(
 
 SETTINGS = (
     "steps", "trajectories", "batch", "micro_batch", "seed", "checkpoint_every", "keep_checkpoints", "evaluate_every",
-    "evaluate_images", "data.shift", "reward.warmup", "ppo.epochs", "ppo.minibatches", "ppo.group",
+    "evaluate_images", "data.shift", "reward.warmup", "ppo.epochs", "ppo.minibatches", "ppo.group", "fit.actions",
+    "fit.repeats",
 )  # fmt: skip
 
 

@@ -211,11 +211,11 @@ def test_micro_batches_do_not_change_the_run(tiny: dict[str, Any], tmp_path: Pat
 
 def test_groups_share_context_and_noise(tiny: dict[str, Any]) -> None:
     trainer = Trainer(validate(merge(tiny, {"ppo": {"group": 4}})))
-    rollout, _ = trainer._rollout(0.6)
+    rollout, _, _ = trainer._rollout(0.6)
     classes = rollout.context.classes
     assert classes is not None and torch.equal(classes, classes[::4].repeat_interleave(4))
     assert len(rollout.actions.flatten(1).unique(dim=0)) == 16  # exploration is each trajectory's own
-    calm, _ = trainer._rollout(1e-9)
+    calm, _, _ = trainer._rollout(1e-9)
     assert calm.embedded is not None
     assert torch.equal(calm.embedded, calm.embedded[::4].repeat_interleave(4, 0))  # without it they are one image
 
