@@ -77,9 +77,6 @@ class TokenGenerator(Generator):
     """First-state predictions of class contexts are kept between batches where those of all classes fit into so many bytes;
     None: :data:`FIRST_STATES_ON_CPU`, or :data:`FIRST_STATES_ON_CUDA`."""
 
-    compiled = False
-    """Whether its networks were compiled, by the option ``compile``: a long run on a CUDA device then compiles whole steps."""
-
     @abstractmethod
     def predict(self, tokens: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Logits and features of a partly masked sequence.

@@ -10,16 +10,12 @@ from torch import Tensor, nn
 
 from ..core import REMASK, TOKEN, Context, Generator, Noise, Policy, see, to_gumbel
 from ..decoding import SamplingPolicy, StepNoise, TokenGenerator, TokenState
-from ..decoding.fused import compiling_is_off
 from ..runtime import minimum_rows, padded
 
 log = logging.getLogger("adanat_toolkit")
 
 WHOLE: dict[str, Any] = {"dynamic": False, "fullgraph": True, "mode": "reduce-overhead"}
 """How a step is compiled (arguments of ``torch.compile``): once for each size, as CUDA graphs where there is CUDA."""
-PAYS_AFTER = 1_000
-"""Iterations of training that win back what it takes to compile. An estimate: two minutes, at a tenth of a second an
-iteration. It depends on nothing but the configuration, so that a run that is resumed gives the same digits."""
 
 
 def mean_action(network: Policy, features: Tensor | None, step: Tensor) -> Tensor:
@@ -95,24 +91,6 @@ class WholeStep:
         self._failed = False
         if "guidance" in generator.action_space.names:
             generator.null_context(1)  # what is kept of it cannot be made while the step is traced
-
-    @classmethod
-    def where_it_pays(
-        cls, generator: Generator, policy: SamplingPolicy, critic: nn.Module | None, iterations: int
-    ) -> WholeStep | None:
-        """One for a run of so many iterations; None where the generator was not compiled, without a CUDA device, where
-        compiling is forbidden, and for short runs."""
-        if not isinstance(generator, TokenGenerator) or not generator.compiled or generator.device.type != "cuda":
-            return None
-        if compiling_is_off():
-            return None
-        if iterations < PAYS_AFTER:
-            log.warning(
-                "%d iterations are too few to win back compiling the step as a whole (from %d on): only the networks are "
-                "compiled", iterations, PAYS_AFTER,
-            )  # fmt: skip
-            return None
-        return cls(generator, policy, critic)
 
     def fits(self, generator: Generator, policy: SamplingPolicy, critic: nn.Module | None, state: Any) -> bool:
         """Whether it can take the next step of such a rollout."""

@@ -22,8 +22,7 @@ class TokenizedOptions(PluginOptions):
 
     compile: bool = False
     """Compile the network and the tokenizer's decoder with torch.compile when they are first used: a minute or more at the
-    start, and on a GPU a decoder about twice as fast (docs/results/throughput.md). Images change by rounding. Long training
-    on a GPU compiles the steps of its rollouts as a whole (docs/performance.md)."""
+    start, and on a GPU a decoder about twice as fast (docs/results/throughput.md). Images change by rounding."""
 
     def applied(self, generator: G) -> G:
         """The generator, compiled where it was asked for: the last step of ``Generator.create``."""
@@ -78,7 +77,6 @@ class TokenizedGenerator(TokenGenerator):
     def compile(self) -> None:
         for module in (*self.called(), self.tokenizer.model.decoder):
             module.compile(**COMPILED)
-        self.compiled = True
 
     def called(self) -> Iterable[nn.Module]:
         """The modules that :meth:`predict` calls."""
