@@ -55,10 +55,7 @@ def main() -> None:
         case = {"generator": generator, "batch": batch, "way": way, "steps": options.steps}
         try:
             measured = _measure(case, options)
-        except (
-            AdaNATError,
-            RuntimeError,
-        ) as error:  # no compiler, too little memory: the others are measured all the same
+        except (AdaNATError, RuntimeError) as error:  # no compiler, too little memory: the others are measured all the same
             measured = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         results.append({**case, **measured})
         print(json.dumps(results[-1]), flush=True)

@@ -49,7 +49,7 @@ from ..runtime import (
     resolve_device,
     resolve_dtype,
 )
-from ..sampling import Rollout, collect
+from ..sampling import Rollout, WholeStep, collect
 from ..storage import MetricsLog, RunFolder, held, prepare_folder
 from .callbacks import Callback, Calls, Checkpoints, MetricsFile, watched
 from .checkpoint import (
@@ -158,6 +158,8 @@ class Trainer(Engine):
         self.micro_batch = MicroBatch(config.micro_batch or (CPU_CHUNK if self.device.type == "cpu" else None))
         """Samples in flight at once in this process."""
         self._measured = config.micro_batch is not None
+        self.whole: WholeStep | None = None
+        """Takes the steps of rollouts as one compiled piece, where somebody sets it (``benchmarks/gpu_all.py``)."""
         self._scored_at_once = MicroBatch()
         self._states_at_once = MicroBatch(
             what="states of a mini-batch", remedy="use a smaller batch or a smaller policy"
@@ -267,7 +269,7 @@ class Trainer(Engine):
         first, last = distributed.local_slice(self.config.batch // group)
         self._measure()
         context, noise, explore = self._begin(first, last - first)
-        return self._collect(context, noise, explore, sigma, self.micro_batch), explore, first * group
+        return self._collect(context, noise, explore, sigma, self.micro_batch, self.whole), explore, first * group
 
     def _begin(self, first: int, count: int) -> tuple[Context, Noise, Noise]:
         """Contexts, token noise and exploration of ``count`` groups from the ``first``: a group shares all but the last."""
@@ -282,7 +284,13 @@ class Trainer(Engine):
         return Noise(sample_seeds(derive(self.config.seed, ACTION), self.iteration, start, count, self.device))
 
     def _collect(
-        self, context: Context, noise: Noise, explore: Noise, sigma: float, micro_batch: MicroBatch
+        self,
+        context: Context,
+        noise: Noise,
+        explore: Noise,
+        sigma: float,
+        micro_batch: MicroBatch,
+        whole: WholeStep | None = None,
     ) -> Rollout:
         return collect(
             self.generator,
@@ -295,6 +303,7 @@ class Trainer(Engine):
             reward=self.reward,
             micro_batch=micro_batch,
             decoder=self.decoder,
+            whole=whole,
         )
 
     def _score(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
