@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import ACTION, CONTEXT, Context, FeatureExtractor, Generator, ImageSource, Noise, RewardModel, derive
+from ..core import CONTEXT, Context, FeatureExtractor, Generator, ImageSource, Noise, RewardModel, derive
 from ..core import sample_seeds as seeds_of
 from ..decoding import DecoderCard, DistilledDecoder, TokenGenerator, widths_for
 from ..errors import ConfigError, NotFiniteError
@@ -25,10 +25,10 @@ from ..metrics import FeatureStatistics, extract_features, frechet_distance
 from ..policies import load_policy
 from ..registry import toolkit_version
 from ..runtime import CPU_CHUNK, Adam, MicroBatch, float32_by_default
-from ..sampling import collect
+from ..sampling import collect, explored_by
 from ..storage import prepare_folder
 from .headroom import SIGMA, explored
-from .prepare_data import _require_safetensors
+from .prepare_data import require_safetensors
 
 IMAGES, STEPS, WIDTH = 8192, 4000, 32
 HELD_OUT = 16
@@ -147,7 +147,7 @@ def distill_to_file(generator: Generator, file: Path, **settings: Any) -> Distil
     Raises:
         ConfigError: not a .safetensors name, and of :func:`distill`. OutputError: the file cannot be written.
     """
-    _require_safetensors(file)
+    require_safetensors(file)
     prepare_folder(file.parent)
     found = distill(generator, **settings)
     found.decoder.save(file)
@@ -172,7 +172,7 @@ def _lessons(
 
     def generated(rows: slice) -> None:
         noise = Noise(seeds_of(derive(seed, CONTEXT), 0, rows.start, rows.stop - rows.start, device))
-        actions = SIGMA * noise.normals([(ACTION, t) for t in range(space.decisions)], (space.size,)).transpose(0, 1)
+        actions = SIGMA * explored_by(noise, space.decisions, space.size)
         context = draw_contexts(generator, noise, None)
         done = collect(
             generator, policy, context, noise, actions=actions, reward=reward, keep_features=False, keep_images=len(noise)

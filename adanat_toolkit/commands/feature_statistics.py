@@ -14,7 +14,7 @@ from ..images import ClassCounts
 from ..metrics import shared_statistics
 from ..runtime import distributed, float32_by_default
 from ..storage import prepare_folder
-from .prepare_data import _require_safetensors
+from .prepare_data import require_safetensors
 
 
 @float32_by_default()
@@ -34,7 +34,7 @@ def write_statistics(
     """
     from safetensors import SafetensorError
 
-    _require_safetensors(file)
+    require_safetensors(file)
     if len(real) < 2:
         raise DataError("statistics need at least 2 images, and there is 1; give --data with more.")
     if distributed.is_main():

@@ -37,7 +37,7 @@ from ..limits import MOST_IMAGES
 from ..metrics import Share, Slopes, VarianceShares, trajectories_to_move, variance_shares
 from ..registry import create_reward, not_followed, reward_class, shown_options, toolkit_version
 from ..runtime import CPU_CHUNK, MicroBatch, float32_by_default
-from ..sampling import begin, embed, mean_action
+from ..sampling import begin, embed, explored_by, mean_action
 from ..storage import RunFolder, load_checkpoint, prepare_folder, write_file, write_json
 from ..training import PPOConfig
 from ..training.judge import reward_state
@@ -324,7 +324,7 @@ def find_headroom(
     drawn = Noise(sample_seeds(derive(seed, CONTEXT), 0, 0, blocks * contexts, device))
     context = draw_contexts(generator, drawn, contexts_from)
     exploring = Noise(sample_seeds(derive(seed, ACTION), 0, 0, blocks * actions, device))
-    action = exploring.normals([(ACTION, t) for t in range(space.decisions)], (space.size,)).transpose(0, 1)
+    action = explored_by(exploring, space.decisions, space.size)
     noise = Noise(sample_seeds(seed, 0, 0, count, device))
     index = torch.arange(count, device=device)
     block, own_context, own_action = index // (count // blocks), index // (actions * draws), index // draws % actions

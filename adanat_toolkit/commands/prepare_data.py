@@ -46,7 +46,7 @@ def encode_to_file(
     """
     from safetensors.torch import save
 
-    _require_safetensors(file)
+    require_safetensors(file)
     if not isinstance(generator, TokenGenerator):
         raise ConfigError(
             f"{generator.name} is no token generator, so images cannot be encoded; use maskgit, mage or muse."
@@ -91,6 +91,10 @@ def encode_to_file(
     }
 
 
-def _require_safetensors(file: Path) -> None:
+def require_safetensors(file: Path) -> None:
+    """
+    Raises:
+        ConfigError: the name has another ending.
+    """
     if file.suffix != ".safetensors":
         raise ConfigError(f"--out {file}: the file is written as .safetensors; give a name that ends so.")

@@ -76,6 +76,8 @@ class TokenGenerator(Generator):
     first_state_cache_bytes: int | None = None
     """First-state predictions of class contexts are kept between batches where those of all classes fit into so many bytes;
     None: :data:`FIRST_STATES_ON_CPU`, or :data:`FIRST_STATES_ON_CUDA`."""
+    _codes_of: str | None = None  # the fingerprint of the images whose codes are kept
+    _codes: Tensor
 
     @abstractmethod
     def predict(self, tokens: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -225,7 +227,7 @@ class TokenGenerator(Generator):
             return self.token_vectors(known[index].to(self.device, torch.int64))
         if len(real) * self.cells * 4 > KEPT_CODES:
             return super().real_latents(real, index)
-        if getattr(self, "_codes_of", None) != real.fingerprint:
+        if self._codes_of != real.fingerprint:
             self._codes_of = real.fingerprint
             self._codes = torch.full((len(real), self.cells), -1, dtype=torch.int32)
         missing = index[self._codes[index, 0] < 0].unique()

@@ -2,7 +2,7 @@
 
 from .editing import Edit, edit, read_edit
 from .refine import Refinement, candidate_seeds, forwards_of_an_image
-from .rollout import Rollout, begin, collect, embed, gaussian_log_prob
+from .rollout import Rollout, begin, collect, embed, explored_by, gaussian_log_prob
 from .sample import Samples, default_batch, sample, seed_range
 from .whole_step import WholeStep, mean_action
 
@@ -18,6 +18,7 @@ __all__ = [
     "default_batch",
     "edit",
     "embed",
+    "explored_by",
     "forwards_of_an_image",
     "gaussian_log_prob",
     "mean_action",

@@ -59,6 +59,11 @@ class Rollout:
     images: Tensor | None
 
 
+def explored_by(explore: Noise, steps: int, size: int) -> Tensor:
+    """(B, T, A): the exploration of a rollout (:func:`collect`), in units of sigma."""
+    return explore.normals([(ACTION, t) for t in range(steps)], (size,)).transpose(0, 1)
+
+
 @torch.no_grad()
 @float32_by_default()
 def collect(
@@ -142,11 +147,10 @@ def _collect(
     features, actions, log_probs, values, physicals = [], [], [], [], []
     smoothed: Tensor | None = None  # what action smoothing carries from one step of a sample to the next
     guided = _guided_steps(space)
-    steps = range(space.decisions)
-    wander = explore.normals([(ACTION, t) for t in steps], (space.size,)) * sigma if sigma > 0 else None
-    for t in steps:
+    wander = explored_by(explore, space.decisions, space.size) * sigma if sigma > 0 else None
+    for t in range(space.decisions):
         step = torch.full((size,), t, dtype=torch.int64, device=device)
-        wandered = None if wander is None else wander[t]
+        wandered = None if wander is None else wander[:, t]
         taken = None
         if whole is not None and given is None and whole.fits(generator, policy, critic, state):
             taken = whole(state, step, noise, wander=wandered, smoothed=smoothed, guided=guided[t])

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..core import ACTION, ActionSpace, Generator, Noise, statistic_units
+from ..core import ActionSpace, Generator, Noise, statistic_units
 from ..metrics import batch_shares
 from ..runtime import distributed
-from ..sampling import Rollout
+from ..sampling import Rollout, explored_by
 from .diversity import context_diversity
 
 
@@ -47,11 +47,6 @@ def describe_shares(rollout: Rollout, scores: Tensor, explore: Noise, *, start: 
     parts = (scores[alone], explored[alone], contexts)
     found = batch_shares(*(distributed.gather(part.contiguous()) for part in parts))
     return {f"share/{name}": value for name, value in found.items()}
-
-
-def explored_by(explore: Noise, steps: int, size: int) -> Tensor:
-    """(B, T, A): the exploration of a rollout (``sampling.collect``), in units of sigma."""
-    return explore.normals([(ACTION, t) for t in range(steps)], (size,)).transpose(0, 1)
 
 
 def _number(prompt: str) -> int:

@@ -24,9 +24,8 @@ from ..core import Context, Generator, ImageSource, Noise, RewardModel, derive, 
 from ..errors import ConfigError
 from ..images import draw_contexts
 from ..runtime import distributed, float32_by_default
-from ..sampling import Rollout
+from ..sampling import Rollout, explored_by
 from .config import RunConfig
-from .describe import explored_by
 from .objects import RewardFunction
 from .ppo import Batch, descend, shrunk_baseline
 from .trainer import Trainer
