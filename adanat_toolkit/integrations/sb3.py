@@ -228,6 +228,18 @@ class SB3Trainer(Trainer):
 
     shows_distilled = False
 
+    @classmethod
+    def refuse(cls, config: RunConfig) -> None:
+        if distributed.world_size() > 1:
+            raise ConfigError("engine 'sb3' runs in one process; use engine 'adanat' on several.")
+        ppo = config.ppo
+        if ppo.standardise == "returns" and (ppo.gamma, ppo.gae_lambda) != (1.0, 1.0):
+            raise ConfigError(
+                f"ppo.standardise = 'returns' with gamma = {ppo.gamma:g} and gae_lambda = {ppo.gae_lambda:g} cannot be "
+                "expressed as rewards of an environment, which is all that engine 'sb3' can change; use standardise = "
+                "'reward', set both to 1, or use engine 'adanat'."
+            )
+
     @float32_by_default()
     def __init__(
         self,
@@ -237,7 +249,6 @@ class SB3Trainer(Trainer):
         data: ImageSource | str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(config, generator, reward, data)
-        _check(config)
         ppo = config.ppo
         self.env = GenerationVectorEnv(
             config.batch,
@@ -382,19 +393,6 @@ FIGURES = (
     ("explained_variance", "explained_variance"),
 )
 """Our name of a figure of the update, and Stable-Baselines3's (without ``train/``)."""
-
-
-def _check(config: RunConfig) -> None:
-    """Refuse what Stable-Baselines3 has no counterpart of."""
-    if distributed.world_size() > 1:
-        raise ConfigError("engine 'sb3' runs in one process; use engine 'adanat' on several.")
-    ppo = config.ppo
-    if ppo.standardise == "returns" and (ppo.gamma, ppo.gae_lambda) != (1.0, 1.0):
-        raise ConfigError(
-            f"ppo.standardise = 'returns' with gamma = {ppo.gamma:g} and gae_lambda = {ppo.gae_lambda:g} cannot be "
-            "expressed as rewards of an environment, which is all that engine 'sb3' can change; use standardise = "
-            "'reward', set both to 1, or use engine 'adanat'."
-        )
 
 
 @contextmanager

@@ -14,19 +14,17 @@ A reward that learns is trained between rounds, as with PPO. There is no critic,
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core import Context, Generator, ImageSource, Noise, RewardModel, derive, sample_seeds
+from ..core import Context, Noise, derive, sample_seeds
 from ..errors import ConfigError
 from ..images import draw_contexts
-from ..runtime import distributed, float32_by_default
+from ..runtime import distributed
 from ..sampling import Rollout, explored_by
 from .config import RunConfig
-from .objects import RewardFunction
 from .ppo import Batch, descend, shrunk_baseline
 from .trainer import Trainer
 
@@ -40,17 +38,29 @@ class OfflineTrainer(Trainer):
 
     needs_critic = False
 
-    @float32_by_default()
-    def __init__(
-        self,
-        config: RunConfig,
-        generator: Generator | str | None = None,
-        reward: RewardModel | RewardFunction | str | None = None,
-        data: ImageSource | str | os.PathLike[str] | None = None,
-    ) -> None:
-        _check(config)
-        super().__init__(config, generator, reward, data)
-        self.group, self.copies = config.fit.actions * config.fit.repeats, config.fit.repeats
+    @classmethod
+    def refuse(cls, config: RunConfig) -> None:
+        group, _ = cls.groups(config)
+        what = f"fit.actions x fit.repeats = {config.fit.actions} x {config.fit.repeats} = {group}"
+        if config.trajectories < group:
+            raise ConfigError(
+                f"trajectories = {config.trajectories} is too small a budget for engine 'offline': {what} images are drawn for "
+                "one context. Use more trajectories, or lower fit.actions or fit.repeats."
+            )
+        if config.batch % group:
+            raise ConfigError(f"batch = {config.batch} must be a multiple of {what}; choose another batch.")
+        ppo, names = config.ppo, ("group", "standardise", "normalise_advantages", "target_kl", "gamma", "gae_lambda")
+        for name in names:
+            default = type(ppo).model_fields[name].default
+            if getattr(ppo, name) != default:
+                raise ConfigError(
+                    f"ppo.{name} = {getattr(ppo, name)!r} is PPO's and has no meaning for engine 'offline'; leave it at "
+                    f"{default!r}, or use engine 'adanat'."
+                )
+
+    @classmethod
+    def groups(cls, config: RunConfig) -> tuple[int, int]:
+        return config.fit.actions * config.fit.repeats, config.fit.repeats
 
     def _begin(self, first: int, count: int) -> tuple[Context, Noise, Noise]:
         """A group shares its context; R trajectories at a time share their exploration; none share their token noise.
@@ -100,29 +110,3 @@ class OfflineTrainer(Trainer):
         )
         mean, _ = distributed.mean_and_std(best)
         return {**{f"fit/{key}": value for key, value in figures.items()}, "fit/best": float(mean)}
-
-
-def _check(config: RunConfig) -> None:
-    """Refuse what cannot be done, before anything is loaded."""
-    group = config.fit.actions * config.fit.repeats
-    what = f"fit.actions x fit.repeats = {config.fit.actions} x {config.fit.repeats} = {group}"
-    if config.trajectories < group:
-        raise ConfigError(
-            f"trajectories = {config.trajectories} is too small a budget for engine 'offline': {what} images are drawn for "
-            "one context. Use more trajectories, or lower fit.actions or fit.repeats."
-        )
-    if config.batch % group:
-        raise ConfigError(f"batch = {config.batch} must be a multiple of {what}; choose another batch.")
-    if config.batch // group < distributed.world_size():
-        raise ConfigError(
-            f"batch = {config.batch} with {what} gives {config.batch // group} contexts for {distributed.world_size()} "
-            "processes; each needs at least one. Use a larger batch or fewer processes."
-        )
-    ppo, names = config.ppo, ("group", "standardise", "normalise_advantages", "target_kl", "gamma", "gae_lambda")
-    for name in names:
-        default = type(ppo).model_fields[name].default
-        if getattr(ppo, name) != default:
-            raise ConfigError(
-                f"ppo.{name} = {getattr(ppo, name)!r} is PPO's and has no meaning for engine 'offline'; leave it at "
-                f"{default!r}, or use engine 'adanat'."
-            )

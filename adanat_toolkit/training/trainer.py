@@ -102,9 +102,11 @@ class Trainer(Engine):
     ) -> None:
         reward = as_reward(reward)
         config = with_objects(config, generator, reward, data)
-        if config.batch // config.ppo.group < distributed.world_size():
+        self.refuse(config)
+        self.group, self.copies = self.groups(config)
+        if config.batch // self.group < distributed.world_size():
             raise ConfigError(
-                f"batch = {config.batch} gives {config.batch // config.ppo.group} groups of trajectories for "
+                f"batch = {config.batch} gives {config.batch // self.group} groups of trajectories for "
                 f"{distributed.world_size()} processes; each needs at least one. Use a larger batch or fewer processes."
             )
         same_in_all_processes(config)
@@ -151,10 +153,6 @@ class Trainer(Engine):
             load("tracker", name)
         self.iteration = 0
         """Completed iterations."""
-        self.group = config.ppo.group
-        """Trajectories of one context, which one process makes."""
-        self.copies = config.ppo.group
-        """Trajectories that say the same of the headroom, of which one counts (``describe_shares``)."""
         self.micro_batch = MicroBatch(config.micro_batch or (CPU_CHUNK if self.device.type == "cpu" else None))
         """Samples in flight at once in this process."""
         self._measured = config.micro_batch is not None
@@ -167,6 +165,20 @@ class Trainer(Engine):
         self.initial = {key: value.detach().cpu().clone() for key, value in self.state().items()}
         """The state that a run starts from: a trainer that has worked before begins every new folder with it."""
         self.used = False
+
+    @classmethod
+    def refuse(cls, config: RunConfig) -> None:
+        """Refuse settings that this engine has no counterpart of, before anything is loaded.
+
+        Raises:
+            ConfigError: there is one.
+        """
+
+    @classmethod
+    def groups(cls, config: RunConfig) -> tuple[int, int]:
+        """How many trajectories have one context, all made by one process; and how many of them say the same of the headroom,
+        so that one counts (``describe_shares``)."""
+        return config.ppo.group, config.ppo.group
 
     def _build_policy(self) -> None:
         """Policy, critic, the average of the policy's weights, and the optimiser."""
