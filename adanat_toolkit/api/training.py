@@ -93,7 +93,7 @@ def train(
         reward: a name, a mixture such as ``adversarial:1,clip-score:0.3``, a RewardModel, or a function
             ``(images, context) -> scores``: (B, 3, H, W) in [0, 1] to (B,), higher is better. A run knows an object or a
             function by its name alone: when the run goes on, what it computes is not compared.
-        policy: ``adaptive``, ``lean``, ``context`` or ``shared``.
+        policy: ``adaptive``, ``residual``, ``lean``, ``context`` or ``shared``.
         steps: T of an image. trajectories: images to generate for training. batch: trajectories of one iteration.
             micro_batch: images in flight at once.
         data: real images, a folder, a zip file or an ImageSource; None: those that ship with the generator.

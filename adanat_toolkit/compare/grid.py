@@ -110,7 +110,7 @@ class CompareConfig(BaseModel):
             found = load("policy", name)
             if not found.trainable:
                 raise ConfigError(
-                    f"policy {name!r} has nothing to learn; give adaptive, lean, context, shared or fixed:SCHEDULE."
+                    f"policy {name!r} has nothing to learn; give adaptive, residual, lean, context, shared or fixed:SCHEDULE."
                 )
             classes["policy"].append(found)
         if classes["policy"] and not self.rewards:

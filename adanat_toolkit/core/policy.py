@@ -52,3 +52,7 @@ class Policy(nn.Module, ABC):
     def make_critic(self) -> nn.Module:
         """A value network of the same kind: called with (features, step), gives (B, 1)."""
         raise ConfigError(f"policy {self.kind!r} cannot be trained.")
+
+    def penalty(self) -> Tensor | None:
+        """A scalar that is added to the loss of training, a function of the weights; None for nothing."""
+        return None

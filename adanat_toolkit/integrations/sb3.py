@@ -249,6 +249,11 @@ class SB3Trainer(Trainer):
         data: ImageSource | str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(config, generator, reward, data)
+        if self.policy.penalty() is not None:
+            raise ConfigError(
+                f"policy {config.policy.name!r} adds a penalty to the loss, which engine 'sb3' has no place for; leave out "
+                "policy.options.penalty, or use engine 'adanat' or 'offline'."
+            )
         ppo = config.ppo
         self.env = GenerationVectorEnv(
             config.batch,

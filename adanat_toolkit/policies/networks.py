@@ -1,5 +1,6 @@
-"""Policies: ``adaptive`` (AdaNAT's network), ``lean`` (sees statistics of the prediction), ``context`` (sees the class or
-prompt), ``shared`` (sees the step only), ``fixed`` (a hand-made schedule)."""
+"""Policies: ``adaptive`` (AdaNAT's network), ``residual`` (a table plus a small network on the features), ``lean`` (sees
+statistics of the prediction), ``context`` (sees the class or prompt), ``shared`` (sees the step only), ``fixed`` (a
+hand-made schedule)."""
 
 from __future__ import annotations
 
@@ -267,6 +268,72 @@ class LeanNetwork(nn.Module):
         """features (B, 1, K), step (B,) -> (B, outputs)."""
         x = torch.tanh(self.inner(features[:, 0]) + self.step(step))
         return self.table(step) + self.head(x)
+
+
+class ResidualOptions(PluginOptions):
+    hidden: int = Field(64, ge=1, le=512)
+    """Width of the residual's one layer."""
+    rate: float = Field(0.3, gt=0, le=1e3)
+    """Learning rate of the residual's last layer, as a multiple of ``ppo.learning_rate``, which is the table's."""
+    penalty: float = Field(0.0, ge=0)
+    """Is multiplied by the sum of the squared weights of that layer and added to the loss."""
+
+
+class ResidualPolicy(Policy):
+    """What is best for all samples, a table with one row a step, plus a small residual on the features' mean over cells.
+
+    The residual has some thousand weights, a learning rate of its own and a penalty on its size: what all samples have in
+    common is learned first, and the features have to earn what they change.
+    """
+
+    Options = ResidualOptions
+    kind = "residual"
+    feature_dtype = torch.bfloat16
+
+    def __init__(
+        self, options: ResidualOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int
+    ) -> None:
+        super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
+        self.sizes = options.hidden, feature_dim, space.decisions
+        self.size_penalty = options.penalty
+        self.actor = ResidualNetwork(*self.sizes, space.size, options.rate)
+
+    def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
+        return self.actor(features, step)
+
+    def make_critic(self) -> nn.Module:
+        return ResidualNetwork(*self.sizes, 1)
+
+    def penalty(self) -> Tensor | None:
+        return self.size_penalty * self.actor.last().square().sum() if self.size_penalty else None
+
+
+class ResidualNetwork(nn.Module):
+    """A table over the steps plus head_t(tanh(Linear(features))), with a head for each step.
+
+    The head's weights are ``rate`` times its parameters. Adam moves every parameter alike, whatever the size of its gradient,
+    so that the head learns at ``rate`` times the learning rate.
+    """
+
+    def __init__(self, hidden: int, width: int, decisions: int, outputs: int, rate: float = 1.0) -> None:
+        super().__init__()
+        self.rate, self.outputs = rate, outputs
+        self.table = nn.Embedding(decisions, outputs)
+        self.inner, self.head = nn.Linear(width, hidden), nn.Linear(hidden, decisions * outputs, bias=False)
+        nn.init.zeros_(self.table.weight)
+        nn.init.zeros_(self.head.weight)
+
+    def last(self) -> Tensor:
+        """(T x A, hidden): the weights of the heads."""
+        return self.rate * self.head.weight
+
+    def forward(self, features: Tensor, step: Tensor) -> Tensor:
+        """features (B, N, D), step (B,) -> (B, outputs)."""
+        seen = features.to(torch.bfloat16).float().mean(1)  # rounded as they are stored
+        x = torch.tanh(self.inner(F.layer_norm(seen, seen.shape[1:])))
+        every = F.linear(x, self.last()).unflatten(1, (-1, self.outputs))
+        chosen = every.gather(1, step[:, None, None].expand(-1, 1, self.outputs))[:, 0]
+        return self.table(step) + chosen
 
 
 class StepNetwork(nn.Module):

@@ -78,7 +78,8 @@ class OfflineTrainer(Trainer):
     def _update_policy(self, rollout: Rollout, scores: Tensor, explore: Noise, sigma: float, start: int) -> dict[str, Any]:
         config, fit = self.config, self.config.fit
         _, steps, size = rollout.actions.shape
-        gained = (scores - shrunk_baseline(scores, self.group)).view(-1, fit.repeats).mean(1)
+        worth = scores.view(-1, fit.repeats).mean(1)
+        gained = worth - shrunk_baseline(worth, fit.actions)
         _, std = distributed.mean_and_std(gained)
         gained = gained / (std + 1e-7)
         ranked = gained.view(-1, fit.actions)
@@ -88,8 +89,8 @@ class OfflineTrainer(Trainer):
             first = torch.zeros_like(ranked).scatter_(1, ranked.argmax(1, keepdim=True), 1.0)
             weight = (first * ranked.clamp_min(0)).flatten().repeat_interleave(fit.repeats)
         else:
-            worth = gained.repeat_interleave(fit.repeats)[:, None, None]
-            target = rollout.actions + (fit.pull * worth - 1) * sigma * explored_by(explore, steps, size)
+            along = gained.repeat_interleave(fit.repeats)[:, None, None]
+            target = rollout.actions + (fit.pull * along - 1) * sigma * explored_by(explore, steps, size)
             weight = torch.ones_like(scores)
         batch = Batch.of(rollout, target, weight[:, None].expand(-1, steps), start)
 
@@ -107,6 +108,7 @@ class OfflineTrainer(Trainer):
             seed=derive(config.seed, self.iteration),
             micro_batch=self._states_at_once,
             on_step=self._average_weights,
+            penalty=self.policy.penalty,
         )
         mean, _ = distributed.mean_and_std(best)
         return {**{f"fit/{key}": value for key, value in figures.items()}, "fit/best": float(mean)}

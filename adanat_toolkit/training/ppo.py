@@ -169,11 +169,12 @@ def ppo_update(
     seed: int,
     micro_batch: MicroBatch | int | None = None,
     on_step: Callable[[], None] | None = None,
+    penalty: Callable[[], Tensor | None] = lambda: None,
 ) -> dict[str, float]:
     """All epochs of one iteration.
 
     Args:
-        total, seed, micro_batch, on_step: see :func:`descend`.
+        total, seed, micro_batch, on_step, penalty: see :func:`descend`.
 
     Returns:
         Figures averaged over the mini-batches that were used: policy_loss, value_loss, approx_kl, clip_fraction,
@@ -188,7 +189,17 @@ def ppo_update(
         value = critic(own.features, own.step).squeeze(-1)
         return ppo_loss(mean_action, value, own, sigma, config, count)
 
-    return descend(optimiser, batch, loss, config, total=total, seed=seed, micro_batch=micro_batch, on_step=on_step)
+    return descend(
+        optimiser,
+        batch,
+        loss,
+        config,
+        total=total,
+        seed=seed,
+        micro_batch=micro_batch,
+        on_step=on_step,
+        penalty=penalty,
+    )
 
 
 def descend(
@@ -201,6 +212,7 @@ def descend(
     seed: int,
     micro_batch: MicroBatch | int | None = None,
     on_step: Callable[[], None] | None = None,
+    penalty: Callable[[], Tensor | None] = lambda: None,
 ) -> dict[str, float]:
     """Epochs of mini-batches, in all processes together.
 
@@ -210,7 +222,7 @@ def descend(
         total: number of states of all processes together. seed: decides the mini-batches.
         micro_batch: states that go through the networks at once; None for whole mini-batches. It is halved where memory runs
             out.
-        on_step: called after every optimiser step.
+        on_step: called after every optimiser step. penalty: gives what is added to the loss (``Policy.penalty``).
 
     Returns:
         The figures, gradient_norm and epochs (how many ran), averaged over the mini-batches that were used.
@@ -228,6 +240,8 @@ def descend(
                 sums: dict[str, Tensor] = {}
                 for piece in rows.split(size):
                     loss, figures = loss_of(batch.select(piece), count)
+                    if (added := penalty()) is not None:
+                        loss = loss + added * (len(piece) / count)  # once in the sum over pieces and processes
                     loss.backward()
                     sums = {key: sums.get(key, 0) + figure for key, figure in figures.items()}
                 return sums

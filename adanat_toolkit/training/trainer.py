@@ -186,7 +186,8 @@ class Trainer(Engine):
         policy_class = load("policy", config.policy.name)
         if not policy_class.trainable:
             raise ConfigError(
-                f"policy {config.policy.name!r} has nothing to learn; use adaptive, lean, context or shared, or adanat sample."
+                f"policy {config.policy.name!r} has nothing to learn; use adaptive, residual, lean, context or shared, or "
+                "adanat sample."
             )
         self.space = generator.bind(
             config.policy.schedule,
@@ -271,6 +272,7 @@ class Trainer(Engine):
             seed=derive(config.seed, self.iteration),
             micro_batch=self._states_at_once,
             on_step=self._average_weights,
+            penalty=self.policy.penalty,
         )
         found = {f"ppo/{key}": value for key, value in figures.items()}
         return {**found, "ppo/explained_variance": explained_variance(rollout.values, goal)}

@@ -42,7 +42,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
         (["--generator", "maskgit:emoji46"], ["no variant 'emoji46'", "did you mean 'emoji64'"]),
         (["--reward", "adverserial"], ["unknown reward 'adverserial'", "did you mean 'adversarial'"]),
         (["--policy", "adaptve"], ["unknown policy 'adaptve'", "did you mean 'adaptive'"]),
-        (["--policy", "fixed"], ["nothing to learn", "use adaptive, lean, context or shared"]),
+        (["--policy", "fixed"], ["nothing to learn", "use adaptive, residual, lean, context or shared"]),
         (["--steps", "0"], ["steps = 0", "greater than or equal to 1"]),
         (["--trajectories", "0"], ["trajectories = 0", "greater than or equal to 1"]),
         (["--dtype", "float8"], ["dtype 'float8'", "use auto, float32 or bfloat16"]),

@@ -19,7 +19,7 @@ from adanat_toolkit.runtime import distributed, gather
 from adanat_toolkit.runtime.distributed import local_slice, mean_and_std, sum_gradients, sum_over_ranks
 from adanat_toolkit.storage import RunFolder
 from adanat_toolkit.storage.files import load_tensors
-from adanat_toolkit.training import Trainer, merge, validate
+from adanat_toolkit.training import Trainer, create_trainer, merge, validate
 
 from ..helpers.train_process import PRELOADED, SERVER, write_images
 
@@ -136,6 +136,11 @@ CASES: dict[str, dict[str, Any]] = {
         "policy": {"name": "lean"},
         "ppo": {"group": 2, "group_baseline": "shrunk"},
     },
+    "residual with a penalty, engine offline": {
+        "engine": "offline",
+        "policy": {"name": "residual", "options": {"penalty": 0.01}},
+        "fit": {"actions": 2},
+    },
     "paper's rule": {"ppo": {"standardise": "returns", "minibatches": 1}, "reward": {"options": {"loss": "hinge"}}},
     "pairs, and part of the images": {
         "policy": {"name": "shared"},
@@ -150,7 +155,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def _steps(folder: str, settings: Mapping[str, Any], number: int) -> None:
-    trainer = Trainer(validate(settings))
+    trainer = create_trainer(validate(settings))
     # Adam divides a gradient by its size, so that the rounding of one near 0 moves a weight by the whole learning rate. With
     # this eps it does not, and a gradient that is wrong by a factor shows in the weights too.
     for optimiser in (trainer.optimiser, getattr(trainer.reward, "optimizer", None)):
