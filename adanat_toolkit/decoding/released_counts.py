@@ -1,7 +1,7 @@
 """How many cells, and which ones first: the schedules and orders of the published masked-token samplers.
 
 The rounding decides the counts, so each is computed in the precision of its published code; ``tests/golden`` compares
-them. The samplers themselves are in ``published_samplers``.
+them. The samplers themselves are in ``released_samplers``.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def mask_schedule(ratio: Tensor, method: str, total: int) -> Tensor:
         ConfigError: unknown method.
     """
     known = ("uniform", "cosine", "pow2", "log", "exp")
-    bits = math.log2(total) if total > 1 else 1.0
+    bits = math.log2(max(total, 1))
     if method == "uniform":
         value = 1 - ratio
     elif method == "cosine":
         value = torch.cos(math.pi / 2 * ratio)
     elif method == "log":
-        value = -torch.log2(ratio) / bits
+        value = -torch.log2(ratio) / max(bits, 1e-9)  # one cell stays masked until the last step
     elif method == "exp":
         value = 1 - torch.exp2(-bits * (1 - ratio))
     elif method.startswith("pow"):
@@ -72,17 +72,16 @@ def clamped_counts(steps: int, total: int, method: str = "cosine") -> Tensor:
 
 
 def halton_counts(steps: int, total: int) -> Tensor:
-    """Cumulative number of revealed cells of the Halton sampler, (T,) int64, at most ``total``.
+    """Cumulative number of revealed cells of the Halton sampler, (T,) int64; beyond ``total`` where T is.
 
     N_i = max(i + 1, int(total (1 - arccos((i + 1) / T) / (pi / 2)))), in float32 as published: the rounding decides.
     """
     share = 1 - torch.arccos(step_ratios(steps)) / (math.pi * 0.5)
-    counts = torch.maximum((share * total).long(), torch.arange(1, steps + 1))
-    return counts.clamp_max(total)
+    return torch.maximum((share * total).long(), torch.arange(1, steps + 1))
 
 
 def confidence_counts(steps: int, total: int, mode: str = "arccos", *, clamp: bool = True) -> Tensor:
-    """Cumulative number of revealed cells of Halton-MaskGIT's confidence sampler, (T,) int64.
+    """Cumulative number of revealed cells of Halton-MaskGIT's confidence sampler, (T,) int64; beyond ``total`` where T is.
 
     Args:
         mode: ``root``, ``linear``, ``square``, ``cosine`` or ``arccos``.
@@ -91,8 +90,6 @@ def confidence_counts(steps: int, total: int, mode: str = "arccos", *, clamp: bo
     Raises:
         ConfigError: unknown mode.
     """
-    if steps == 1:
-        return torch.tensor([total])
     r = torch.linspace(0, 1, steps)
     curves = {
         "root": r**0.5,
@@ -104,7 +101,7 @@ def confidence_counts(steps: int, total: int, mode: str = "arccos", *, clamp: bo
     if mode not in curves:
         raise ConfigError(f"unknown mode {mode!r}{nearest(mode, curves)} Known: {', '.join(curves)}.")
     counts = (curves[mode] * total).long()
-    return torch.maximum(counts, torch.arange(1, steps + 1)).clamp_max(total) if clamp else counts
+    return torch.maximum(counts, torch.arange(1, steps + 1)) if clamp else counts
 
 
 def radical_inverse(base: int, count: int) -> Tensor:

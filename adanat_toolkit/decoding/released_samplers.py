@@ -185,7 +185,7 @@ class MaskGITSampler(ClampedSampler):
 
     Attributes:
         choice_temperature: noise on the confidence falls linearly from nearly this to 0.
-        method: see ``published_schedules.mask_schedule``.
+        method: see ``released_counts.mask_schedule``.
     """
 
     choice_temperature: float = 4.5
@@ -294,7 +294,7 @@ class HaltonSampler(PublishedSampler):
         factors = [(first + (last - first) * i / max(steps - 1, 1)) ** self.power for i in range(steps)]
         warm = [0.5 * f if i < self.warmup_steps else f for i, f in enumerate(factors)]
         return {
-            "mask_ratio": (1 - halton_counts(steps, cells).double() / cells).tolist(),
+            "mask_ratio": (1 - halton_counts(steps, cells).clamp_max(cells).double() / cells).tolist(),
             "token_temperature": [1 / f for f in warm],
             "guidance": [self.guidance] * steps,
         }
@@ -340,7 +340,7 @@ class HaltonConfidenceSampler(PublishedSampler):
         guidance: w of (1 + w) cond - w uncond at the last step.
         temperature: multiplies the logits.
         choice_temperature: noise at the first step; 0 for none.
-        mode: see ``published_schedules.confidence_counts``.
+        mode: see ``released_counts.confidence_counts``.
         redraw_known: as published, cells that are known already take a new draw too at every step; False keeps them.
             Cells that masked editing must not change are kept in either case.
     """
@@ -355,8 +355,10 @@ class HaltonConfidenceSampler(PublishedSampler):
     default_steps: ClassVar[int] = 12
 
     def knob_values(self, steps: int, cells: int) -> dict[str, list[float]]:
+        counts = confidence_counts(steps, cells, self.mode).clamp_max(cells)
+        counts[-1] = cells  # as published but for a single step, which is the first one and would reveal one cell
         return {
-            "mask_ratio": (1 - confidence_counts(steps, cells, self.mode).double() / cells).tolist(),
+            "mask_ratio": (1 - counts.double() / cells).tolist(),
             "mask_temperature": linear(self.choice_temperature, 0.0, steps),
             "token_temperature": [1 / self.temperature] * steps,
             "guidance": linear(0.0, self.guidance, steps),

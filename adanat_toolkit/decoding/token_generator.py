@@ -20,7 +20,7 @@ from .statistics import RANGES, prediction_statistics, statistic_names
 
 
 class DecodingRule(Protocol):
-    """A step that replaces ``masked_decoding_step`` for one rollout (see ``published_samplers``)."""
+    """A step that replaces ``masked_decoding_step`` for one rollout (see ``released_samplers``)."""
 
     def step(self, state: TokenState, knobs: StepKnobs, noise: StepNoise, generator: TokenGenerator) -> StepResult:
         """The result of one step; the generator's prediction for ``state`` is in it."""

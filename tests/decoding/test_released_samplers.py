@@ -203,7 +203,22 @@ def test_halton_reveals_exactly_its_order(steps: int) -> None:
         revealed = torch.zeros(CELLS, dtype=torch.bool)
         revealed[order[:count]] = True
         assert torch.equal(result.tokens != CODES, revealed.expand(len(SEEDS), -1))
-    assert counts[-1] == CELLS
+    assert counts[-1] == max(CELLS, steps)
+
+
+def test_published_counts_where_steps_and_cells_are_extreme() -> None:
+    """The published formulas to the letter; what a sampler makes of them stays within the grid."""
+    assert halton_counts(6, 4).tolist() == [1, 2, 3, 4, 5, 6]  # at least i + 1
+    assert confidence_counts(6, 4).tolist() == [1, 2, 3, 4, 5, 6]
+    assert confidence_counts(1, 4).tolist() == [1]
+    assert confidence_counts(1, 4, clamp=False).tolist() == [0]
+    for sampler in (HaltonSampler(), HaltonConfidenceSampler()):
+        for steps in (1, 6):
+            ratios = sampler.schedule(SPACE, steps, 4)[:, SPACE.names.index("mask_ratio")]
+            assert ratios[-1] == 0 and (ratios >= 0).all()
+    # exp is 1 - 2^(-log2(n) (1 - r)): nothing is left to mask of a single cell
+    assert mask_schedule(step_ratios(4), "exp", 1).tolist() == pytest.approx([1e-6] * 4)
+    assert mask_schedule(step_ratios(2), "log", 1).tolist() == pytest.approx([1.0, 1e-6])
 
 
 def test_halton_editing_keeps_the_order_among_the_editable_cells() -> None:

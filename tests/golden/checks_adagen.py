@@ -6,6 +6,7 @@ The committed copies of the runs do without features and intermediate latents, f
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from adanat_plugins.generators.dit import LatentGenerator
 from adanat_plugins.generators.dpm_solver import Diffusion, Flow
+from adanat_plugins.generators.dpm_solver import Path as NoisePath
 from adanat_plugins.generators.maskgit import UViTClassGenerator
 from adanat_plugins.released_policy import ADAGEN, Recipe, published_policy
 from adanat_plugins.tokenizers.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -43,7 +45,7 @@ MODELS = {
     "dit": ("dit:xl-2-256", (TIME, GUIDANCE), Diffusion()),
     "sit": ("sit:xl-2-256", (TIME, GUIDANCE), Flow()),
 }
-"""A case's model: variant, knobs, path."""
+"""By family, but VAR: variant, knobs, path."""
 
 
 class Knobs:
@@ -61,6 +63,12 @@ def limits(fixture: Fixture, what: str) -> dict[str, float]:
     return next(t for names, t in fixture.manifest["tolerance"].items() if what in names.split(", "))
 
 
+def released(name: str) -> Recipe:
+    """A model's recipe; one of its family where AdaGen released none for it (VAR of another depth)."""
+    family = name.partition(":")[0]
+    return ADAGEN.get(name) or next(recipe for known, recipe in ADAGEN.items() if known.startswith(f"{family}:"))
+
+
 def recipe_of(name: str, config: dict[str, Any]) -> Recipe:
     """The shipped recipe of a model with the fixture's own settings, as ``--policy FILE,NAME=VALUE`` gives them."""
     steps, guidance = config["gen_steps"], config["cfg_init"]
@@ -75,7 +83,7 @@ def recipe_of(name: str, config: dict[str, Any]) -> Recipe:
     if "manual_samp_temp_init" in config:
         changes["token_temperature"] = config["manual_samp_temp_init"]
     text = ",".join(f"{key}={value}" for key, value in changes.items())
-    return replace(ADAGEN[name].changed(text), steps=steps)
+    return replace(released(name).changed(text), steps=steps)
 
 
 def trajectory(space: ActionSpace, raw: Tensor) -> Tensor:
@@ -94,7 +102,8 @@ def trajectory(space: ActionSpace, raw: Tensor) -> Tensor:
 def check_policy(fixture: Fixture, report: Report) -> None:
     """The bare actor of a released file, as an adaptive policy."""
     io, tolerance = fixture.io, fixture.manifest["tolerance"]
-    knobs = tuple(next(k for k in TOKEN_KNOBS if k.name == WORDS[key]) for key in fixture.manifest["action_keys"])
+    known = {knob.name: knob for knob in (*next_scale_knobs(4096), *TOKEN_KNOBS, TIME)}
+    knobs = tuple(known[WORDS[key]] for key in fixture.manifest["action_keys"])
     space = ActionSpace(knobs).bind(torch.full((int(io["timestep"].max()) + 1, len(knobs)), 0.5))
     with TemporaryDirectory() as folder:
         file = Path(folder) / "maskgit_policy.pth"
@@ -118,23 +127,32 @@ def check_actions(fixture: Fixture, report: Report) -> None:
         check_case(fixture, report, case, config)
 
 
-def check_case(fixture: Fixture, report: Report, case: str, config: dict[str, Any]) -> None:
+def model_of(config: dict[str, Any]) -> tuple[str, Any, NoisePath | None]:
+    """A case's model: variant, knobs, path."""
     family = config["model_family"]
-    if family == "var":
-        model, knobs, path = f"var:d{config['model_depth']}", next_scale_knobs(4096), None
-    else:
-        model, knobs, path = MODELS[family]
+    return (f"var:d{config['model_depth']}", next_scale_knobs(4096), None) if family == "var" else MODELS[family]
+
+
+def check_shipped(fixture: Fixture, report: Report) -> None:
+    """The recipes that ship are the cases of the fixture of the released configurations."""
+    for case, config in fixture.config["cases"].items():
+        model, knobs, _ = model_of(config)
+        own: Any = Knobs(knobs, fixture.io[f"{case}/raw"].shape[1])
+        shipped = ADAGEN[model].bind(own, ADAGEN[model].steps, len(knobs))
+        space = recipe_of(model, config).bind(own, config["gen_steps"], len(knobs))
+        report.holds(f"{case} has the shipped smoothing and steps",
+                     (shipped.smoothing, shipped.steps) == (space.smoothing, space.steps))  # fmt: skip
+        assert shipped.schedule is not None and space.schedule is not None
+        report.close(f"{case} shipped schedule", shipped.schedule, space.schedule, atol=1e-9)
+
+
+def check_case(fixture: Fixture, report: Report, case: str, config: dict[str, Any]) -> None:
+    family, (model, knobs, path) = config["model_family"], model_of(config)
     io = {key.removeprefix(f"{case}/"): value for key, value in fixture.io.items() if key.startswith(f"{case}/")}
     allowed = fixture.manifest["tolerance"]["dit, sit" if path is not None else family]
     exact = next(limit for names, limit in allowed.items() if "zero_physical" in names)
     own: Any = Knobs(knobs, io["raw"].shape[1])
     space = recipe_of(model, config).bind(own, config["gen_steps"], len(knobs))
-    if fixture.name == "adagen_actions":  # the released configurations
-        shipped = ADAGEN[model].bind(own, ADAGEN[model].steps, len(knobs))
-        report.holds(f"{case} has the shipped smoothing and steps",
-                     (shipped.smoothing, shipped.steps) == (space.smoothing, space.steps))  # fmt: skip
-        assert shipped.schedule is not None and space.schedule is not None
-        report.close(f"{case} shipped schedule", shipped.schedule, space.schedule, atol=1e-9)
     order = [WORDS[key] for key in config["action_keys"]]
     report.holds(f"{case} order of the knobs", list(space.acted) == order)
     assert space.schedule is not None
@@ -230,8 +248,8 @@ def load(fixture: Fixture, family: str, folder: Path) -> LatentGenerator:
     return made
 
 
-def check_rollout(fixture: Fixture, report: Report) -> None:
-    io, family = fixture.io, fixture.name.split("_")[1]
+def check_rollout(family: str, fixture: Fixture, report: Report) -> None:
+    io = fixture.io
     with TemporaryDirectory() as folder:
         generator = load(fixture, family, Path(folder))
     report.names_and_shapes(generator.network.state_dict(), fixture)
@@ -278,6 +296,6 @@ CHECKS = {
     "adagen_policy": check_policy,
     "adagen_actions": check_actions,
     "adagen_maskgit_rollout": check_maskgit,
-    "adagen_dit_rollout": check_rollout,
-    "adagen_sit_rollout": check_rollout,
+    "adagen_dit_rollout": partial(check_rollout, "dit"),
+    "adagen_sit_rollout": partial(check_rollout, "sit"),
 }

@@ -20,10 +20,14 @@ from safetensors.torch import load_file
 
 from .fill import fill
 
+READ_AS = {torch.int32: torch.int64, torch.float16: torch.float32}
+
 
 @dataclass
 class Fixture:
-    """One fixture folder. ``io`` arrays keep their stored dtype; integer ids come as int64."""
+    """One fixture folder. Of ``io``, integer ids come as int64 and float16 numbers, which are exact, as float32; other
+    arrays keep their stored dtype.
+    """
 
     path: Path
 
@@ -44,7 +48,7 @@ class Fixture:
         out: dict[str, torch.Tensor] = {}
         for file in sorted(self.path.glob("*.safetensors")):
             for key, value in load_file(str(file)).items():
-                out[key] = value.long() if value.dtype == torch.int32 else value
+                out[key] = value.to(READ_AS.get(value.dtype, value.dtype))
         return out
 
     @property
@@ -116,7 +120,18 @@ class Report:
         )
 
 
+    def assert_within(self) -> None:
+        assert self.comparisons, "the check compared nothing"
+        off = [f"{c.what}: error {c.error:.4g}, {c.tolerance}" for c in self.comparisons if not c.ok]
+        assert not off, "\n".join(off)
+
+
 Check = Callable[[Fixture, Report], None]
+
+
+def check_of(fixture: Fixture) -> Check | None:
+    """By the folder's name, or else by what the manifest calls it; None when its kind is not supported."""
+    return find_check(fixture.name) or find_check(fixture.manifest.get("fixture", ""))
 
 
 def find_check(name: str) -> Check | None:

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from .harness import Fixture, Report, find_check
+from .checks_adagen import check_shipped
+from .conftest import DEFAULT
+from .harness import Fixture, Report, check_of
 
 
 def test_fixture(fixture_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fixture = Fixture(fixture_path)
-    check = find_check(fixture.name)
+    check = check_of(fixture)
     if check is None:
         pytest.skip(f"{fixture.name}: no check for this kind of fixture yet")
     report = Report()
@@ -24,6 +26,10 @@ def test_fixture(fixture_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         check(fixture, report)
     with capsys.disabled():
         print(f"\n{fixture.name}: {report.summary()}", end=" ")
-    assert report.comparisons, "the check compared nothing"
-    off = [f"{c.what}: error {c.error:.4g}, {c.tolerance}" for c in report.comparisons if not c.ok]
-    assert not off, "\n".join(off)
+    report.assert_within()
+
+
+def test_shipped_recipes_are_the_released_configurations() -> None:
+    report = Report()
+    check_shipped(Fixture(DEFAULT / "adagen_actions"), report)
+    report.assert_within()
