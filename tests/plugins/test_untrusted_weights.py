@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -137,7 +138,8 @@ def test_archives_that_torch_does_not_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zip_format", [True, False])
-def test_what_research_code_saves_is_still_read(zip_format: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_research_code_saves_is_still_read(zip_format: bool, protocol: int, tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     optimiser = torch.optim.AdamW(module.parameters())
     module(torch.randn(5, 3)).sum().backward()
@@ -152,9 +154,11 @@ def test_what_research_code_saves_is_still_read(zip_format: bool, tmp_path: Path
         "shape": torch.Size((2, 3)),
         "names": {"a", "b"},
         "dtype": torch.float16,
+        "frozen": frozenset({"a"}),
+        "best": {np.int64(3): np.float32(0.5), torch.device("cpu"): 1},
         (1, "tuple"): [1, 2.5, None, True, 2**62],
     }
-    torch.save(tree, tmp_path / "x.pth", _use_new_zipfile_serialization=zip_format)
+    torch.save(tree, tmp_path / "x.pth", _use_new_zipfile_serialization=zip_format, pickle_protocol=protocol)
     expected = {name: value.detach() for name, value in tree["state_dict"].items() if isinstance(value, Tensor)}
     found = read_state(tmp_path / "x.pth")
     assert found.keys() == expected.keys()
@@ -162,6 +166,7 @@ def test_what_research_code_saves_is_still_read(zip_format: bool, tmp_path: Path
         assert found[name].dtype == value.dtype and torch.equal(found[name], value), name
     read = read_tree(tmp_path / "x.pth")
     assert read["shape"] == torch.Size((2, 3)) and read["names"] == {"a", "b"} and read["dtype"] is torch.float16
+    assert read["frozen"] == {"a"} and len(read["best"]) == 2
     assert plain(read)["(1, 'tuple')"] == [1, 2.5, None, True, 2**62]
 
 

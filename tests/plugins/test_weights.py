@@ -139,6 +139,15 @@ def test_wrappers_and_prefixes_are_removed(prefix: str, wrapper: str | None, tmp
     assert_same(read_state(file), example())
 
 
+@pytest.mark.parametrize("wrappers", [["net"], ["network"], ["weights"], ["checkpoint", "model", "state_dict"]])
+def test_tensors_beside_the_weights_are_left_out(wrappers: list[str], tmp_path: Path) -> None:
+    tree: dict[str, Any] = example()
+    for wrapper in reversed(wrappers):
+        tree = {wrapper: tree, "rng_state": torch.get_rng_state(), "step": torch.tensor(7)}
+    torch.save(tree, tmp_path / "weights.pth")
+    assert_same(read_state(tmp_path / "weights.pth"), example())
+
+
 def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
     raw = {name: torch.zeros_like(value) for name, value in example().items()}
     torch.save({"model": raw, "model_ema": example()}, tmp_path / "a.pth")

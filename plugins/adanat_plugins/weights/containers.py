@@ -28,7 +28,8 @@ from .restricted import Inert, checked, restricted_pickle
 Container = Literal["torch", "safetensors", "diffusers", "flax"]
 
 EMA_KEYS = ("model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "params_ema", "nnet_ema", "ema")
-WRAPPER_KEYS = (*EMA_KEYS, "model_state_dict", "state_dict", "model", "params", "nnet", "module")
+_PLAIN_KEYS = ("model_state_dict", "state_dict", "model", "params", "nnet", "module")
+WRAPPER_KEYS = (*EMA_KEYS, *_PLAIN_KEYS, "net", "network", "weights", "checkpoint")
 """Top-level keys that published files wrap their weights in. Averaged weights (EMA) come first: they are what their
 authors evaluate."""
 
@@ -106,8 +107,11 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
 
 
 def unwrap(tree: Any) -> Any:
-    """The mapping of weights inside a training checkpoint (see ``WRAPPER_KEYS``), or the tree itself."""
-    while isinstance(tree, Mapping) and not any(isinstance(value, Tensor) for value in tree.values()):
+    """The mapping of weights inside a training checkpoint (see ``WRAPPER_KEYS``), or the tree itself.
+
+    Tensors beside it (a state of random numbers, a counter) are none of its weights.
+    """
+    while isinstance(tree, Mapping):
         inner = next((tree[k] for k in WRAPPER_KEYS if isinstance(tree.get(k), Mapping) and _has_tensor(tree[k])), None)
         if inner is None:
             break

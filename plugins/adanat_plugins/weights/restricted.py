@@ -147,7 +147,8 @@ def _ordered(items: Any = ()) -> OrderedDict[Any, Any]:
     return result
 
 
-_KEYS = (str, bytes, int, float, torch.dtype, torch.Size)
+_KEYS = (str, bytes, int, float, torch.dtype, torch.Size, Inert)
+"""An inert object, such as a number of numpy's, hashes by its identity."""
 
 
 def _key(value: Any) -> Any:
@@ -301,7 +302,8 @@ class RestrictedUnpickler(pickle._Unpickler):
             _refuse("it adds to something that is no set")
 
     def _frozenset(self) -> None:
-        self.append(_members(self.pop_mark()))
+        items = self.pop_mark()  # first: it changes what append appends to
+        self.append(_members(items))
 
     def _long(self) -> None:
         size = int.from_bytes(self.read(4), "little")
