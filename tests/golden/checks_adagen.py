@@ -237,7 +237,8 @@ class Given(Noise):
 def load(fixture: Fixture, family: str, folder: Path) -> LatentGenerator:
     """The registered plug-in, from files as they are published (a small autoencoder with random weights)."""
     torch.save(fixture.state(), folder / "network.pt")
-    torch.save(AutoencoderKL(AutoencoderKLConfig(width=32, multipliers=(1, 1), blocks=1)).state_dict(), folder / "kl.pth")
+    autoencoder = AutoencoderKLConfig(fixture.config["net"]["in_channels"], width=32, multipliers=(1, 1), blocks=1)
+    torch.save(AutoencoderKL(autoencoder).state_dict(), folder / "kl.pth")
     options = {
         "weights": str(folder / "network.pt"),
         "tokenizer": str(folder / "kl.pth"),

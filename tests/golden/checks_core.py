@@ -57,9 +57,12 @@ def grid_of(config: dict[str, Any], cells: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def check_policy(fixture: Fixture, report: Report) -> None:
-    io, tolerance = fixture.io, fixture.manifest["tolerance"]
-    own = network(fixture.specs, grid_of(fixture.config, io["feat"].shape[1]))
+    cells = fixture.io["feat"].shape[1] if fixture.io else 256
+    own = network(fixture.specs, grid_of(fixture.config, cells))
     report.names_and_shapes(own.state_dict(), fixture)
+    if not fixture.io:
+        return
+    io, tolerance = fixture.io, fixture.manifest["tolerance"]
     own.load_state_dict(fixture.state())
     report.close("step embedding", own.t_embedder(io["timestep"]), io["t_embed"], **tolerance)
     report.close("raw actions", own(io["feat"], io["timestep"]), io["out"], **tolerance)
