@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -155,7 +156,9 @@ def test_what_research_code_saves_is_still_read(zip_format: bool, protocol: int,
         "names": {"a", "b"},
         "dtype": torch.float16,
         "frozen": frozenset({"a"}),
-        "best": {np.int64(3): np.float32(0.5), torch.device("cpu"): 1},
+        "best": {np.int64(3): np.float32(0.5), torch.device("cpu"): np.bool_(True), "text": np.str_("a")},
+        "numbers": [np.int64(-(2**40)), np.float64(0.1), np.uint8(255), np.dtype(">i2").type(7)],
+        "random": np.random.RandomState(0).get_state(),
         (1, "tuple"): [1, 2.5, None, True, 2**62],
     }
     torch.save(tree, tmp_path / "x.pth", _use_new_zipfile_serialization=zip_format, pickle_protocol=protocol)
@@ -166,7 +169,8 @@ def test_what_research_code_saves_is_still_read(zip_format: bool, protocol: int,
         assert found[name].dtype == value.dtype and torch.equal(found[name], value), name
     read = read_tree(tmp_path / "x.pth")
     assert read["shape"] == torch.Size((2, 3)) and read["names"] == {"a", "b"} and read["dtype"] is torch.float16
-    assert read["frozen"] == {"a"} and len(read["best"]) == 2
+    assert read["frozen"] == {"a"} and read["best"][3] == 0.5 and True in read["best"].values()
+    assert read["numbers"] == [-(2**40), 0.1, 255, 7]
     assert plain(read)["(1, 'tuple')"] == [1, 2.5, None, True, 2**62]
 
 
@@ -264,6 +268,7 @@ def test_flax_nested_deeply(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"args": [1]}, None),
+        ({"args": argparse.Namespace(gen_steps=np.int64(0))}, "in 0 steps; 1 to 1,024"),
         ({"args": {"gen_steps": float("nan")}, "global_step": float("inf")}, None),
         ({"args": {"gen_steps": 10**12}}, "in 1000000000000 steps; 1 to 1,024"),
         ({"model": {"policy.actor.dw_conv.weight": torch.zeros(())}}, "is not a published AdaNAT policy"),

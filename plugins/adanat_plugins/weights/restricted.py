@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -148,7 +149,7 @@ def _ordered(items: Any = ()) -> OrderedDict[Any, Any]:
 
 
 _KEYS = (str, bytes, int, float, torch.dtype, torch.Size, Inert)
-"""An inert object, such as a number of numpy's, hashes by its identity."""
+"""An inert object, such as a member of an enumeration, hashes by its identity."""
 
 
 def _key(value: Any) -> Any:
@@ -157,6 +158,36 @@ def _key(value: Any) -> Any:
     if not all(part is None or isinstance(part, _KEYS) for part in parts):
         _refuse("it has a key that is no text or number")
     return value
+
+
+class _NumpyType(Inert):
+    """numpy's ``dtype``: its letter and size, such as ``i8``."""
+
+    code = ""
+
+    def __init__(self, code: Any = "", *_: Any) -> None:
+        self.code = code if isinstance(code, str) else ""
+
+
+def _encode(text: Any = "", encoding: Any = "latin1") -> Any:
+    """The bytes of a number: how protocol 2 writes them. Longer texts are not copied."""
+    short = isinstance(text, str) and encoding == "latin1" and len(text) <= 16
+    return text.encode("latin1") if short else Inert()
+
+
+def _numpy_scalar(kind: Any = None, data: Any = b"") -> Any:
+    """A number of numpy's as Python's own; anything else is not rebuilt."""
+    letter = _NUMBERS.get(kind.code) if isinstance(kind, _NumpyType) else None
+    if letter is None or not isinstance(data, bytes) or len(data) != struct.calcsize(f"<{letter}"):
+        return Inert()
+    layout = kind.state.get("")
+    order = ">" if isinstance(layout, tuple) and layout[1:2] == (">",) else "<"
+    return struct.unpack(order + letter, data)[0]
+
+
+_NUMBERS = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
+            "f2": "e", "f4": "f", "f8": "d"}  # fmt: skip
+"""numpy's names of types and ``struct``'s."""
 
 
 def _members(values: Any = ()) -> set[Any]:
@@ -176,6 +207,10 @@ _NAMES: dict[tuple[str, str], _Rebuilds] = {
     ("builtins", "frozenset"): _Rebuilds(_members),
     ("__builtin__", "set"): _Rebuilds(_members),
     ("__builtin__", "frozenset"): _Rebuilds(_members),
+    ("numpy", "dtype"): _Rebuilds(_NumpyType),
+    ("numpy.core.multiarray", "scalar"): _Rebuilds(_numpy_scalar),
+    ("numpy._core.multiarray", "scalar"): _Rebuilds(_numpy_scalar),
+    ("_codecs", "encode"): _Rebuilds(_encode),
 }
 
 
