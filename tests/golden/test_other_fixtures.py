@@ -87,3 +87,15 @@ def test_half_precision_arrays_are_read_as_float32(tmp_path: Path) -> None:
 def test_a_folder_without_fixtures_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(pytest.UsageError, match="holds no"):
         fixtures_in(tmp_path)
+
+
+@pytest.mark.parametrize(("below", "passes"), [(1, True), (2, False)])
+def test_rounding_decides_between_two_numbers_of_kept_tokens(tmp_path: Path, below: int, passes: bool) -> None:
+    manifest, io = committed("adagen_actions")
+    manifest["config"]["cases"] = {"var_d16": manifest["config"]["cases"]["var_d16"]}
+    io["var_d16/zero_top_k_int"] -= below  # 1000 is 999.9999 in float32, and the published code then keeps 999
+    fixture, report = written(tmp_path / "adagen_actions_b", manifest, io), Report()
+    check = check_of(fixture)
+    assert check is not None
+    check(fixture, report)
+    assert all(comparison.ok for comparison in report.comparisons) == passes
