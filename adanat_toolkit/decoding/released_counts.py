@@ -72,7 +72,7 @@ def clamped_counts(steps: int, total: int, method: str = "cosine") -> Tensor:
 
 
 def halton_counts(steps: int, total: int) -> Tensor:
-    """Cumulative number of revealed cells of the Halton sampler, (T,) int64; beyond ``total`` where T is.
+    """Cumulative number of revealed cells of the Halton sampler, (T,) int64; more than ``total`` where T is.
 
     N_i = max(i + 1, int(total (1 - arccos((i + 1) / T) / (pi / 2)))), in float32 as published: the rounding decides.
     """
@@ -81,7 +81,9 @@ def halton_counts(steps: int, total: int) -> Tensor:
 
 
 def confidence_counts(steps: int, total: int, mode: str = "arccos", *, clamp: bool = True) -> Tensor:
-    """Cumulative number of revealed cells of Halton-MaskGIT's confidence sampler, (T,) int64; beyond ``total`` where T is.
+    """Cumulative number of revealed cells of Halton-MaskGIT's confidence sampler, (T,) int64.
+
+    It is more than ``total`` where T is.
 
     Args:
         mode: ``root``, ``linear``, ``square``, ``cosine`` or ``arccos``.

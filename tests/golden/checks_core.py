@@ -75,7 +75,8 @@ def check_actions(fixture: Fixture, report: Report) -> None:
     plain, shifted = tolerance["heu=0 outputs"], tolerance["heu=1 outputs and heuristic"]
 
     def bound(steps: int, acted: tuple[str, ...], heuristic: int) -> ActionSpace:
-        return ActionSpace(TOKEN_KNOBS).bind(adanat_heuristic(TOKEN_KNOBS, steps), acted=acted, residual=bool(heuristic))
+        schedule = adanat_heuristic(TOKEN_KNOBS, steps)
+        return ActionSpace(TOKEN_KNOBS).bind(schedule, acted=acted, residual=bool(heuristic))
 
     def physical(space: ActionSpace, raw: Tensor, step: int | Tensor) -> Tensor:
         return space.to_physical(raw, step)[:, [space.names.index(name) for name in space.acted]]

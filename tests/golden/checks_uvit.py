@@ -38,7 +38,8 @@ def check(fixture: Fixture, report: Report) -> None:
     shapes = {name: torch.empty(shape, device="meta") for name, (shape, _) in fixture.specs.items()}
     with torch.device("meta"):  # the network, not the numbers: a depth of 5 has the blocks of 4
         read = UViT(**uvit_sizes(shapes, heads=sizes["num_heads"])).state_dict()
-    report.holds("sizes read from the file", {k: v.shape for k, v in read.items()} == {k: v.shape for k, v in shapes.items()})
+    same = {name: value.shape for name, value in read.items()} == {name: value.shape for name, value in shapes.items()}
+    report.holds("sizes read from the file", same)
     if not fixture.io:
         return
     with TemporaryDirectory() as folder:
