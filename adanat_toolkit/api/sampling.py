@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import sampling
-from ..commands.inputs import choose_contexts, context_of
+from ..commands.inputs import choose_contexts, choose_refinement, context_of, refuse_lone_judge
 from ..commands.sample_folder import folder_settings, save_samples
 from ..core import Context, Generator, as_seeds
 from ..decoding import SamplingPolicy
@@ -30,6 +30,7 @@ class Samples:
     Attributes:
         images: (B, 3, H, W) float32 in [0, 1] on the CPU.
         seeds: the B seeds. contexts: of each image its ``class`` or ``prompt``.
+        refined: of images made with ``refine`` which ``candidate`` each is (from 0), its ``seed`` and ``score``; else None.
         knobs: one row a sample and step: ``seed``, ``step`` (from 0), and every knob of the generator by its name.
     """
 
@@ -38,6 +39,7 @@ class Samples:
         self.images: Tensor = made.images
         self.seeds: list[int] = made.seeds.tolist()
         self.contexts: list[dict[str, Any]] = [made.context.describe(i) for i in range(len(made.seeds))]
+        self.refined: list[dict[str, Any]] | None = made.kept
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -83,6 +85,8 @@ def sample(
     classes: Sequence[int | str] | None = None,
     prompts: Sequence[str] | None = None,
     batch: int | None = None,
+    refine: int | None = None,
+    judge: str | os.PathLike[str] | None = None,
 ) -> Samples:
     """Make images. An image depends on its seed, its class or prompt and the policy alone.
 
@@ -92,9 +96,12 @@ def sample(
         classes: ids or names, taken in turn, for class-conditional generators. prompts: texts, taken in turn, for those that
             read text. Without them each seed draws its own.
         batch: images in flight at once; it does not change the images. None: chosen by the device.
+        refine: make so many candidates an image, and keep the best. judge: the run whose reward says which that is; None:
+            ``policy``, where it is a run.
 
     Raises:
-        ConfigError: an argument is of the wrong type or does not fit the generator. CheckpointError: a damaged policy.
+        ConfigError: an argument is of the wrong type or does not fit the generator. CheckpointError: a damaged policy or
+            judge.
 
     Examples:
         >>> import adanat_toolkit as adanat
@@ -111,21 +118,42 @@ def sample(
     numbers = as_seeds(seeds).cpu()
     if not 1 <= len(numbers) <= MOST_IMAGES:
         raise ConfigError(f"seeds holds {len(numbers)} seeds; give at least 1 and at most {MOST_IMAGES}.")
-    if batch is not None:
-        require_count("batch", batch)
+    for argument, value in (("batch", batch), ("refine", refine)):
+        if value is not None:
+            require_count(argument, value)
+    refuse_lone_judge(refine, judge)
     chosen = as_policy(policy, generator)
+    settings = folder_settings(generator, chosen)
+    refinement = None
+    if refine is not None:
+        refinement = choose_refinement(generator, refine, _judge(judge, policy))
+        settings["refine"] = refinement.facts(generator, chosen.space)
     context = _context(generator, classes, prompts, len(numbers))
+    make = sampling.sample if refinement is None else refinement.sample
     parts = [
-        sampling.Samples(part.seeds, part.context.to("cpu"), part.images.cpu(), part.knobs.cpu())
-        for part in sampling.sample(generator, chosen, numbers, context, batch=batch)
+        sampling.Samples(part.seeds, part.context.to("cpu"), part.images.cpu(), part.knobs.cpu(), kept=part.kept)
+        for part in make(generator, chosen, numbers, context, batch=batch)
     ]
     made = sampling.Samples(
         torch.cat([part.seeds for part in parts]),
         Context.cat([part.context for part in parts]),
         torch.cat([part.images for part in parts]),
         torch.cat([part.knobs for part in parts]),
+        kept=None if refinement is None else [row for part in parts for row in part.kept or ()],
     )
-    return Samples(made, chosen.space.names, folder_settings(generator, chosen))
+    return Samples(made, chosen.space.names, settings)
+
+
+def _judge(judge: str | os.PathLike[str] | None, policy: SamplingPolicy | Spec | None) -> str | os.PathLike[str]:
+    """Whose reward chooses between candidates."""
+    if judge is not None and not isinstance(judge, str | os.PathLike):
+        raise wrong("judge", judge, "the folder of a training")
+    found = judge or policy
+    if not isinstance(found, str | os.PathLike):
+        raise ConfigError(
+            "refine keeps the image that a reward prefers: give judge, the folder of a training, or such a folder as policy."
+        )
+    return found
 
 
 def _context(

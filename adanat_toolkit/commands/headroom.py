@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -330,7 +331,8 @@ def find_headroom(
     block, own_context, own_action = index // (count // blocks), index // (actions * draws), index // draws % actions
     own_action = block * actions + own_action
     at_once = MicroBatch(batch or (CPU_CHUNK if device.type == "cpu" else 256))
-    name, done = name_of(reward), 0
+    threads = device.type == "cpu" and generator.thread_safe and reward.thread_safe
+    name, done, counting = name_of(reward), 0, Lock()
 
     def part(rows: slice) -> tuple[Tensor, Tensor | None]:
         nonlocal done
@@ -339,13 +341,14 @@ def find_headroom(
         embedded = embed(reward, generator, end, these, None)
         if not reward.set_level:
             embedded = score(reward, name, embedded, these, MicroBatch())[0]
-        done += len(these)
-        if progress is not None:
-            progress("headroom", done, count)
+        with counting:
+            done += len(these)
+            if progress is not None:
+                progress("headroom", done, count)
         return embedded, statistics
 
     with torch.no_grad():
-        parts = at_once.map(part, count)
+        parts = at_once.map(part, count, threads=threads)
         scores = torch.cat([p[0] for p in parts])
         if reward.set_level:
             scores = score(reward, name, scores, context.select(own_context), MicroBatch())[0]

@@ -112,14 +112,12 @@ def refuse_lone_judge(candidates: int | None, judge: object) -> None:
 
 
 def choose_refinement(
-    generator: Generator, candidates: int | None, judge: str | os.PathLike[str], *, offline: bool = False
-) -> Refinement | None:
-    """The best of ``candidates`` images by the reward of the run ``judge``; None where nobody asked for candidates.
+    generator: Generator, candidates: int, judge: str | os.PathLike[str], *, offline: bool = False
+) -> Refinement:
+    """The best of ``candidates`` images by the reward of the run ``judge``.
 
     Raises:
         ConfigError, CheckpointError, PluginError, WeightsError: see ``training.load_judge`` and ``Refinement``.
     """
-    if candidates is None:
-        return None
     reward, told = load_judge(judge, generator, offline=offline)
     return Refinement(reward, candidates, told)

@@ -79,6 +79,10 @@ class Generator(ABC):
     """Compute dtype of the network; logits and features are returned in float32."""
     fingerprint: str
     """Hash of weights and architecture; policies and checkpoints record it."""
+    thread_safe: bool = False
+    """True when ``reset``, ``observe``, ``statistics``, ``step`` and ``decode`` may be called from several threads at once,
+    each with states of its own: nothing of a sample is kept in the object between calls. On a CPU samples then go side by
+    side."""
 
     @classmethod
     @abstractmethod

@@ -39,6 +39,8 @@ class RewardModel(ABC):
     reads_latents: bool = False
     """True when generated images need not be decoded: a rollout then calls :meth:`embed_latents` in place of
     :meth:`embed`."""
+    thread_safe: bool = False
+    """True when :meth:`embed` and :meth:`score` may be called from several threads at once."""
     real_per_update: int = 0
     """How many real images (of all processes together) one call of :meth:`update` reads; the trainer draws them where
     ``needs`` has ``"real_images"``."""

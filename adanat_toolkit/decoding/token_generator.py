@@ -297,21 +297,21 @@ class TokenGenerator(Generator):
             number = self._first_states(context)
             assert number is not None
             with torch.inference_mode(False):  # the table outlives the mode that its maker may have set
-                self._first: tuple[Tensor, ...] = tuple(
+                self._first = [
                     torch.empty(number, self.cells, width, device=self.device)
                     for width in (self.codebook_size, self.feature_dim)
-                )
-                self._is_known: Tensor = torch.zeros(number, dtype=torch.bool)
-        if not self._is_known.all():  # once all are, no batch waits for the device
+                ] + [torch.zeros(number, dtype=torch.bool)]
+        *tables, is_known = self._first  # once for all below: another thread may put others there
+        if not is_known.all():  # once all are, no batch waits for the device
             wanted = keys.cpu().unique()
-            missing = wanted[~self._is_known[wanted]]
+            missing = wanted[~is_known[wanted]]
             if len(missing):
                 rows = missing.to(self.device)
                 new = Context(len(rows), classes=None if context.classes is None else rows)
-                for table, values in zip(self._first, self._predict_all_mask(new), strict=True):
+                for table, values in zip(tables, self._predict_all_mask(new), strict=True):
                     table[rows] = values
-                self._is_known[missing] = True
-        logits, features = self._first
+                is_known[missing] = True
+        logits, features = tables
         keys = keys.to(self.device)
         return logits[keys], features[keys]
 

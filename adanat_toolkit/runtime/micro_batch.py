@@ -17,6 +17,7 @@ import torch
 from ..errors import AdaNATError
 from . import distributed
 from .devices import CPU_CHUNK
+from .threads import side_by_side
 
 log = logging.getLogger("adanat_toolkit")
 
@@ -65,8 +66,11 @@ class MicroBatch:
         """``value`` itself, or one of that size."""
         return value if isinstance(value, MicroBatch) else cls(value)
 
-    def map(self, function: Callable[[slice], T], total: int) -> list[T]:
+    def map(self, function: Callable[[slice], T], total: int, *, threads: bool = False) -> list[T]:
         """``function(rows)`` over consecutive rows that cover ``total`` items. Only what ran out of memory is done again.
+
+        Args:
+            threads: it may be called from several threads at once, each with some of the items that go through at once.
 
         Raises:
             MemoryShortage: with one item.
@@ -75,7 +79,8 @@ class MicroBatch:
         start = 0
         while start < total:
             stop = min(start + (self.size or total), total)
-            part = self._try(lambda rows=slice(start, stop): [function(rows)], stop - start)  # type: ignore[misc]
+            rows = slice(start, stop)
+            part = self._try(lambda rows=rows: side_by_side(function, rows) if threads else [function(rows)], stop - start)  # type: ignore[misc]
             if part is not None:
                 parts += part
                 start = stop

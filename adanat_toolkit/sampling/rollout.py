@@ -121,8 +121,16 @@ def collect(
             whole,
         )
 
-    parts = MicroBatch.of(micro_batch).map(part, len(context))
+    threads = whole is None and _may_go_side_by_side(generator, reward)
+    parts = MicroBatch.of(micro_batch).map(part, len(context), threads=threads)
     return parts[0] if len(parts) == 1 else _join(parts)
+
+
+def _may_go_side_by_side(generator: Generator, reward: RewardModel | None) -> bool:
+    """Whether parts of a rollout may be made in several threads; a GPU is one device for all of them."""
+    if reward is not None and type(reward).embed is not RewardModel.embed and not reward.thread_safe:
+        return False
+    return generator.device.type == "cpu" and generator.thread_safe
 
 
 def _collect(

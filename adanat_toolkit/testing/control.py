@@ -100,6 +100,7 @@ class Control(Generator):
     """
 
     Options = ControlOptions
+    thread_safe = True
 
     def __init__(self, options: ControlOptions | None = None, **fields: Any) -> None:
         self.options = ControlOptions(**{**(options or ControlOptions()).model_dump(), **fields})

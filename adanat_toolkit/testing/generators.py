@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -258,6 +259,23 @@ def generator_obeys_its_knobs(case: GeneratorCase) -> None:
         require(changed, f"{g.name} declares the knob {knob.name}, but turning it changes nothing; leave it out.")
 
 
+def generator_in_threads(case: GeneratorCase) -> None:
+    """One that says that it is thread-safe makes the same images in several threads at once."""
+    g = case.generator
+    if not g.thread_safe:
+        return
+    alone = [case.run(rows=[i]) for i in range(len(SEEDS))]
+    with ThreadPoolExecutor(len(SEEDS)) as pool:
+        together = list(pool.map(torch.no_grad()(lambda i: case.run(rows=[i])), range(len(SEEDS))))
+    for one, other in zip(alone, together, strict=True):
+        gap = float((one.row(0) - other.row(0)).abs().max())
+        require(
+            gap <= case.tolerance,
+            f"{g.name} says thread_safe, but in several threads a sample changes by {gap:.3g}; keep what belongs to a sample "
+            "in its state, or leave thread_safe False.",
+        )
+
+
 def generator_tokens(case: GeneratorCase) -> None:
     """A token generator starts from all mask, masks less and less, proposes valid codes, and keeps known tokens."""
     g = case.generator
@@ -305,6 +323,7 @@ GENERATOR_CHECKS: tuple[Callable[[GeneratorCase], None], ...] = (
     generator_depends_on_its_seed_alone,
     generator_reads_its_context,
     generator_obeys_its_knobs,
+    generator_in_threads,
     generator_tokens,
 )
 

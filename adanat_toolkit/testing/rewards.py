@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +93,24 @@ def reward_ignores_neighbours(case: RewardCase) -> None:
         )
 
 
+def reward_in_threads(case: RewardCase) -> None:
+    """One that says that it is thread-safe embeds the same in several threads at once."""
+    reward = case.make(0)
+    if not reward.thread_safe:
+        return
+    rows = [slice(i, i + 2) for i in range(0, len(case.images) - 1, 2)]
+
+    @torch.no_grad()
+    def embed(part: slice) -> Tensor:
+        return reward.embed(case.images[part], case.context.select(part))
+
+    alone = [embed(part) for part in rows]
+    with ThreadPoolExecutor(len(rows)) as pool:
+        together = list(pool.map(embed, rows))
+    for one, other in zip(alone, together, strict=True):
+        require_close(other, one, 1e-4, "embed in several threads at once (leave thread_safe False)")
+
+
 def reward_state(case: RewardCase) -> None:
     """A frozen reward has no state; a learned one learns, and goes on the same from its state in another process."""
     reward = case.make(1)
@@ -129,6 +148,7 @@ REWARD_CHECKS: tuple[Callable[[RewardCase], None], ...] = (
     reward_is_deterministic,
     reward_gives_no_gradient,
     reward_ignores_neighbours,
+    reward_in_threads,
     reward_state,
 )
 

@@ -56,7 +56,8 @@ def update_reward(
     def embed(rows: slice) -> Tensor:
         return reward.embed_real(images[rows], context.select(rows))
 
+    threads = device.type == "cpu" and reward.thread_safe
     with torch.no_grad():
-        embedded = torch.cat(MicroBatch.of(micro_batch).map(embed, len(index)))
+        embedded = torch.cat(MicroBatch.of(micro_batch).map(embed, len(index), threads=threads))
     with whole("the reward's update", "lower reward.options.batch or the batch, or use a reward that does not learn"):
         return reward.update(embedded, context, rollout.embedded, rollout.context, seed=seed)

@@ -206,7 +206,8 @@ class Trainer(Engine):
         assert critic is not None
         self.policy, self.critic = policy.to(self.device), critic.to(self.device)
         self.average = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
-        self.parameters = [*self.policy.parameters(), *self.critic.parameters()]
+        trained = (self.policy, self.critic) if self.needs_critic else (self.policy,)
+        self.parameters = [parameter for module in trained for parameter in module.parameters()]
         self.optimiser: Adam | torch.optim.Adam = Adam(
             self.parameters, lr=config.ppo.learning_rate, eps=config.ppo.adam_epsilon
         )

@@ -23,13 +23,15 @@ def prompt_rows(
         make: distinct prompts -> their rows. Which it is asked for depends on the batches before, so that a row must not
             depend on the others it is made with.
     """
-    missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in kept]
+    rows = {prompt: kept.get(prompt) for prompt in prompts}  # once: another thread may empty what is kept
+    missing = [prompt for prompt, row in rows.items() if row is None]
     if missing:
-        if len(kept) + len(missing) > limit:
+        made = dict(zip(missing, make(missing), strict=True))
+        if len(kept) + len(made) > limit:
             kept.clear()
-            missing = list(dict.fromkeys(prompts))
-        kept.update(zip(missing, make(missing), strict=True))
-    return torch.stack([kept[prompt] for prompt in prompts])
+        kept.update(made)
+        rows.update(made)
+    return torch.stack([row for prompt in prompts if (row := rows[prompt]) is not None])
 
 
 class CutPrompts:

@@ -215,6 +215,20 @@ def test_scores_are_those_of_the_command(generator: Generator, run: adanat.Run, 
     assert contents(tmp_path / "here") == contents(tmp_path / "there")
 
 
+def test_refined_samples_are_those_of_the_command(generator: Generator, run: adanat.Run, tmp_path: Path) -> None:
+    asked = ("--policy", run.path, "--refine", "3", "--num", "5", "--seed", "7", "--device", "cpu", "--dtype", "float32")
+    told = command("sample", *asked, "--out", tmp_path / "there")
+    assert told.exit_code == 0, told.stderr
+    samples = adanat.sample(generator, run, seeds=range(7, 12), refine=3)
+    samples.save(tmp_path / "here")
+    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+    assert samples.refined is not None and {row["candidate"] for row in samples.refined} <= {0, 1, 2}
+    plain = adanat.sample(generator, run, seeds=range(7, 12))
+    assert plain.refined is None
+    for i, row in enumerate(samples.refined):
+        assert torch.equal(samples.images[i], plain.images[i]) == (row["candidate"] == 0)
+
+
 def test_headroom_tells_how_far_it_is_and_writes_its_files(tmp_path: Path) -> None:
     asked: list[tuple[str, int, int]] = []
     found = adanat.headroom(
@@ -260,6 +274,11 @@ def test_an_argument_of_the_wrong_type_says_which_what_and_what_is_needed(genera
         (lambda: adanat.evaluate(generator, []), "policies is empty"),
         (lambda: adanat.evaluate(generator, judge="runs/first"), "give --refine N"),
         (lambda: adanat.evaluate(generator, refine=2, judge="nowhere"), "nowhere is no run folder"),
+        (lambda: adanat.sample(generator, judge="runs/first"), "give --refine N"),
+        (lambda: adanat.sample(generator, refine=2, judge="nowhere"), "nowhere is no run folder"),
+        (lambda: adanat.sample(generator, refine=2), "give judge, the folder of a training"),
+        (lambda: adanat.sample(generator, refine=2, judge=7), "judge"),  # type: ignore[arg-type]
+        (lambda: adanat.sample(generator, refine=0), "refine"),
         (lambda: adanat.evaluate(generator, num="many"), "num must be a whole number; it is str 'many'"),
     ]
     for call, message in wrong:

@@ -104,6 +104,7 @@ class Amused(TextConditional):
     """
 
     Options: ClassVar[type[PluginOptions]] = AmusedOptions
+    thread_safe = False  # the hook leaves its features in the object
     network: Any  # a diffusers model
 
     def __init__(

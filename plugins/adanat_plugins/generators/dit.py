@@ -92,6 +92,7 @@ class LatentGenerator(Generator):
     path: ClassVar[Path]
     context_kind: ContextKind = "class"
     default_steps = 16
+    thread_safe = True
     Options: ClassVar[type[PluginOptions]] = PublishedOptions
 
     def __init__(

@@ -28,6 +28,7 @@ class TokenizedOptions(PluginOptions):
         """The generator, compiled where it was asked for: the last step of ``Generator.create``."""
         if self.compile:
             generator.compile()
+            generator.thread_safe = False  # the compiler is not
         return generator
 
 
@@ -50,6 +51,7 @@ class Tokenizer(Protocol):
 class TokenizedGenerator(TokenGenerator):
     """A token generator whose codes are those of ``tokenizer``."""
 
+    thread_safe = True
     network: nn.Module
     tokenizer: Tokenizer
 

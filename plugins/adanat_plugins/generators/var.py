@@ -103,6 +103,7 @@ class NextScale(Generator):
 
     Options: ClassVar[type[PluginOptions]] = PublishedOptions
     context_kind: ContextKind = "class"
+    thread_safe = True
     num_classes: int
 
     def __init__(

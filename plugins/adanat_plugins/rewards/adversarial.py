@@ -39,6 +39,7 @@ class AdversarialReward(LearnedReward):
     """
 
     Options = AdversarialOptions
+    thread_safe = True
 
     @classmethod
     def create(cls, options: Any, **made_for: Any) -> RewardModel:

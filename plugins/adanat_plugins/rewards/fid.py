@@ -69,6 +69,7 @@ class FidReward(RewardModel):
     exact; that the earlier samples stand for the present policy is an approximation.
     """
 
+    thread_safe = True
     Options: ClassVar[type[PluginOptions]] = FidOptions
     set_level = True
 

@@ -18,6 +18,8 @@ IMAGENET = "imagenet"
 class FrozenReward(RewardModel):
     """A reward that learns nothing and looks at one image at a time: its embedding is the score itself."""
 
+    thread_safe = True
+
     @abstractmethod
     def score(self, images: Tensor, context: Context) -> Tensor:
         """(B, 3, H, W) float32 in [0, 1] -> (B,) float32, higher is better."""

@@ -1,0 +1,50 @@
+"""Samples side by side on a CPU: each thread takes some of them from beginning to end.
+
+torch's own threads share every operation and wait for each other after each of them. The operations of a rollout are short, so
+that much of the time is waiting: on two cores, one thread a core with samples of its own makes a rollout 1.2 to 1.4 times as
+fast (docs/results/profile.md). Samples do not depend on each other, so the results are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+LEAST = 16
+"""Samples of a thread. With fewer, the threads wait for Python instead: only one of them can be in it at a time."""
+
+
+def side_by_side(function: Callable[[slice], T], rows: slice) -> list[T]:
+    """``function`` of consecutive parts of ``rows`` that cover them, each in a thread of its own.
+
+    torch's threads (``torch.get_num_threads()``) are shared out among them. With one of them, or with few samples,
+    ``[function(rows)]``.
+
+    Args:
+        function: may be called from several threads at once; it runs in the gradient mode of the caller.
+    """
+    threads, size = torch.get_num_threads(), rows.stop - rows.start
+    parts = min(threads, size // LEAST)
+    if parts < 2:
+        return [function(rows)]
+    edges = [rows.start + size * i // parts for i in range(parts + 1)]
+    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    def work(part: slice) -> T:
+        torch.set_num_threads(threads // parts)  # of this thread alone
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            return function(part)
+
+    try:
+        with ThreadPoolExecutor(parts, thread_name_prefix="samples") as pool:
+            begun = [pool.submit(copy_context().run, work, slice(*edge)) for edge in pairwise(edges)]
+            return [one.result() for one in begun]
+    finally:
+        torch.set_num_threads(threads)  # MKL has one number for all threads, which they have changed

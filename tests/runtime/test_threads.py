@@ -1,0 +1,130 @@
+"""Samples side by side on a CPU: what runs where, and that nothing of the result depends on it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import pytest
+import torch
+
+import adanat_toolkit as adanat
+from adanat_toolkit.core import Noise
+from adanat_toolkit.decoding import SamplingPolicy
+from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy
+from adanat_toolkit.runtime import MicroBatch
+from adanat_toolkit.runtime.threads import LEAST, side_by_side
+from adanat_toolkit.sampling import collect
+from adanat_toolkit.testing import Control, control_reward
+from adanat_toolkit.training import create_trainer, resolve
+
+SOMETHING: ContextVar[str] = ContextVar("SOMETHING", default="nothing")
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("threads_of_torch", "count", "parts", "each"),
+    [(1, 64, 1, 1), (2, 64, 2, 1), (2, 2 * LEAST - 1, 1, 2), (4, 64, 4, 1), (3, 50, 3, 1), (8, 64, 4, 2), (2, 0, 1, 2)],
+)
+def test_samples_are_dealt_out(threads_of_torch: int, count: int, parts: int, each: int, threads: None) -> None:
+    torch.set_num_threads(threads_of_torch)
+
+    def look(rows: slice) -> tuple[list[int], int, int]:
+        return list(range(rows.start, rows.stop)), torch.get_num_threads(), threading.get_ident()
+
+    found = side_by_side(look, slice(7, 7 + count))
+    assert [i for rows, _, _ in found for i in rows] == list(range(7, 7 + count))
+    assert len(found) == parts and {number for _, number, _ in found} == {each}
+    assert (threading.get_ident() in {ident for _, _, ident in found}) == (parts == 1)
+    assert torch.get_num_threads() == threads_of_torch
+
+
+def test_a_thread_has_the_modes_of_its_caller(threads: None) -> None:
+    torch.set_num_threads(2)
+    SOMETHING.set("something")
+
+    def look(rows: slice) -> tuple[bool, bool, str]:
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), SOMETHING.get()
+
+    assert side_by_side(look, slice(0, 64)) == [(True, False, "something")] * 2
+    with torch.no_grad():
+        assert side_by_side(look, slice(0, 64)) == [(False, False, "something")] * 2
+    with torch.inference_mode():
+        assert side_by_side(look, slice(0, 64)) == [(False, True, "something")] * 2
+
+
+def test_what_goes_wrong_in_a_thread_is_said_and_a_lack_of_memory_is_mended(threads: None) -> None:
+    torch.set_num_threads(2)
+
+    def fails(rows: slice) -> int:
+        raise KeyError(f"rows from {rows.start}")
+
+    with pytest.raises(KeyError, match="rows from 0"):
+        side_by_side(fails, slice(0, 64))
+    assert torch.get_num_threads() == 2
+
+    def hungry(rows: slice) -> range:
+        if rows.stop - rows.start > 20:
+            raise MemoryError("too many")
+        return range(rows.start, rows.stop)
+
+    at_once = MicroBatch(80)
+    parts = at_once.map(hungry, 100, threads=True)
+    assert [i for part in parts for i in part] == list(range(100)) and at_once.size == 40
+
+
+@pytest.mark.parametrize("name", ["maskgit", "muse", "mage", "var", "sit", "dit"])
+def test_images_are_the_same(name: str, threads: None) -> None:
+    torch.set_num_threads(1)
+    rollouts = []
+    for number in (1, 3):
+        generator = adanat.load_generator(name, device="cpu", dtype="float32")  # anew: with nothing kept from before
+        assert generator.thread_safe
+        space = generator.bind(None, 3)
+        torch.manual_seed(0)
+        policy = AdaptivePolicy(AdaptiveOptions(), space=space, grid=generator.grid, feature_dim=generator.feature_dim)
+        noise = Noise(torch.arange(3 * LEAST))
+        torch.set_num_threads(number)
+        rollouts.append(
+            collect(
+                generator,
+                SamplingPolicy(policy, space),
+                generator.sample_contexts(noise),
+                noise,
+                sigma=0.5,
+                keep_images=3 * LEAST,
+                micro_batch=3 * LEAST,
+            )
+        )
+        torch.set_num_threads(1)
+    one, three = rollouts
+    assert one.images is not None and three.images is not None and len(one.images) == 3 * LEAST
+    assert torch.allclose(one.actions, three.actions, atol=1e-4) and torch.allclose(one.physical, three.physical, atol=1e-3)
+    # A token whose random number lies on a boundary may change with rounding, and its image with it.
+    changed = ((one.images - three.images).flatten(1).abs().amax(1) > 1e-2).sum()
+    assert changed <= 2
+
+
+def test_a_generator_that_is_not_thread_safe_stays_in_one_thread(threads: None) -> None:
+    torch.set_num_threads(2)
+    seen: set[int] = set()
+
+    class Watched(Control):
+        def step(self, *arguments, **keywords):  # type: ignore[no-untyped-def]
+            seen.add(threading.get_ident())
+            return super().step(*arguments, **keywords)
+
+    flags = {"steps": 2, "batch": 64, "trajectories": 64, "device": "cpu", "policy": {"name": "shared"}}
+    for safe, number in ((True, 2), (False, 1)):
+        control = Watched()
+        control.thread_safe = safe
+        create_trainer(resolve(flags=flags), control, control_reward).step()
+        assert len(seen) == number and (threading.get_ident() in seen) == (not safe)
+        seen.clear()
