@@ -6,18 +6,21 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ..core import Generator
 from ..registry import create_generator, discover
 from ..runtime import resolve_device, resolve_dtype
-from .arguments import wrong
+from .arguments import checked, wrong
 
 
+@checked
 def load_generator(
     name: str,
     *,
     weights: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     dtype: str = "auto",
     offline: bool = False,
 ) -> Generator:

@@ -19,7 +19,7 @@ from ..errors import ConfigError
 from ..images import GRID_LIMIT
 from ..limits import MOST_IMAGES
 from ..runtime import float32_by_default
-from .arguments import require_count, require_generator, wrong
+from .arguments import checked, require_generator, wrong
 from .pages import pictures
 from .policies import Spec, as_policy
 
@@ -55,6 +55,7 @@ class Samples:
             for step, values in enumerate(steps)
         ]
 
+    @checked
     def save(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """Write a PNG a seed, ``grid.png`` and ``samples.json``, as ``adanat sample --out`` does.
 
@@ -74,6 +75,7 @@ class Samples:
         return pictures(self.images[:GRID_LIMIT], titles, left_out=len(self) - len(titles))
 
 
+@checked
 @float32_by_default()
 def sample(
     generator: Generator,
@@ -111,8 +113,6 @@ def sample(
     numbers = as_seeds(seeds).cpu()
     if not 1 <= len(numbers) <= MOST_IMAGES:
         raise ConfigError(f"seeds holds {len(numbers)} seeds; give at least 1 and at most {MOST_IMAGES}.")
-    if batch is not None:
-        require_count("batch", batch)
     chosen = as_policy(policy, generator)
     context = _context(generator, classes, prompts, len(numbers))
     parts = [
