@@ -43,8 +43,6 @@ def load_generator(
         >>> generator.name, generator.image_size
         ('maskgit:emoji64', (64, 64))
     """
-    if not isinstance(name, str):
-        raise wrong("name", name, 'the name of a generator, such as "maskgit" or "maskgit:emoji64"')
     if options is not None and not isinstance(options, Mapping):
         raise wrong("options", options, 'a dictionary of options, such as {"tokenizer": "vq.safetensors"}')
     values = dict(options or {})

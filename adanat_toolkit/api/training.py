@@ -127,8 +127,6 @@ def train(
         raise wrong("settings", settings, 'a dictionary of settings, such as {"ppo": {"epochs": 2}}')
     if generator is not None and not isinstance(generator, str | Generator):
         raise wrong("generator", generator, f"{NEEDS_GENERATOR}, or a registered name")
-    if policy is not None and not isinstance(policy, str):
-        raise wrong("policy", policy, "the name of a registered one")
     reward = as_reward(reward)
     named, path = reward if isinstance(reward, str) else None, None
     if isinstance(data, str | os.PathLike):

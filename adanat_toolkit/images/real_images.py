@@ -10,8 +10,8 @@ What ``--data PATH`` accepts, folder or ``.zip`` (``image_files`` says how an im
   and any of ``caption`` (or ``text``) and ``label`` (an integer). Then just the listed images are used, in that order.
 - any of these inside a single folder, as zips are often made.
 
-Linked folders are entered. What begins with a dot is not looked at. Tables of other forms (``metadata.csv``, ``dataset.json``)
-and images that are not read (HEIC, camera files) are refused without a ``metadata.jsonl``: nothing is left out in silence.
+Linked folders are entered. What begins with a dot is not looked at. Without a ``metadata.jsonl``, tables of other forms
+(``metadata.csv``, ``dataset.json``) and images of kinds that are not read (HEIC, camera files) are refused.
 """
 
 from __future__ import annotations
@@ -483,7 +483,9 @@ def _from_metadata(files: ImageFiles) -> _Listing:
         if not line.strip():
             continue
         where = f"line {number} of {source}"
-        row: dict[str, Any] = parse_document(line, dict[str, Any], where=where, error=DataError, remedy="Write one JSON object a line.")
+        row: dict[str, Any] = parse_document(
+            line, dict[str, Any], where=where, error=DataError, remedy="Write one JSON object a line."
+        )
         names.append(_listed_name(_one_of(row, "file", "file_name", where), files, where))
         captions.append(_caption(_one_of(row, "caption", "text", where), where))
         labels.append(_label(row.get("label"), where))

@@ -41,6 +41,8 @@ def train(**given: Any) -> Any:
         (lambda: train(out=""), "out must be a path .* not empty"),
         (lambda: train(out="a\0b"), "out must be a path"),
         (lambda: train(out=3), "out must be a text or a path"),
+        (lambda: train(device="gpu"), "device 'gpu' is not a device"),
+        (lambda: train(dtype="bfloat16"), "dtype = bfloat16, and the generator computes in float32"),
         (lambda: train(steps=True), "steps must be a whole number; it is bool"),
         (lambda: train(preset=None), "preset must be a text; it is NoneType"),
         (lambda: train(on_iteration=3), "on_iteration must be a function; it is int 3"),
