@@ -12,6 +12,8 @@ MOST_STEPS = 1_024
 """T of an image. A schedule is a table of T rows; published samplers take at most 1,000 steps."""
 MOST_TRAJECTORIES = 10**10
 """Of a training run; the published one took 4,096,000."""
+MOST_WIDTH = 1_024
+"""Channels of a distilled decoder."""
 LARGEST_FIGURE = 1e100
 """Figures beyond count as infinite: their squares and sums would be."""
 
@@ -20,8 +22,10 @@ def check_steps(steps: int) -> None:
     """Refuse a T that no image takes.
 
     Raises:
-        ConfigError: it is less than 1 or more than :data:`MOST_STEPS`.
+        ConfigError: it is no whole number, less than 1, or more than :data:`MOST_STEPS`.
     """
+    if isinstance(steps, bool) or not hasattr(steps, "__index__"):
+        raise ConfigError(f"steps is {steps!r}; give a whole number, at least 1.")
     if steps < 1:
         raise ConfigError(f"steps is {steps}; a schedule needs at least 1 step.")
     if steps > MOST_STEPS:

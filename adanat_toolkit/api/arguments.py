@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import inspect
+import operator
+import os
+import typing
+from collections.abc import Callable
+from types import NoneType, UnionType
+from typing import Any, ParamSpec, TypeVar
 
 from ..core import Generator
-from ..errors import ConfigError
+from ..errors import ConfigError, explained
+from ..limits import MOST_SEED
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 NEEDS_GENERATOR = 'a Generator, such as adanat_toolkit.load_generator("maskgit") returns'
 
@@ -26,16 +37,83 @@ def require_generator(value: Any) -> Generator:
     return value
 
 
-def require_count(argument: str, value: Any, least: int = 1) -> int:
-    """
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """A function of the public API whose plain arguments are what its signature says, before anything is loaded.
+
+    Plain are whole numbers (of numpy and torch too, which become ``int``), switches, texts, paths and functions. A whole
+    number is at least 1, a seed at least 0. Arguments that may be something else are left to the function. A file that the
+    system refuses is one of our errors.
+
     Raises:
-        ConfigError: no whole number, or below ``least``.
+        ConfigError: an argument is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise wrong(argument, value, "a whole number")
-    if value < least:
-        raise ConfigError(f"{argument} = {value}; it must be at least {least}.")
+    signature = inspect.signature(function)
+
+    @functools.cache
+    def kinds() -> dict[str, set[Any]]:
+        hints = typing.get_type_hints(function)
+        return {name: _kinds(hints[name]) for name in signature.parameters if name in hints}
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs)
+        for name, value in given.arguments.items():
+            given.arguments[name] = _plain(name, value, kinds().get(name, set()))
+        try:
+            return function(*given.args, **given.kwargs)
+        except (EOFError, OSError) as error:
+            known = explained(error)
+            if known is None:
+                raise
+            raise known from error
+
+    return call
+
+
+_NAMES = {int: "a whole number", bool: "True or False", str: "a text", os.PathLike: "a path", Callable: "a function"}
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The plain types of an annotation and NoneType; empty where it has others."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, UnionType) else (hint,)
+    kinds = {typing.get_origin(part) or part for part in parts}
+    return kinds if kinds <= {*_NAMES, NoneType} else set()
+
+
+def _plain(name: str, value: Any, kinds: set[Any]) -> Any:
+    """The value as it is used."""
+    if not kinds or (value is None and NoneType in kinds):
+        return value
+    if os.PathLike in kinds and isinstance(value, str | os.PathLike):
+        return _path(name, value)
+    if str in kinds and isinstance(value, str):
+        return value
+    if bool in kinds and isinstance(value, bool):
+        return value
+    if Callable in kinds and callable(value) and not isinstance(value, type):
+        return value
+    if int in kinds and not isinstance(value, bool):
+        try:
+            number = operator.index(value)
+        except TypeError:
+            pass
+        else:
+            return _count(name, number)
+    raise wrong(name, value, " or ".join(text for kind, text in _NAMES.items() if kind in kinds))
+
+
+def _path(name: str, value: str | os.PathLike[Any]) -> Any:
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise wrong(name, value, "a path that is a text without zero bytes, and not empty")
     return value
+
+
+def _count(name: str, number: int) -> int:
+    least = 0 if name == "seed" else 1
+    if not least <= number <= MOST_SEED:
+        raise ConfigError(f"{name} = {number}; it must be at least {least} and below 2^63.")
+    return number
 
 
 def _short(value: object) -> str:

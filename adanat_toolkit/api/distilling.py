@@ -8,11 +8,12 @@ from pathlib import Path
 from ..commands.distill import IMAGES, STEPS, WIDTH, Distilled, distill_to_file
 from ..core import Generator, ImageSource
 from ..images import images_for
-from .arguments import require_count, require_generator
+from .arguments import checked, require_generator
 
 __all__ = ["Distilled", "distill"]
 
 
+@checked
 def distill(
     generator: Generator,
     out: str | os.PathLike[str],
@@ -41,9 +42,6 @@ def distill(
         (64, 64)
     """
     generator = require_generator(generator)
-    for name, value in (("images", images), ("steps", steps), ("width", width)):
-        require_count(name, value)
-    require_count("seed", seed, least=0)
     real = images_for(generator, os.fspath(data)) if isinstance(data, str | os.PathLike) else data
     if real is None:
         real = generator.real_images()

@@ -25,7 +25,7 @@ from ..evaluation import (
 )
 from ..metrics import FIGURES, direction
 from ..registry import create_features
-from .arguments import require_count, require_generator, wrong
+from .arguments import checked, require_generator, wrong
 from .pages import table
 from .policies import NEEDS_POLICY, Spec, as_policy
 from .training import Run
@@ -49,6 +49,7 @@ class Scores:
         """JSON-able: what ``adanat evaluate --json`` prints, with the intervals and everything the figures depend on."""
         return self.comparison.to_json()
 
+    @checked
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``evaluation.json`` and ``comparison.png``, as ``adanat evaluate --out`` does.
 
@@ -90,6 +91,7 @@ def _row(judged: Judged, ratio: float) -> dict[str, Any]:
     return {"policy": judged.policy, "steps": judged.steps, **judged.evaluation.figures, "ratio": ratio}
 
 
+@checked
 def evaluate(
     generator: Generator,
     policies: Sequence[SamplingPolicy | Run | Spec | None] | SamplingPolicy | Run | Spec | None = None,
@@ -102,7 +104,7 @@ def evaluate(
     baseline: str | None = None,
     batch: int | None = None,
     refine: int | None = None,
-    judge: Run | Spec | None = None,
+    judge: Spec | None = None,
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Scores:
@@ -132,14 +134,7 @@ def evaluate(
         (4, 1.0)
     """
     generator = require_generator(generator)
-    require_count("num", num)
-    require_count("seed", seed, least=0)
-    for argument, value in (("batch", batch), ("refine", refine), ("steps", steps)):
-        if value is not None:
-            require_count(argument, value)
     refuse_lone_judge(refine, judge)
-    if data is not None and not isinstance(data, str | os.PathLike):
-        raise wrong("data", data, "the path of a folder, a zip file or statistics")
     listed: Any = [policies] if _is_one(policies) else policies
     if not isinstance(listed, Sequence):
         raise wrong("policies", policies, f"a list of policies, each {NEEDS_POLICY}, or a Run")

@@ -21,7 +21,7 @@ from ..evaluation import own_contexts
 from ..images import images_for
 from ..storage import prepare_folder
 from ..training.objects import RewardFunction, as_reward
-from .arguments import require_count, require_generator
+from .arguments import checked, require_generator
 from .pages import table
 from .policies import Spec, as_policy
 
@@ -48,6 +48,7 @@ class HeadroomPage(Headroom):
         return f"<p><b>{self.verdict.text}</b></p>{shares}{slopes}<p>{self.needed_text()}</p>"
 
 
+@checked
 def headroom(
     generator: Generator,
     reward: RewardModel | RewardFunction | str | None = None,
@@ -85,10 +86,6 @@ def headroom(
         'shared'
     """
     generator = require_generator(generator)
-    require_count("trajectories", trajectories)
-    require_count("seed", seed, least=0)
-    if batch is not None:
-        require_count("batch", batch)
     ready, told = as_reward(reward), None
     loaded = as_policy(policy, generator, steps=steps)
     path = None if data is None else os.fspath(data)

@@ -6,18 +6,21 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ..core import Generator
 from ..registry import create_generator, discover
 from ..runtime import resolve_device, resolve_dtype
-from .arguments import wrong
+from .arguments import checked, wrong
 
 
+@checked
 def load_generator(
     name: str,
     *,
     weights: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     dtype: str = "auto",
     offline: bool = False,
 ) -> Generator:
@@ -40,8 +43,6 @@ def load_generator(
         >>> generator.name, generator.image_size
         ('maskgit:emoji64', (64, 64))
     """
-    if not isinstance(name, str):
-        raise wrong("name", name, 'the name of a generator, such as "maskgit" or "maskgit:emoji64"')
     if options is not None and not isinstance(options, Mapping):
         raise wrong("options", options, 'a dictionary of options, such as {"tokenizer": "vq.safetensors"}')
     values = dict(options or {})

@@ -19,7 +19,7 @@ from ..errors import ConfigError
 from ..images import GRID_LIMIT
 from ..limits import MOST_IMAGES
 from ..runtime import float32_by_default
-from .arguments import require_count, require_generator, wrong
+from .arguments import checked, require_generator, wrong
 from .pages import pictures
 from .policies import Spec, as_policy
 
@@ -57,6 +57,7 @@ class Samples:
             for step, values in enumerate(steps)
         ]
 
+    @checked
     def save(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """Write a PNG a seed, ``grid.png`` and ``samples.json``, as ``adanat sample --out`` does.
 
@@ -76,6 +77,7 @@ class Samples:
         return pictures(self.images[:GRID_LIMIT], titles, left_out=len(self) - len(titles))
 
 
+@checked
 @float32_by_default()
 def sample(
     generator: Generator,
@@ -118,9 +120,6 @@ def sample(
     numbers = as_seeds(seeds).cpu()
     if not 1 <= len(numbers) <= MOST_IMAGES:
         raise ConfigError(f"seeds holds {len(numbers)} seeds; give at least 1 and at most {MOST_IMAGES}.")
-    for argument, value in (("batch", batch), ("refine", refine)):
-        if value is not None:
-            require_count(argument, value)
     refuse_lone_judge(refine, judge)
     chosen = as_policy(policy, generator)
     settings = folder_settings(generator, chosen)
@@ -146,8 +145,6 @@ def sample(
 
 def _judge(judge: str | os.PathLike[str] | None, policy: SamplingPolicy | Spec | None) -> str | os.PathLike[str]:
     """Whose reward chooses between candidates."""
-    if judge is not None and not isinstance(judge, str | os.PathLike):
-        raise wrong("judge", judge, "the folder of a training")
     found = judge or policy
     if not isinstance(found, str | os.PathLike):
         raise ConfigError(

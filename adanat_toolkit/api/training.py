@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..commands.inputs import begin_run
 from ..core import Generator, ImageSource, RewardModel
 from ..decoding import SamplingPolicy
@@ -16,7 +18,7 @@ from ..report import Settings, make_report
 from ..storage import RunFolder
 from ..training import merge, resolve
 from ..training.objects import RewardFunction, as_reward
-from .arguments import NEEDS_GENERATOR, wrong
+from .arguments import NEEDS_GENERATOR, checked, wrong
 from .pages import curve
 from .policies import load_policy
 
@@ -49,6 +51,7 @@ class Run:
         """One row an iteration; docs/logged-names.md explains every name."""
         return RunFolder(self.path).metrics()
 
+    @checked
     def report(self, file: str | os.PathLike[str] | None = None, *, pictures: bool = True) -> Path:
         """Write the report of ``adanat report``, one HTML file; default ``report.html`` in the run folder.
 
@@ -68,6 +71,7 @@ class Run:
         return f"<p>{escape(str(self.path))}: {len(rows)} iterations</p>{drawn}"
 
 
+@checked
 def train(
     *,
     generator: Generator | str | None = None,
@@ -79,7 +83,7 @@ def train(
     micro_batch: int | None = None,
     seed: int | None = None,
     data: ImageSource | str | os.PathLike[str] | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     dtype: str | None = None,
     preset: str = "default",
     settings: Mapping[str, Any] | None = None,
@@ -123,8 +127,6 @@ def train(
         raise wrong("settings", settings, 'a dictionary of settings, such as {"ppo": {"epochs": 2}}')
     if generator is not None and not isinstance(generator, str | Generator):
         raise wrong("generator", generator, f"{NEEDS_GENERATOR}, or a registered name")
-    if policy is not None and not isinstance(policy, str):
-        raise wrong("policy", policy, "the name of a registered one")
     reward = as_reward(reward)
     named, path = reward if isinstance(reward, str) else None, None
     if isinstance(data, str | os.PathLike):
@@ -135,7 +137,7 @@ def train(
         "batch": batch,
         "micro_batch": micro_batch,
         "seed": seed,
-        "device": device,
+        "device": str(device) if isinstance(device, torch.device) else device,
         "dtype": dtype,
         "generator": {"name": generator} if isinstance(generator, str) else None,
         "reward": None if named is None else {"name": named},

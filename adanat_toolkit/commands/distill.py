@@ -21,6 +21,7 @@ from ..core import sample_seeds as seeds_of
 from ..decoding import DecoderCard, DistilledDecoder, TokenGenerator, widths_for
 from ..errors import ConfigError, NotFiniteError
 from ..images import draw_contexts
+from ..limits import MOST_IMAGES, MOST_WIDTH
 from ..metrics import FeatureStatistics, extract_features, frechet_distance
 from ..policies import load_policy
 from ..registry import toolkit_version
@@ -92,11 +93,14 @@ def distill(
         progress: called with (what, done, in all).
 
     Raises:
-        ConfigError: the generator gives no latents, does not say which tokenizer it has, or its images' sides are no power of
-            two times the latents'.
+        ConfigError: a number out of range; or the generator gives no latents, does not say which tokenizer it has, or its
+            images' sides are no power of two times the latents'.
     """
-    if images < 2 * HELD_OUT or steps < 1:
-        raise ConfigError(f"{images} images and {steps} steps teach nothing; give at least {2 * HELD_OUT} images and 1 step.")
+    for name, value, most in (("images", images, MOST_IMAGES), ("steps", steps, MOST_IMAGES), ("width", width, MOST_WIDTH)):
+        if not 1 <= value <= most:
+            raise ConfigError(f"{name} = {value}; give at least 1 and at most {most:,}.")
+    if images < 2 * HELD_OUT:
+        raise ConfigError(f"{images} images teach nothing; give at least {2 * HELD_OUT}.")
     tokenizer = generator.tokenizer_fingerprint
     if tokenizer is None:
         raise ConfigError(

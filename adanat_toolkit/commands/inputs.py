@@ -13,7 +13,7 @@ from ..core import Context, Generator, ImageSource, RewardModel
 from ..errors import ConfigError
 from ..evaluation import class_id
 from ..sampling import Refinement
-from ..storage import RunFolder, folder_name, text_lines
+from ..storage import RunFolder, folder_name
 from ..training import RunConfig, Trainer, as_begun, create_trainer, load_judge, with_objects
 
 
@@ -44,24 +44,6 @@ def begin_run(
     folder = Path("runs") / run_name(with_objects(config, *objects)) if out is None else Path(out)
     config = as_begun(config, RunFolder(folder))
     return folder, config, create_trainer(config, *objects)
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line, empty lines left out.
-
-    Raises:
-        ConfigError: it cannot be read or holds none. DataError: its encoding is neither UTF-8 nor UTF-16 with a mark.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the prompts {path}: {error.strerror}. Give a text file with one prompt a line."
-        ) from None
-    prompts = [line.strip() for line in text_lines(data, str(path)) if line.strip()]
-    if not prompts:
-        raise ConfigError(f"{path} holds no prompt; write one a line.")
-    return prompts
 
 
 def choose_contexts(

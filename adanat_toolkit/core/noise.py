@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..limits import MOST_SEED
+from ..limits import MOST_IMAGES, MOST_SEED
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX1 = 0xBF58476D1CE4E5B9 - 2**64
@@ -78,11 +78,20 @@ def as_seeds(seeds: Tensor | Sequence[int]) -> Tensor:
             raise ConfigError(
                 f"seeds are a {seeds.dtype} tensor of shape {tuple(seeds.shape)}; give one axis of whole numbers."
             )
-        return seeds.to(torch.int64)
+        numbers = seeds.to(torch.int64)
+        if numbers.device.type == "cpu" and len(numbers) and int(numbers.min()) < 0:  # elsewhere it would be waited for
+            raise ConfigError(f"seed {seeds.tolist()[int(numbers.argmin())]} is not in 0 .. 2^63 - 1; give another one.")
+        return numbers
     try:
+        if len(seeds) > MOST_IMAGES:
+            raise OverflowError
+        if any(isinstance(value, bool) for value in seeds):
+            raise TypeError
         values = [operator.index(value) for value in seeds]
+    except OverflowError:
+        raise ConfigError(f"seeds holds more than {MOST_IMAGES} seeds; give fewer.") from None
     except TypeError:
-        raise ConfigError(f"seeds = {seeds!r}: give whole numbers, as a list or a tensor.") from None
+        raise ConfigError(f"seeds = {seeds!r:.100}: give whole numbers, as a list or a tensor.") from None
     for value in values:
         if not 0 <= value <= MOST_SEED:
             raise ConfigError(f"seed {value} is not in 0 .. 2^63 - 1; give another one.")
@@ -104,7 +113,9 @@ class Noise:
     seeds: Tensor
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", as_seeds(self.seeds))
+        # Whole int64 numbers are taken as they are: the tests of the law use all 64 bits.
+        if not isinstance(self.seeds, Tensor) or self.seeds.dtype != torch.int64 or self.seeds.dim() != 1:
+            object.__setattr__(self, "seeds", as_seeds(self.seeds))
 
     def __len__(self) -> int:
         return self.seeds.shape[0]

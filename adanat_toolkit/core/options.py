@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from ..settings import CheckedModel
 
 
 @dataclass(frozen=True)
@@ -22,18 +22,9 @@ user gives it again.
 """
 
 
-class PluginOptions(BaseModel):
-    """Base of every plug-in's ``Options``: frozen, unknown keys are rejected with suggestions, numbers are finite and whole
-    ones fit into 64 bits."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*")
-    @classmethod
-    def _fits(cls, value: Any) -> Any:
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError("a whole number must fit into 64 bits")
-        return value
+class PluginOptions(CheckedModel):
+    """Base of every plug-in's ``Options``: frozen, unknown keys are rejected with suggestions, numbers are finite and fit
+    into 64 bits and float32."""
 
     @classmethod
     def sources(cls) -> tuple[str, ...]:

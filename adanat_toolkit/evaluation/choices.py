@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import re
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,10 @@ def _features_of_width(width: int) -> list[str]:
     return found
 
 
+_NUMBER = re.compile(r"[+-]?[0-9]+")
+"""``int`` reads more: 1_0 as 10, and the digits of other scripts."""
+
+
 def class_id(value: Any, generator: Generator) -> int:
     """The id of a class: a whole number, one as text, a name, or the last part of an ``A / B`` name.
 
@@ -145,8 +150,10 @@ def class_id(value: Any, generator: Generator) -> int:
     if generator.context_kind != "class" or generator.num_classes is None:
         raise ConfigError(f"{generator.name} is not class-conditional, so classes do not apply; leave them out.")
     try:
+        if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value.strip())):
+            raise ValueError
         number = int(value) if isinstance(value, str) else operator.index(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError):  # of an integer with more digits than Python reads, too
         names = generator.class_names or ()
         found = class_positions(str(value), names)
         if len(found) != 1:

@@ -1,7 +1,7 @@
 """Real images and the files of generated ones."""
 
 from .augment import augment
-from .files import ImageFiles, Progress, centred_crop, decode_many, fitted, flattened, open_upright
+from .files import LARGEST, ImageFiles, Progress, centred_crop, decode_many, fitted, flattened, open_upright
 from .pictures import (
     GRID_LIMIT,
     figure_png,
@@ -26,6 +26,7 @@ from .real_images import (
 
 __all__ = [
     "GRID_LIMIT",
+    "LARGEST",
     "ClassCounts",
     "FileImages",
     "ImageFiles",

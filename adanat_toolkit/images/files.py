@@ -25,11 +25,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import DataError
-from ..storage import HEAD, not_the_file
+from ..storage import HEAD, not_the_file, read_bytes
 
 Progress = Callable[[int, int], None]
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe", ".avif"})
 PREPROCESSING = "exif orientation, white background, centred crop, PIL bicubic antialiased"
 LARGEST = 2**30
 """Bytes of one file that are read: a small zip may declare terabytes."""
@@ -104,9 +104,11 @@ class ImageFiles:
             raise DataError(f"{name} in {self.path} has {self.sizes[name]:,} bytes; at most {LARGEST:,} are read.")
         try:
             if isinstance(member, Path):
-                return member.read_bytes()
+                return read_bytes(member, error=DataError, limit=LARGEST, remedy="Repair or remove it.")
             assert self.archive is not None
             return self.archive.read(member)
+        except DataError:
+            raise
         except Exception as error:  # zipfile and its decompressors raise a dozen kinds for a damaged member
             raise DataError(f"{name} in {self.path} cannot be read ({_reason(error)}); repair or remove it.") from error
 

@@ -10,7 +10,8 @@ What ``--data PATH`` accepts, folder or ``.zip`` (``image_files`` says how an im
   and any of ``caption`` (or ``text``) and ``label`` (an integer). Then just the listed images are used, in that order.
 - any of these inside a single folder, as zips are often made.
 
-Linked folders are entered. What begins with a dot is not looked at.
+Linked folders are entered. What begins with a dot is not looked at. Without a ``metadata.jsonl``, tables of other forms
+(``metadata.csv``, ``dataset.json``) and images of kinds that are not read (HEIC, camera files) are refused.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -29,13 +31,17 @@ from torch import Tensor
 
 from ..core import CONTEXT, Context, ContextKind, Generator, ImageSource, Noise
 from ..errors import DataError
-from ..storage import text_lines
+from ..storage import parse_document, text_lines
 from .files import EXTENSIONS, PREPROCESSING, ImageFiles, Progress, decode_many, relative_name
 
 Encode = Callable[[Sequence[str]], Context]
 MEMORY_LIMIT = 2**30
 """Bytes of uint8 pixels up to which a set is decoded once and kept; a larger one is decoded when it is read."""
 _HASHED_FILES = 256
+TABLES = frozenset({"metadata.jsonl", "metadata.csv", "metadata.json", "metadata.parquet", "dataset.json"})
+"""What says of images which class or caption they have (Hugging Face, StyleGAN, EDM), in small letters."""
+UNREAD = frozenset({".heic", ".heif", ".jxl", ".jp2", ".tga", ".psd", ".dng", ".cr2", ".nef", ".arw", ".exr"})
+"""Images of which a set would be silently smaller."""
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------
@@ -362,8 +368,14 @@ def _read_listing(
         raise DataError(f"{files.path} {what}; give a folder or zip with images ({', '.join(sorted(EXTENSIONS))}).")
     if "metadata.jsonl" in files.sizes:
         return files, _from_metadata(files)
+    unread = [n for n in files.sizes if PurePosixPath(n).suffix.lower() in UNREAD]
+    if unread:
+        raise DataError(
+            f"{files.path} has {_some(unread, 'image')} of kinds that are not read; save them as PNG, or move them away."
+        )
     flat = [n for n in images if "/" not in n]
     if len(flat) == len(images):
+        _refuse_tables(files)
         return files, _Listing(images)
     folders = sorted({n.split("/")[0] for n in images if "/" in n})
     if flat:
@@ -373,6 +385,7 @@ def _read_listing(
         )
     if len(folders) == 1 and _is_around(folders[0], images, files, num_classes, class_names):
         return _read_listing(files.below(folders[0]), kind, num_classes, class_names)
+    _refuse_tables(files)
     ids = _class_ids(folders, files.path, num_classes, class_names) if kind == "class" else None
     if ids is None:
         ids = {name: position for position, name in enumerate(folders)}
@@ -380,6 +393,19 @@ def _read_listing(
             ids = {name: int(name) for name in folders}
     labels = torch.tensor([ids[n.split("/")[0]] for n in images])
     return files, _Listing(images, labels, class_names=folders)
+
+
+def _refuse_tables(files: ImageFiles) -> None:
+    """
+    Raises:
+        DataError: a table beside the images says which class or caption they have, and it is none that is read.
+    """
+    found = [n for n in files.sizes if PurePosixPath(n).name.lower() in TABLES]
+    if found:
+        raise DataError(
+            f"{files.path} has {_some(found, 'table')} with labels or captions that would not be read; write a metadata.jsonl "
+            'beside everything, one {"file": "...", "label": 3, "caption": "..."} a line, or move it away.'
+        )
 
 
 def _is_id(name: str) -> bool:
@@ -437,7 +463,7 @@ def class_positions(name: str, class_names: Sequence[str]) -> list[int]:
     signs stand between words, since a folder's name cannot hold them all."""
 
     def plain(text: str) -> str:
-        return re.sub(r"[\W_]+", " ", text.casefold()).strip()
+        return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFC", text).casefold()).strip()
 
     wanted = plain(name)
     return [i for i, n in enumerate(class_names) if wanted in (plain(n), plain(n.rpartition(" / ")[2]))]
@@ -457,14 +483,11 @@ def _from_metadata(files: ImageFiles) -> _Listing:
         if not line.strip():
             continue
         where = f"line {number} of {source}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} is not a JSON object ({error}); write one object a line.") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{where} is {_kind(row)}, not a JSON object; write one object a line.")
-        names.append(_listed_name(row.get("file", row.get("file_name")), files, where))
-        captions.append(_caption(row.get("caption", row.get("text")), where))
+        row: dict[str, Any] = parse_document(
+            line, dict[str, Any], where=where, error=DataError, remedy="Write one JSON object a line."
+        )
+        names.append(_listed_name(_one_of(row, "file", "file_name", where), files, where))
+        captions.append(_caption(_one_of(row, "caption", "text", where), where))
         labels.append(_label(row.get("label"), where))
     if not names:
         raise DataError(f"{source} lists no image; write one object a line, or remove it.")
@@ -481,6 +504,14 @@ def _from_metadata(files: ImageFiles) -> _Listing:
     return _Listing(names, None if ids is None else torch.tensor(ids), complete(captions, "caption"))
 
 
+def _one_of(row: dict[str, Any], name: str, other: str, where: str) -> Any:
+    """What a line says under either of two names."""
+    found, also = row.get(name), row.get(other)
+    if found is not None and also is not None and found != also:
+        raise DataError(f'{where} has "{name}" and "{other}", which differ; keep one of them.')
+    return also if found is None else found
+
+
 def _listed_name(value: Any, files: ImageFiles, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f'{where} names no file: "file" (or "file_name") is {_kind(value)}; give the name as a text.')
@@ -488,7 +519,10 @@ def _listed_name(value: Any, files: ImageFiles, where: str) -> str:
         name = relative_name(value)
     except ValueError as error:
         raise DataError(f"{where} names {value!r}, and {error}; correct or remove the line.") from None
-    if name not in files.sizes:
+    if name not in files.sizes:  # an accent may be a sign of its own, as macOS writes it
+        same = [n for n in files.sizes if unicodedata.normalize("NFC", n) == unicodedata.normalize("NFC", name)]
+        if len(same) == 1:
+            return same[0]
         raise DataError(f"{where} names {value!r}, which is not there; correct or remove the line.")
     return name
 
@@ -497,8 +531,6 @@ def _caption(value: Any, where: str) -> str | None:
     if value is not None and not isinstance(value, str):
         remedy = "list the image once for each caption" if isinstance(value, list) else "write it in quotes"
         raise DataError(f"the caption in {where} is {_kind(value)}, not a text; {remedy}.")
-    if value is not None and any("\ud800" <= sign <= "\udfff" for sign in value):
-        raise DataError(f"the caption in {where} holds half of a surrogate pair; write the whole character.")
     return value
 
 

@@ -45,8 +45,8 @@ from ..evaluation import class_id, own_contexts
 from ..images import OwnContexts, draw_contexts, images_for
 from ..registry import FIRST_PARTY, create_generator, create_reward, discover, load
 from ..runtime import CPU_CHUNK, float32_by_default, resolve_device, resolve_dtype
-from ..sampling import Rollout, embed, seed_range
-from ..training import DataConfig, checked_scores
+from ..sampling import Rollout, checked_scores, embed, seed_range
+from ..training import DataConfig
 
 Observations = dict[str, np.ndarray]
 RAW_LIMIT = 20.0

@@ -4,7 +4,6 @@ from .discovery import FIRST_PARTY, GROUPS, discover, features_named_in, load
 from .factories import create_features, create_generator, create_reward, reward_class
 from .options import (
     GeneratorConfig,
-    Settings,
     explain,
     not_followed,
     parse_options,
@@ -19,7 +18,6 @@ __all__ = [
     "FIRST_PARTY",
     "GROUPS",
     "GeneratorConfig",
-    "Settings",
     "create_features",
     "create_generator",
     "create_reward",

@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ..errors import ConfigError, nearest
+from ..settings import CheckedModel
 from ..storage import MAX_YAML, parse_yaml, shortened
 
 MOST_FAULTS = 5
@@ -28,7 +29,7 @@ def parse_options(owner: str, model: type[O], values: Mapping[str, Any]) -> O:
         ConfigError: an unknown key (with the nearest ones) or a value that does not fit.
     """
     try:
-        return model(**values)
+        return model.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError(explain(error, model, f"options of {owner}")) from None
 
@@ -80,16 +81,10 @@ def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+|[-+]?\.[0-9]+[eE][-+]?[0-9]+")
 
 
-class Settings(BaseModel):
-    """Base of every part of a configuration: frozen, unknown keys are rejected, numbers are finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class GeneratorConfig(Settings):
+class GeneratorConfig(CheckedModel):
     name: str = "maskgit"
     """``NAME`` or ``NAME:VARIANT``."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 MOST_KEYS = 16

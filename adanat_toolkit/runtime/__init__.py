@@ -18,7 +18,7 @@ from .devices import (
 )
 from .distributed import gather, is_main, rank, world_size
 from .launcher import LAUNCHED, ProcessError, check_devices, environment, join, launch, leave, record_failure
-from .micro_batch import MemoryShortage, MicroBatch, free_host_memory, measured_size, whole
+from .micro_batch import MemoryShortage, MicroBatch, free_host_memory, is_out_of_memory, measured_size, whole
 
 __all__ = [
     "COMPILED",
@@ -40,6 +40,7 @@ __all__ = [
     "image_chunk",
     "in_chunks",
     "is_main",
+    "is_out_of_memory",
     "join",
     "launch",
     "leave",

@@ -31,7 +31,7 @@ COMPILED: dict[str, Any] = {"dynamic": True}
 """How networks are compiled (arguments of ``torch.compile``): once for all batch sizes, since micro-batches differ."""
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps`` -> a device that exists.
 
     In one of several processes ``auto`` and ``cuda`` are the process's own CUDA device (see ``launching.join``).
@@ -45,8 +45,10 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device())
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device {name!r} is not a device; use auto, cpu, cuda or cuda:N.") from None
+        if device.type not in ("cpu", "cuda", "mps") or not isinstance(name, str | torch.device):
+            raise ValueError
+    except (RuntimeError, TypeError, ValueError):
+        raise ConfigError(f"device {name!r} is not a device; use auto, cpu, cuda, cuda:N or mps.") from None
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:

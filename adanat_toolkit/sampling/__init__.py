@@ -4,6 +4,7 @@ from .editing import Edit, edit, read_edit
 from .refine import Refinement, candidate_seeds, forwards_of_an_image
 from .rollout import Rollout, begin, collect, embed, explored_by, gaussian_log_prob
 from .sample import Samples, default_batch, sample, seed_range
+from .scores import checked_scores
 from .whole_step import WholeStep, mean_action
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "WholeStep",
     "begin",
     "candidate_seeds",
+    "checked_scores",
     "collect",
     "default_batch",
     "edit",

@@ -22,8 +22,9 @@ from torch import Tensor
 from ..core import Context, Generator
 from ..decoding import SamplingPolicy, TokenGenerator
 from ..errors import ConfigError, DataError
-from ..images import centred_crop, fitted, flattened, open_upright
+from ..images import LARGEST, centred_crop, fitted, flattened, open_upright
 from ..runtime import float32_by_default
+from ..storage import read_bytes
 from .rollout import Start
 from .sample import Samples, sample
 
@@ -142,9 +143,10 @@ def edit(
 
 
 def _open(file: Path) -> Image.Image:
+    data = read_bytes(file, error=DataError, limit=LARGEST, remedy="Give a PNG, JPEG or WebP file.")
     try:
-        return open_upright(file.read_bytes())
-    except (OSError, ValueError) as error:
+        return open_upright(data)
+    except ValueError as error:
         raise DataError(f"{file} is not a readable image ({error}); give a PNG, JPEG or WebP file.") from None
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..core import CANDIDATE, ActionSpace, Context, Generator, Noise, RewardModel, as_seeds, derive, mix
 from ..decoding import SamplingPolicy
-from ..errors import ConfigError
+from ..errors import ConfigError, NotFiniteError
 from ..limits import MOST_IMAGES
 from .sample import Samples, default_batch, sample
+from .scores import checked_scores
 
 
 def forwards_of_an_image(generator: Generator, space: ActionSpace) -> int:
@@ -89,7 +90,14 @@ class Refinement:
         for number in range(self.candidates):
             (made,) = sample(generator, policy, candidate_seeds(seeds, number), context, batch=size)
             with torch.no_grad():
-                score = self.reward.score(made.images, context).float().to(scores.device)
+                embedded = self.reward.embed(made.images.to(scores.device), context)
+                score, _ = checked_scores(self.reward, self.judge, embedded, context)
+            wrong = int((~score.isfinite()).sum())
+            if wrong:
+                raise NotFiniteError(
+                    f"{wrong} of {len(score)} scores of the reward of {self.judge} are not finite (NaN or infinite), so it "
+                    "cannot choose between candidates. Mend the reward, or leave out --refine."
+                )
             better = score > scores
             scores, chosen = torch.where(better, score, scores), torch.where(better, number, chosen)
             best = made if best is None else _replaced(best, made, better)

@@ -20,7 +20,7 @@ from .hub import POLICY_FILES, downloads_refused, is_hub_id, local_policy, uploa
 from .replace import again_if_replaced
 from .run_folder import MetricsLog, RunFolder
 from .tensors import TensorFacts, facts_of, read_header
-from .text import text_lines
+from .text import read_prompts, text_lines
 from .yaml_documents import MAX_YAML, parse_yaml, read_yaml_document
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "read_card",
     "read_document",
     "read_header",
+    "read_prompts",
     "read_rows",
     "read_tensors",
     "read_yaml_document",

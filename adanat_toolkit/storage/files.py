@@ -88,9 +88,10 @@ def prepare_folder(path: Path) -> Path:
         with tempfile.NamedTemporaryFile(dir=path, prefix=".probe-") as probe:
             probe.write(b"\0" * 65536)
             probe.flush()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+        why = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"cannot write to {path}: {error.strerror or error}. Choose another --out, or free space / change permissions."
+            f"cannot write to {path}: {why}. Choose another --out, or free space / change permissions."
         ) from None
     return path
 

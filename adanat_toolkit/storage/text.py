@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
+from .documents import read_bytes
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 _ENDS = re.compile(r"\r\n|\r|\n")
@@ -36,3 +38,16 @@ def text_lines(data: bytes, source: str) -> list[str]:
                 f"line {number} of {source} holds a zero byte, as UTF-16 without a byte-order mark does; save it as UTF-8."
             )
     return lines
+
+
+def read_prompts(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The prompts of a text file, one a line, empty lines left out.
+
+    Raises:
+        ConfigError: it cannot be read or holds none. DataError: its encoding is neither UTF-8 nor UTF-16 with a mark.
+    """
+    data = read_bytes(path, error=ConfigError, remedy="Give a text file with one prompt a line.")
+    prompts = tuple(line.strip() for line in text_lines(data, str(path)) if line.strip())
+    if not prompts:
+        raise ConfigError(f"{path} holds no prompt; write one a line.")
+    return prompts

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from typing import Any
 
@@ -39,8 +40,19 @@ _Loader.yaml_constructors = {
     for tag, make in yaml.SafeLoader.yaml_constructors.items()
     if tag is None or tag.rpartition(":")[2] in _PLAIN
 }
+_NUMBERS = {
+    "int": re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
+    "float": re.compile(
+        r"([-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+}
+"""YAML 1.1 also reads 010 as 8 and 1:30 as 90, which nobody who writes settings means; here they are text."""
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] in _PLAIN]
+    first: [
+        (tag, _NUMBERS.get(kind, pattern))
+        for tag, pattern in known
+        if (kind := tag.rpartition(":")[2]) in _PLAIN
+    ]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 

@@ -10,7 +10,7 @@ from .objects import FunctionReward, with_objects
 from .ppo import targets
 from .reward_update import update_reward
 from .same_run import IGNORED_ON_RESUME
-from .scoring import checked_scores, require_finite_state
+from .scoring import require_finite_state
 from .trainer import Trainer
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "RunConfig",
     "Trainer",
     "as_begun",
-    "checked_scores",
     "create_trainer",
     "describe",
     "describe_shares",

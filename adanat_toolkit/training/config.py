@@ -11,18 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ..errors import ConfigError, nearest
 from ..limits import MOST_IMAGES, MOST_SEED, MOST_STEPS, MOST_TRAJECTORIES
-from ..registry import GeneratorConfig, Settings, explain, load, parse_override
+from ..registry import GeneratorConfig, explain, load, parse_override
+from ..settings import CheckedModel
 from ..storage import read_yaml_document
 
 
-class PPOConfig(BaseModel):
+class PPOConfig(CheckedModel):
     """Everything the update depends on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     learning_rate: float = Field(5e-4, gt=0)
     learning_rate_decay: Literal["none", "linear"] = "none"
@@ -95,7 +94,7 @@ class PPOConfig(BaseModel):
         return self.learning_rate
 
 
-class FitConfig(Settings):
+class FitConfig(CheckedModel):
     """Of engine ``offline`` (``training/offline.py``)."""
 
     actions: int = Field(8, ge=2, le=MOST_IMAGES)
@@ -109,7 +108,7 @@ class FitConfig(Settings):
     """With ``all``: how far the fit's target is from the policy, in standard deviations of the gain."""
 
 
-class RewardConfig(Settings):
+class RewardConfig(CheckedModel):
     name: str = "adversarial"
     """``NAME``, ``NAME:VARIANT`` or a mixture ``A:1,B:0.3``."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -117,7 +116,7 @@ class RewardConfig(Settings):
     """Iterations at the start in which only the reward learns (their trajectories count)."""
 
 
-class PolicyConfig(Settings):
+class PolicyConfig(CheckedModel):
     name: str = "adaptive"
     options: dict[str, Any] = Field(default_factory=dict)
     schedule: str | None = None
@@ -131,7 +130,7 @@ class PolicyConfig(Settings):
     """Decay of an exponential moving average of the weights, exported instead of the last weights; 0 is off."""
 
 
-class DataConfig(Settings):
+class DataConfig(CheckedModel):
     path: str | None = None
     """Folder or zip file with real images; None: the generator's own."""
     flip: bool = True
@@ -140,7 +139,7 @@ class DataConfig(Settings):
     """Shift real images by up to so many pixels."""
 
 
-class RunConfig(Settings):
+class RunConfig(CheckedModel):
     """Everything a training run depends on, fully resolved."""
 
     generator: GeneratorConfig = GeneratorConfig()

@@ -1,4 +1,4 @@
-"""What a reward plug-in returns, checked in one place; and numbers that must be finite before anything is learned of them."""
+"""The scores of a whole iteration, and numbers that must be finite before anything is learned of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core import Context, RewardModel
-from ..errors import NotFiniteError, PluginError
+from ..errors import NotFiniteError
 from ..runtime import MicroBatch, distributed, gather, whole, world_size
+from ..sampling import checked_scores
 
 
 def score(
@@ -60,39 +61,6 @@ def gather_context(context: Context) -> Context:
         join(context.pooled),
         None if context.prompts is None else tuple(text for part in prompts for text in part or ()),
     )
-
-
-def checked_scores(
-    reward: RewardModel, name: str, embedded: Tensor, context: Context
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The scores of embedded images, (B,) float32, and their terms, each (B,).
-
-    Args:
-        name: the reward's, for errors.
-
-    Raises:
-        PluginError: the reward returned something else, or ended the program.
-    """
-    try:
-        scores, terms = reward.score_embedded(embedded, context), reward.terms()
-    except SystemExit as error:
-        raise PluginError(
-            f"reward {name!r} tried to end the program (SystemExit: {error}); a plug-in must raise an error instead."
-        ) from error
-    _check(f"the scores of reward {name!r}", scores, len(context))
-    if not isinstance(terms, Mapping):
-        raise PluginError(f"terms() of reward {name!r} must return a dict of tensors, not {type(terms).__name__}.")
-    for term, values in terms.items():
-        _check(f"the term {term!r} of reward {name!r}", values, len(context))
-    return scores.float(), dict(terms)
-
-
-def _check(what: str, values: object, count: int) -> None:
-    wanted = f"it must be a tensor of floating point numbers of shape ({count},), one an image"
-    if not isinstance(values, Tensor):
-        raise PluginError(f"{what}: {wanted}, not {type(values).__name__}. Mend the plug-in.")
-    if values.shape != (count,) or not values.is_floating_point():
-        raise PluginError(f"{what}: {wanted}, not {values.dtype} of shape {tuple(values.shape)}. Mend the plug-in.")
 
 
 def require_finite(iteration: int, remedy: str, **values: Tensor) -> None:

@@ -113,6 +113,12 @@ class Trainer(Engine):
         self.dtype_reason = "as given, or as the run was begun"
         if isinstance(generator, Generator):
             self.device, dtype = generator.device, generator.dtype
+            if config.device != "auto" and resolve_device(config.device).type != self.device.type:
+                raise ConfigError(f"device = {config.device}, and the generator is on {self.device}; load it there.")
+            if config.dtype != "auto" and resolve_dtype(config.dtype, self.device) != dtype:
+                raise ConfigError(
+                    f"dtype = {config.dtype}, and the generator computes in {dtype_name(dtype)}; load it with that dtype."
+                )
         else:
             self.device = resolve_device(config.device)
             dtype = resolve_dtype(config.dtype, self.device)

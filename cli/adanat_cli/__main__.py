@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import signal
 import sys
 
@@ -17,6 +18,8 @@ def start() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # None where it is closed
             stream.reconfigure(errors="adanat")
+    if os.environ.get("COLUMNS") == "0":  # what a terminal of no size says; rich would print nothing at all
+        del os.environ["COLUMNS"]
     handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # and not ignored, as behind nohup
     if handled:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

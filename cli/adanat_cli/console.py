@@ -15,6 +15,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
 
+from adanat_toolkit.errors import ConfigError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -49,7 +51,17 @@ def results_alone() -> Iterator[None]:
 
 
 class Command(TyperCommand):
-    """A command whose stdout holds its results alone."""
+    """A command whose stdout holds its results alone, and whose arguments say something."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, text in zip(["", *args], args, strict=False):
+            name, is_option, value = text.partition("=") if text.startswith("--") else (before, True, text)
+            if is_option and not value and name != "--prompt":  # which may be empty
+                raise ConfigError(
+                    f"{name if name.startswith('-') else 'an argument'} is given an empty text, as by a variable of the shell "
+                    "that is not set; give a value, or leave it out."
+                )
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         with results_alone():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adanat_toolkit.limits import MOST_IMAGES
+from adanat_toolkit.limits import MOST_IMAGES, MOST_WIDTH
 
 from . import options
 from .console import note, print_json
@@ -19,7 +19,7 @@ def distill(
     data: options.Data = None,
     images: Annotated[int, typer.Option(min=1, max=MOST_IMAGES, help="Images to learn from.")] = 8192,
     steps: Annotated[int, typer.Option(min=1, max=MOST_IMAGES, help="Steps of 32 images.")] = 4000,
-    width: Annotated[int, typer.Option(min=1, max=1024, help="Channels at the finest resolution.")] = 32,
+    width: Annotated[int, typer.Option(min=1, max=MOST_WIDTH, help="Channels at the finest resolution.")] = 32,
     features: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Feature protocol of the Frechet distance, or none; default: the generator's own."),

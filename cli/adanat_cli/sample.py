@@ -68,13 +68,13 @@ def sample(
         choose_contexts,
         choose_refinement,
         context_of,
-        read_prompts,
         refuse_lone_judge,
     )
     from adanat_toolkit.commands.sample_folder import sample_to_folder
     from adanat_toolkit.errors import ConfigError
     from adanat_toolkit.policies import load_policy, local_spec, open_generator
     from adanat_toolkit.sampling import Edit, read_edit, seed_range
+    from adanat_toolkit.storage import read_prompts
 
     from .progress import image_progress
     from .ranks import ranks

@@ -262,7 +262,7 @@ def test_an_argument_of_the_wrong_type_says_which_what_and_what_is_needed(genera
         (lambda: adanat.sample(generator, batch=0), "batch = 0; it must be at least 1"),
         (lambda: adanat.load_policy(7, generator), "spec must be .* it is int 7"),
         (lambda: adanat.load_policy("fixed", None), "generator must be .* it is NoneType None"),
-        (lambda: adanat.load_generator(3), "name must be the name of a generator.* it is int 3"),
+        (lambda: adanat.load_generator(3), "name must be a text; it is int 3"),
         (lambda: adanat.load_generator("maskgit", options=["a"]), "options must be a dictionary"),
         (lambda: adanat.train(generator=3), "generator must be a Generator, .* it is int 3"),
         (lambda: adanat.train(reward=3), "reward must be a RewardModel, a function"),

@@ -178,3 +178,9 @@ def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
     done = subprocess.run(call, capture_output=True, env=environment)
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
     assert b"\\xfcn\\xef" in done.stdout
+
+
+def test_a_terminal_of_no_size_shows_errors() -> None:
+    environment = {**os.environ, "COLUMNS": "0"}
+    done = subprocess.run([sys.executable, "-m", "adanat_cli", "sample", "--nope"], env=environment, capture_output=True)
+    assert done.returncode == 2 and b"No such option" in done.stderr

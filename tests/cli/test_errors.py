@@ -89,7 +89,7 @@ def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
         (["--num", "0"], ["--num 0", "at least 1"]),
         (["--steps", "0"], ["steps is 0", "at least 1 step"]),
         (["--prompt", "a cat"], ["maskgit:emoji64 is not text-conditional", "leave them out"]),
-        (["--prompts", "nowhere.txt"], ["cannot read the prompts nowhere.txt", "one prompt a line"]),
+        (["--prompts", "nowhere.txt"], ["cannot read nowhere.txt", "one prompt a line"]),
         (["--policy", "fixed:cosinus"], ["'cosinus'", "did you mean 'cosine'"]),
         (["--policy", "nowhere"], ["no policy at 'nowhere'", "fixed[:SCHEDULE]"]),
         (["--generator", "mage", "--classes", "1"], ["mage:emoji64 is not class-conditional", "leave them out"]),

@@ -208,3 +208,19 @@ def test_names_of_folders_stay_short() -> None:
     first, second = (Cell("adaptive", name, 4, 0).name for name in (terms, terms + "1"))
     assert first != second and max(len(first), len(second)) <= 200
     assert Cell("adaptive", "adversarial", 4, 0).name == "adaptive-adversarial-T4-s0"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", "--policy", ""], ["sample", "--out="], ["train", "--out", ""], ["evaluate", "--data", ""],
+        ["publish", "runs/first", ""], ["report", ""],
+    ],
+)  # fmt: skip
+def test_an_empty_argument_is_no_default(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--out "$RUNS"`` with a variable that is not set would write into the current folder."""
+    monkeypatch.chdir(tmp_path)
+    refused(adanat(*arguments), "is given an empty text", "leave it out")
+    assert not list(tmp_path.iterdir())

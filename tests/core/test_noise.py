@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from adanat_toolkit.core import ACTION, CONTEXT, REMASK, TOKEN, Noise, derive, mix, sample_seeds
+from adanat_toolkit.core import ACTION, CONTEXT, REMASK, TOKEN, Noise, as_seeds, derive, mix, sample_seeds
 from adanat_toolkit.core import noise as noise_module
+from adanat_toolkit.errors import ConfigError
 
 SEEDS = torch.arange(64)
 PINNED_UNIFORM = [
@@ -181,3 +183,11 @@ def test_derive() -> None:
     values = {derive(a, b) for a in range(60) for b in range(60)}
     assert len(values) == 3600 and all(0 <= v < 2**63 for v in values)
     assert derive(-1) != derive(1) and derive(2**63 - 1) >= 0
+
+
+@pytest.mark.parametrize(
+    "seeds", [torch.tensor([3, -1]), torch.tensor([2**63], dtype=torch.uint64), [True], range(10**12), range(10**30)]
+)
+def test_what_is_no_seed_is_refused_in_every_form(seeds: Any) -> None:
+    with pytest.raises(ConfigError, match="seed"):
+        as_seeds(seeds)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from adanat_toolkit.commands.inputs import read_prompts
 from adanat_toolkit.errors import ConfigError, DataError
 from adanat_toolkit.images.real_images import open_images
 from adanat_toolkit.interfaces import Context
+from adanat_toolkit.storage import read_prompts
 
 from .test_real_images import picture, png, write
 
@@ -249,7 +249,7 @@ def test_encodings_and_separators_inside_a_line(tmp_path: Path, encoding: str) -
     assert open_images(path, SIZE).captions == (separated, "größe 大")
     prompts = tmp_path / "prompts.txt"
     prompts.write_bytes((mark + f"{TEXT}\r\n\n  größe 大 \rlast").encode(encoding))
-    assert read_prompts(prompts) == [TEXT, "größe 大", "last"]
+    assert read_prompts(prompts) == (TEXT, "größe 大", "last")
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_other_encodings_are_refused_with_the_line(tmp_path: Path, data: bytes, 
 
 
 def test_prompts_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read the prompts"):
+    with pytest.raises(ConfigError, match=r"cannot read .*no.txt.*one prompt a line"):
         read_prompts(tmp_path / "no.txt")
     (tmp_path / "empty.txt").write_bytes(b"\xef\xbb\xbf\n")
     with pytest.raises(ConfigError, match="holds no prompt"):
@@ -284,19 +284,68 @@ def test_prompts_that_are_not_there(tmp_path: Path) -> None:
         (caption_file(7), "caption in line 2 .* is a number"),
         (caption_file({"en": "a"}), "caption in line 2 .* is an object"),
         (caption_file(True), "caption in line 2 .* is true or false"),
-        ('{"file": "a.png", "caption": "\\ud83d"}', "caption in line 2 .* half of a surrogate pair"),
+        ('{"file": "a.png", "caption": "\\ud83d"}', "line 2 .* caption must be text without zero bytes and half characters"),
         ('{"file": ["a.png"], "caption": "b"}', 'line 2 .* names no file: "file" .* is a list'),
         ('{"caption": "b"}', "line 2 .* names no file: .* is nothing"),
-        ('["a.png"]', "line 2 .* is a list, not a JSON object"),
-        ("[" * 100_000, "line 2 .* is not a JSON object"),
-        ('{"file": ' + "9" * 5000 + "}", "line 2 .* is not a JSON object"),
+        ('["a.png"]', "line 2 .* object"),
+        ("[" * 100_000, "line 2 .* is nested too deeply"),
+        ('{"file": ' + "9" * 5000 + "}", "line 2 .* holds an integer of 5000 digits"),
         ('{"file": "a.png", "label": true}', "label in line 2 .* 'True'"),
         ('{"file": "a.png", "label": 1e3}', "label in line 2 .* '1000.0'"),
         ('{"file": "a.png", "label": -1}', "label in line 2 .* '-1'"),
-        ('{"file": "a.png", "label": ' + "9" * 30 + "}", "label in line 2 .* '999"),
+        ('{"file": "a.png", "label": ' + "9" * 30 + "}", "line 2 .* holds an integer of 30 digits"),
     ],
 )
 def test_captions_are_checked_before_the_encoder(tmp_path: Path, line: str, message: str) -> None:
     path = with_captions(tmp_path, (caption_file("first") + line).encode())
     with pytest.raises(DataError, match=message):
         open_images(path, SIZE, kind="text", encode=never)
+
+
+# --- what would be left out without a word
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "Metadata.jsonl", "dataset.json", "0/metadata.jsonl"])
+@pytest.mark.parametrize("kind", ["none", "class"])
+def test_tables_that_are_not_read_are_refused(tmp_path: Path, name: str, kind: Any) -> None:
+    """StyleGAN's and EDM's dataset.json gives other labels than the folders that the images lie in."""
+    write(tmp_path / "set", {**IMAGES, name: b'{"labels": [["0/1.png", 6]]}'})
+    with pytest.raises(DataError, match=f"1 table .{name}. with labels or captions .* write a metadata.jsonl"):
+        open_images(tmp_path / "set", SIZE, kind=kind, num_classes=2)
+
+
+def test_images_of_other_kinds_are_read_or_refused(tmp_path: Path) -> None:
+    write(tmp_path / "set", {"a.png": png(picture(1)), "b.jfif": png(picture(2)), "c.JPE": png(picture(3))})
+    assert len(open_images(tmp_path / "set", SIZE)) == 3
+    (tmp_path / "set/d.HEIC").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"1 image .d.HEIC. of kinds that are not read"):
+        open_images(tmp_path / "set", SIZE)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"file": "0/1.png", "file": "0/2.png"}', "line 1 .* gives the key 'file' twice"),
+        ('{"file": "0/1.png", "file_name": "0/2.png"}', 'line 1 .* "file" and "file_name", which differ'),
+        ('{"file": "0/1.png", "caption": "a", "text": "b"}', 'line 1 .* "caption" and "text", which differ'),
+    ],
+)
+def test_lines_that_say_two_things_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    write(tmp_path / "set", {**IMAGES, "metadata.jsonl": line.encode()})
+    with pytest.raises(DataError, match=message):
+        open_images(tmp_path / "set", SIZE)
+
+
+def test_accents_are_the_same_in_both_forms(tmp_path: Path) -> None:
+    """macOS writes names with accents as signs of their own."""
+    line = json.dumps({"file": "caf\u00e9.png", "caption": None, "text": "a"}).encode()
+    write(tmp_path / "set", {"cafe\u0301.png": png(picture(1)), "metadata.jsonl": line})
+    assert open_images(tmp_path / "set", SIZE).captions == ("a",)
+    write(tmp_path / "classes", {"cafe\u0301/1.png": png(picture(1)), "tea/1.png": png(picture(2))})
+    found = open_images(tmp_path / "classes", SIZE, kind="class", num_classes=2, class_names=("caf\u00e9", "tea"))
+    assert found.labels is not None and found.labels.tolist() == [0, 1]
+
+
+def test_prompts_from_a_device_are_not_waited_for() -> None:
+    with pytest.raises(ConfigError, match="is no regular file"):
+        read_prompts("/dev/zero")

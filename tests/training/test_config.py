@@ -189,3 +189,25 @@ def test_differences_name_nested_keys() -> None:
     old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
     assert differences(old, new) == ["a.c: 2 -> 4", "d: 3 -> None", "e: None -> 5"]
     assert differences(old, old) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["ppo.learning_rate=1e39", "ppo.adam_epsilon=1e39", "ppo.clip=1e-46", "ppo.sigma_drop_at=[1e39]", "fit.pull=1e39"],
+)
+def test_numbers_that_float32_does_not_have_are_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"must be of a size from 1e-30 to 1e\+30"):
+        resolve(overrides=[override])
+
+
+@pytest.mark.parametrize("override", ["steps=yes", "ppo.epochs=true", "ppo.gamma=on", "ppo.sigma_drop_at=[true]"])
+def test_switches_are_no_numbers(override: str) -> None:
+    with pytest.raises(ConfigError, match="a number is needed, not true or false"):
+        resolve(overrides=[override])
+
+
+def test_whole_numbers_are_decimal() -> None:
+    """YAML 1.1 reads 010 as 8, and 1:30 as 90."""
+    assert resolve(overrides=["ppo.epochs=010"]).ppo.epochs == 10
+    with pytest.raises(ConfigError, match=r"ppo.epochs = '1:30'"):
+        resolve(overrides=["ppo.epochs=1:30"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adanat_toolkit.core import Context, Generator, Noise, RewardModel
-from adanat_toolkit.errors import ConfigError
+from adanat_toolkit.errors import ConfigError, NotFiniteError
 from adanat_toolkit.evaluation.evaluate import _steps_of_forwards
 from adanat_toolkit.images import read_facts
 from adanat_toolkit.policies import load_policy, open_generator
@@ -146,3 +146,14 @@ def test_the_commands(run: Path, tmp_path: Path) -> None:
     ):
         refused = adanat("sample", "--device", "cpu", "--out", tmp_path / "none", *words)
         assert refused.exit_code == 1 and message in refused.stderr
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_judge_whose_scores_are_not_finite_is_refused(value: float) -> None:
+    class Bad(Dark):
+        def score(self, images: torch.Tensor, context: Context) -> torch.Tensor:
+            return torch.full((len(images),), value)
+
+    generator = TinyGenerator()
+    with pytest.raises(NotFiniteError, match="2 of 2 scores of the reward of dark are not finite"):
+        list(Refinement(Bad(), 2, "dark").sample(generator, load_policy("fixed", generator, 3), seed_range(5, 2)))

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from adanat_toolkit.core import Context, RewardModel
 from adanat_toolkit.errors import AdaNATError, ConfigError, NotFiniteError, PluginError
-from adanat_toolkit.runtime import environment
+from adanat_toolkit.runtime import MicroBatch, environment
+from adanat_toolkit.sampling import checked_scores
 from adanat_toolkit.storage import RunFolder
 from adanat_toolkit.storage.files import load_tensors
 from adanat_toolkit.training import Trainer, create_trainer, merge, validate
+from adanat_toolkit.training.scoring import score
 
 from ..helpers import tiny as plugins
 from ..helpers.tiny import install_tiny
@@ -132,3 +135,35 @@ def test_ranks_with_other_settings(tiny: dict[str, Any], monkeypatch: pytest.Mon
     monkeypatch.setattr("adanat_toolkit.runtime.distributed.gather_on_main", lambda value: [value, other])
     with pytest.raises(AdaNATError, match=r"ranks 0 and 1 .*\(ppo\.epochs: 4 -> 9; seed: 0 -> 7\)"):
         Trainer(validate(tiny))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda images: 1 / 0, "reward 'Answers' failed: ZeroDivisionError: division by zero"),
+        (lambda images: next(iter(())), "reward 'Answers' failed: StopIteration"),
+        (lambda images: images.mean((1, 2, 3)).to_sparse(), "torch.sparse_coo"),
+        (lambda images: images.mean((1, 2, 3)).to("meta"), "not one on the device meta"),
+        (lambda images: images.mul_(2).mean((1, 2, 3)), "changed the images that it was given"),
+    ],
+)
+def test_a_reward_that_fails_is_named(answer: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        checked_scores(Answers(answer), "Answers", torch.rand(4, 3, 2, 2), Context(4))
+
+
+def test_scores_are_the_callers_own() -> None:
+    """A reward may fill one tensor at every call: the scores of the first samples must not become those of the last."""
+    kept = torch.zeros(2)
+    reward = Answers(lambda images: kept.copy_(images.mean((1, 2, 3))))
+    images = torch.rand(6, 3, 2, 2)
+    scores, _ = score(reward, "Answers", images, Context(6), MicroBatch(2))
+    assert torch.equal(scores, images.mean((1, 2, 3)))
+
+
+class Answers(RewardModel):
+    def __init__(self, answer: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.answer = answer
+
+    def score(self, images: torch.Tensor, context: Context) -> torch.Tensor:
+        return self.answer(images)

@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +23,7 @@ from adanat_toolkit.errors import ConfigError, nearest
 from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions, Source
 from adanat_toolkit.registry import parse_options
 from adanat_toolkit.runtime import distributed, in_chunks, minimum_batch
-from adanat_toolkit.storage import text_lines
+from adanat_toolkit.storage import read_prompts
 
 from ..diffusion.families import FAMILIES, Condition, Family
 from ..diffusion.features import FeatureHook
@@ -169,7 +168,7 @@ class DiffusersPipeline(Generator):
                 f"{', '.join(cls.variants())}. Without one, the folder says which it is."
             )
         chosen = parse_options("generator 'diffusers'", DiffusersOptions, options)
-        prompts = None if chosen.prompts is None else read_prompts(Path(chosen.prompts))
+        prompts = None if chosen.prompts is None else read_prompts(chosen.prompts)
         folder = pipeline_folder(chosen.weights, offline=offline)
         pipe, family = load_pipeline(folder, dtype, kind=variant, device=device, offload=chosen.offload)
         return cls(
@@ -354,21 +353,3 @@ class DiffusersPipeline(Generator):
 
     def encode_latents(self, images: Tensor) -> Tensor:
         return self.family.encode_images(self.pipe, images)
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """The prompts of a text file, one a line, empty lines left out.
-
-    Raises:
-        ConfigError: it cannot be read or holds none. DataError: its encoding is neither UTF-8 nor UTF-16 with a mark.
-    """
-    try:
-        lines = text_lines(path.read_bytes(), str(path))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the prompts {path}: {error.strerror}. Give a text file with one prompt a line."
-        ) from None
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if not prompts:
-        raise ConfigError(f"{path} holds no prompt; write one a line.")
-    return prompts
