@@ -1,7 +1,7 @@
 """Samples side by side on a CPU: each thread takes some of them from beginning to end.
 
 torch's own threads share every operation and wait for each other after each of them. The operations of a rollout are short, so
-that much of the time is waiting: on two cores, one thread a core with samples of its own makes a rollout 1.2 to 1.4 times as
+that much of the time is waiting: on two cores, one thread a core with samples of its own makes a rollout 1.1 to 1.4 times as
 fast (docs/results/profile.md). Samples do not depend on each other, so the results are the same.
 """
 
