@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidatorFunctionWrapHandler, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Of a real number's size, unless it is 0: networks compute in float32, which ends not far beyond."""
@@ -18,8 +18,9 @@ class CheckedModel(BaseModel):
 
     @field_validator("*", mode="wrap")
     @classmethod
-    def _fits(cls, value: Any, read: ValidatorFunctionWrapHandler) -> Any:
-        found = read(value)
+    def _fits(cls, value: Any, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        # Behind this function a strict reader takes no JSON array for a tuple any more.
+        found = read(tuple(value) if info.mode == "json" and isinstance(value, list) else value)
         listed = isinstance(found, tuple) and isinstance(value, tuple | list)
         for given, number in zip(value, found, strict=True) if listed else [(value, found)]:
             if isinstance(number, bool) or not isinstance(number, int | float):

@@ -220,5 +220,5 @@ def test_the_documentation_runs() -> None:
     names: dict[str, Any] = {"__name__": "writing_a_plugin"}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     assert names["rollout"].physical.shape == (6, 4, 2) and names["rollout"].embedded.shape == (6, 3, 8, 8)
