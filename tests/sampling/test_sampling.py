@@ -34,6 +34,7 @@ class Recorder:
             return decode(tokens)
 
         monkeypatch.setattr(generator, "decode_tokens", noted)
+        monkeypatch.setattr(generator, "thread_safe", False)  # threads would note theirs in any order
 
     def take(self) -> Tensor:
         out = torch.cat(self.tokens)
