@@ -110,9 +110,12 @@ def _path(name: str, value: str | os.PathLike[Any]) -> Any:
 
 
 def _count(name: str, number: int) -> int:
+    """A seed, or a number of something, whose upper limit is the function's to say."""
     least = 0 if name == "seed" else 1
-    if not least <= number <= MOST_SEED:
-        raise ConfigError(f"{name} = {number}; it must be at least {least} and below 2^63.")
+    if number < least:
+        raise ConfigError(f"{name} = {number}; it must be at least {least}.")
+    if name == "seed" and number > MOST_SEED:
+        raise ConfigError(f"{name} = {number}; it must be below 2^63.")
     return number
 
 

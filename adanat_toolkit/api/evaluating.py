@@ -145,9 +145,7 @@ def evaluate(
         listed = ()  # the hand-made schedule alone
     names = [_name(one, generator, steps, ready) for one in listed]
     extractor = create_features(choose_features(generator, features), device=generator.device, offline=offline)
-    refinement = None
-    if refine is not None:
-        refinement = choose_refinement(generator, refine, judge or (names or ["fixed"])[0], offline=offline)
+    refinement = choose_refinement(generator, refine, judge or (names or ["fixed"])[0], offline=offline)
     path = None if data is None else os.fspath(data)
     real = real_side(generator, path, extractor)
     comparison = evaluate_policies(

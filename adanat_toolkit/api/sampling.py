@@ -123,9 +123,8 @@ def sample(
     refuse_lone_judge(refine, judge)
     chosen = as_policy(policy, generator)
     settings = folder_settings(generator, chosen)
-    refinement = None
-    if refine is not None:
-        refinement = choose_refinement(generator, refine, _judge(judge, policy))
+    refinement = choose_refinement(generator, refine, judge or policy)
+    if refinement is not None:
         settings["refine"] = refinement.facts(generator, chosen.space)
     context = _context(generator, classes, prompts, len(numbers))
     make = sampling.sample if refinement is None else refinement.sample
@@ -141,16 +140,6 @@ def sample(
         kept=None if refinement is None else [row for part in parts for row in part.kept or ()],
     )
     return Samples(made, chosen.space.names, settings)
-
-
-def _judge(judge: str | os.PathLike[str] | None, policy: SamplingPolicy | Spec | None) -> str | os.PathLike[str]:
-    """Whose reward chooses between candidates."""
-    found = judge or policy
-    if not isinstance(found, str | os.PathLike):
-        raise ConfigError(
-            "refine keeps the image that a reward prefers: give judge, the folder of a training, or such a folder as policy."
-        )
-    return found
 
 
 def _context(

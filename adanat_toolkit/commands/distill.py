@@ -60,7 +60,7 @@ class Distilled:
 class _Latents(RewardModel):
     """Keeps the latents of what was generated."""
 
-    reads_latents = True
+    reads_latents = thread_safe = True
 
     def __init__(self) -> None:
         pass

@@ -37,7 +37,7 @@ from ..images import OwnContexts, draw_contexts, figure_png
 from ..limits import MOST_IMAGES
 from ..metrics import Share, Slopes, VarianceShares, trajectories_to_move, variance_shares
 from ..registry import create_reward, not_followed, reward_class, shown_options, toolkit_version
-from ..runtime import CPU_CHUNK, MicroBatch, float32_by_default
+from ..runtime import CPU_CHUNK, MicroBatch, float32_by_default, may_go_side_by_side
 from ..sampling import begin, embed, explored_by, mean_action
 from ..storage import RunFolder, load_checkpoint, prepare_folder, write_file, write_json
 from ..training import PPOConfig
@@ -331,7 +331,6 @@ def find_headroom(
     block, own_context, own_action = index // (count // blocks), index // (actions * draws), index // draws % actions
     own_action = block * actions + own_action
     at_once = MicroBatch(batch or (CPU_CHUNK if device.type == "cpu" else 256))
-    threads = device.type == "cpu" and generator.thread_safe and reward.thread_safe
     name, done, counting = name_of(reward), 0, Lock()
 
     def part(rows: slice) -> tuple[Tensor, Tensor | None]:
@@ -348,7 +347,7 @@ def find_headroom(
         return embedded, statistics
 
     with torch.no_grad():
-        parts = at_once.map(part, count, threads=threads)
+        parts = at_once.map(part, count, threads=may_go_side_by_side(device, generator, reward))
         scores = torch.cat([p[0] for p in parts])
         if reward.set_level:
             scores = score(reward, name, scores, context.select(own_context), MicroBatch())[0]

@@ -94,12 +94,19 @@ def refuse_lone_judge(candidates: int | None, judge: object) -> None:
 
 
 def choose_refinement(
-    generator: Generator, candidates: int, judge: str | os.PathLike[str], *, offline: bool = False
-) -> Refinement:
-    """The best of ``candidates`` images by the reward of the run ``judge``.
+    generator: Generator, candidates: int | None, judge: object, *, offline: bool = False
+) -> Refinement | None:
+    """The best of ``candidates`` images by the reward of the run ``judge``; None where nobody asked for candidates.
 
     Raises:
-        ConfigError, CheckpointError, PluginError, WeightsError: see ``training.load_judge`` and ``Refinement``.
+        ConfigError: the judge is no path. ConfigError, CheckpointError, PluginError, WeightsError: see
+            ``training.load_judge`` and ``Refinement``.
     """
+    if candidates is None:
+        return None
+    if not isinstance(judge, str | os.PathLike):
+        raise ConfigError(
+            "refine keeps the image that a reward prefers: give judge, the folder of a training, or such a folder as policy."
+        )
     reward, told = load_judge(judge, generator, offline=offline)
     return Refinement(reward, candidates, told)

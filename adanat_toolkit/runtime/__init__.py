@@ -19,6 +19,7 @@ from .devices import (
 from .distributed import gather, is_main, rank, world_size
 from .launcher import LAUNCHED, ProcessError, check_devices, environment, join, launch, leave, record_failure
 from .micro_batch import MemoryShortage, MicroBatch, free_host_memory, is_out_of_memory, measured_size, whole
+from .threads import ThreadSafe, may_go_side_by_side
 
 __all__ = [
     "COMPILED",
@@ -29,6 +30,7 @@ __all__ = [
     "MemoryShortage",
     "MicroBatch",
     "ProcessError",
+    "ThreadSafe",
     "check_devices",
     "clip_gradients",
     "dtype_name",
@@ -44,6 +46,7 @@ __all__ = [
     "join",
     "launch",
     "leave",
+    "may_go_side_by_side",
     "measured_size",
     "minimum_batch",
     "minimum_rows",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from itertools import pairwise
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -19,6 +19,17 @@ T = TypeVar("T")
 
 LEAST = 16
 """Samples of a thread. With fewer, the threads wait for Python instead: only one of them can be in it at a time."""
+
+
+class ThreadSafe(Protocol):
+    """What says whether it may be called from several threads at once."""
+
+    thread_safe: bool
+
+
+def may_go_side_by_side(device: torch.device, *called: ThreadSafe) -> bool:
+    """Whether samples may: on a CPU, if all that is called says so. A GPU is one device for all threads."""
+    return device.type == "cpu" and all(one.thread_safe for one in called)
 
 
 def side_by_side(function: Callable[[slice], T], rows: slice) -> list[T]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core import ACTION, ActionSpace, Context, Generator, Noise, RewardModel
 from ..decoding import DistilledDecoder, SamplingPolicy, TokenGenerator
 from ..errors import ConfigError
-from ..runtime import MicroBatch, float32_by_default
+from ..runtime import MicroBatch, ThreadSafe, float32_by_default, may_go_side_by_side
 from .whole_step import WholeStep, decide
 
 
@@ -121,16 +121,12 @@ def collect(
             whole,
         )
 
-    threads = whole is None and _may_go_side_by_side(generator, reward)
+    called: list[ThreadSafe] = [generator]
+    if reward is not None and (reward.reads_latents or type(reward).embed is not RewardModel.embed):
+        called.append(reward)  # the base's embed only hands the images on
+    threads = whole is None and may_go_side_by_side(generator.device, *called)
     parts = MicroBatch.of(micro_batch).map(part, len(context), threads=threads)
     return parts[0] if len(parts) == 1 else _join(parts)
-
-
-def _may_go_side_by_side(generator: Generator, reward: RewardModel | None) -> bool:
-    """Whether parts of a rollout may be made in several threads; a GPU is one device for all of them."""
-    if reward is not None and type(reward).embed is not RewardModel.embed and not reward.thread_safe:
-        return False
-    return generator.device.type == "cpu" and generator.thread_safe
 
 
 def _collect(

@@ -16,6 +16,7 @@ from ..images import augment
 from ..runtime import (
     MicroBatch,
     distributed,
+    may_go_side_by_side,
     whole,
 )
 from ..sampling import Rollout
@@ -56,7 +57,7 @@ def update_reward(
     def embed(rows: slice) -> Tensor:
         return reward.embed_real(images[rows], context.select(rows))
 
-    threads = device.type == "cpu" and reward.thread_safe
+    threads = may_go_side_by_side(device, reward)
     with torch.no_grad():
         embedded = torch.cat(MicroBatch.of(micro_batch).map(embed, len(index), threads=threads))
     with whole("the reward's update", "lower reward.options.batch or the batch, or use a reward that does not learn"):

@@ -108,9 +108,7 @@ def sample(
         editing = None
         if image is not None and mask is not None:
             editing = Edit(*read_edit(image, mask, model.image_size), keep_pixels)
-        refinement = None
-        if refine is not None:
-            refinement = choose_refinement(model, refine, judge or spec, offline=offline)
+        refinement = choose_refinement(model, refine, judge or spec, offline=offline)
         asked = None if classes is None else _names(classes)
         count = max(16, len(asked or ()), len(texts)) if num is None else num
         contexts = choose_contexts(model, asked, texts, count, source=f"--num {num}")

@@ -26,9 +26,10 @@ def prompt_rows(
     rows = {prompt: kept.get(prompt) for prompt in prompts}  # once: another thread may empty what is kept
     missing = [prompt for prompt, row in rows.items() if row is None]
     if missing:
-        made = dict(zip(missing, make(missing), strict=True))
-        if len(kept) + len(made) > limit:
+        if len(kept) + len(missing) > limit:
             kept.clear()
+            missing = list(rows)
+        made = dict(zip(missing, make(missing), strict=True))
         kept.update(made)
         rows.update(made)
     return torch.stack([row for prompt in prompts if (row := rows[prompt]) is not None])

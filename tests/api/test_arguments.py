@@ -51,7 +51,7 @@ def train(**given: Any) -> Any:
         (lambda: adanat.evaluate(TINY, progress="x"), "progress must be a function"),
         (lambda: adanat.headroom(TINY, bright, steps=1.5), "steps must be a whole number; it is float 1.5"),
         (lambda: adanat.headroom(TINY, bright, data=3), "data must be a text or a path"),
-        (lambda: adanat.distill(TINY, "a.safetensors", images=10**30), "images = 1000.* below 2"),
+        (lambda: adanat.distill(TINY, "a.safetensors", images=10**30), "images = 1000.* at most 10,000,000"),
         (lambda: adanat.distill(TINY, "a.safetensors", steps=10**12), "steps = 1000.* at most 10,000,000"),
     ],
 )

@@ -287,7 +287,7 @@ def test_prompts_that_are_not_there(tmp_path: Path) -> None:
         ('{"file": "a.png", "caption": "\\ud83d"}', "line 2 .* caption must be text without zero bytes and half characters"),
         ('{"file": ["a.png"], "caption": "b"}', 'line 2 .* names no file: "file" .* is a list'),
         ('{"caption": "b"}', "line 2 .* names no file: .* is nothing"),
-        ('["a.png"]', "line 2 .* object"),
+        ('["a.png"]', "line 2 .* must be an object, found a list"),
         ("[" * 100_000, "line 2 .* is nested too deeply"),
         ('{"file": ' + "9" * 5000 + "}", "line 2 .* holds an integer of 5000 digits"),
         ('{"file": "a.png", "label": true}', "label in line 2 .* 'True'"),

@@ -83,8 +83,8 @@ def test_token_ids_are_kept_but_not_without_end(monkeypatch: pytest.MonkeyPatch)
     first = encoder(names[:3])[0]
     again = encoder([names[2], names[0], names[3]])[0]
     assert cut == names[:4] and torch.equal(again[:2], first[[2, 0]])
-    more = encoder([names[0], names[4], names[5]])[0]  # six do not fit: what was kept goes, once it has served
-    assert cut[4:] == [names[4], names[5]] and len(encoder._known) == 2
+    more = encoder([names[0], names[4], names[5]])[0]  # six do not fit: all are cut anew, the known one among them
+    assert cut[4:] == [names[0], names[4], names[5]] and len(encoder._known) == 3
     assert torch.allclose(more[0], first[0], atol=1e-6)
 
 

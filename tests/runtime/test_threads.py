@@ -112,13 +112,23 @@ def test_images_are_the_same(name: str, threads: None) -> None:
     assert changed <= 2
 
 
+@pytest.mark.parametrize("name", ["maskgit", "var", "sit"])
+def test_a_compiled_generator_stays_in_one_thread(name: str) -> None:
+    generator = adanat.load_generator(name, device="cpu", dtype="float32")
+    generator.compile()  # nothing is compiled before it is called
+    assert not generator.thread_safe and type(generator).thread_safe
+
+
 def test_a_generator_that_is_not_thread_safe_stays_in_one_thread(threads: None) -> None:
     torch.set_num_threads(2)
     seen: set[int] = set()
+    both = threading.Barrier(2)  # a pool gives a thread that is done the next part, so that one could make both
 
     class Watched(Control):
         def step(self, *arguments, **keywords):  # type: ignore[no-untyped-def]
             seen.add(threading.get_ident())
+            if self.thread_safe:
+                both.wait(timeout=60)
             return super().step(*arguments, **keywords)
 
     flags = {"steps": 2, "batch": 64, "trajectories": 64, "device": "cpu", "policy": {"name": "shared"}}

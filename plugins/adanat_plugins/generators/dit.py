@@ -20,7 +20,7 @@ from adanat_toolkit.core import GUIDANCE, INITIAL, TIME, ActionSpace, Noise
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions, SamplingPolicy
 from adanat_toolkit.registry import parse_options
-from adanat_toolkit.runtime import COMPILED, in_chunks, minimum_batch
+from adanat_toolkit.runtime import in_chunks, minimum_batch
 from adanat_toolkit.storage import parse_document
 
 from ..emoji64.data import class_names
@@ -32,6 +32,7 @@ from .class_conditional import Emoji64Classes, PublishedOptions, emoji64_file, p
 from .dit_net import DiT, dit_sizes
 from .dpm_solver import Diffusion, Flow, Path, VelocityOnDiffusion, first_order, second_order
 from .maskgit import embedded_tokenizer
+from .tokenized import compile_modules
 
 
 class LatentTokenizer(Protocol):
@@ -129,8 +130,7 @@ class LatentGenerator(Generator):
         return fingerprint_tokenizer(self.tokenizer) if isinstance(self.tokenizer, nn.Module) else None
 
     def compile(self) -> None:
-        for module in (self.network, self.tokenizer.model.decoder):
-            module.compile(**COMPILED)
+        compile_modules(self, self.network, self.tokenizer.model.decoder)
 
     def sample_contexts(self, noise: Noise) -> Context:
         """Classes as likely as each other: published weights do not tell label frequencies."""

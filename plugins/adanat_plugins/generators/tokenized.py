@@ -28,8 +28,14 @@ class TokenizedOptions(PluginOptions):
         """The generator, compiled where it was asked for: the last step of ``Generator.create``."""
         if self.compile:
             generator.compile()
-            generator.thread_safe = False  # the compiler is not
         return generator
+
+
+def compile_modules(generator: Generator, *modules: nn.Module) -> None:
+    """What ``Generator.compile`` does with the modules that it calls. It stays in one thread then, as the compiler does."""
+    for module in modules:
+        module.compile(**COMPILED)
+    generator.thread_safe = False
 
 
 class Tokenizer(Protocol):
@@ -77,8 +83,7 @@ class TokenizedGenerator(TokenGenerator):
         return fingerprint_tokenizer(self.tokenizer) if isinstance(self.tokenizer, nn.Module) else None
 
     def compile(self) -> None:
-        for module in (*self.called(), self.tokenizer.model.decoder):
-            module.compile(**COMPILED)
+        compile_modules(self, *self.called(), self.tokenizer.model.decoder)
 
     def called(self) -> Iterable[nn.Module]:
         """The modules that :meth:`predict` calls."""

@@ -25,7 +25,7 @@ from adanat_toolkit.decoding import RANGES, draw_tokens, guide, prediction_stati
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import Context, ContextKind, Generator, PluginOptions, SamplingPolicy
 from adanat_toolkit.registry import parse_options
-from adanat_toolkit.runtime import COMPILED, in_chunks, minimum_batch
+from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from ..emoji64.data import class_names
 from ..fingerprints import fingerprint_state, fingerprint_tokenizer
@@ -34,6 +34,7 @@ from ..tokenizers.multi_scale import MultiScaleQuantizer, MultiScaleTokenizer, M
 from ..weights import asset, build, place, read_state
 from .class_conditional import Emoji64Classes, PublishedOptions, emoji64_file, published_files, uniform_classes
 from .maskgit import embedded_tokenizer
+from .tokenized import compile_modules
 from .var_net import VAR, VARConfig
 
 POLICY_GRID = (16, 16)
@@ -171,8 +172,7 @@ class NextScale(Generator):
         return fingerprint_tokenizer(self.tokenizer)
 
     def compile(self) -> None:
-        for module in (self.network, self.tokenizer.model.decoder):
-            module.compile(**COMPILED)
+        compile_modules(self, self.network, self.tokenizer.model.decoder)
 
     def sample_contexts(self, noise: Noise) -> Context:
         return uniform_classes(noise, self.num_classes, self.device)
