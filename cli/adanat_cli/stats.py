@@ -16,7 +16,7 @@ def stats(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.safetensors", help="Where the statistics go.")],
     data: options.Data = None,
     features: options.Features = None,
-    generator: options.Generator = None,
+    generator: options.FrozenGenerator = None,
     offline: options.Offline = False,
     device: options.Device = "auto",
     gpus: options.Gpus = None,

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 def train(
     context: typer.Context,
-    generator: Annotated[
-        str | None, typer.Option(metavar="NAME[:VARIANT]", help="Frozen generator; default maskgit.")
-    ] = None,
+    generator: options.FrozenGenerator = None,
     reward: Annotated[
         str | None, typer.Option(metavar="NAME", help="Reward, or a mixture such as adversarial:1,clip-score:0.3.")
     ] = None,
