@@ -23,7 +23,10 @@ def stats(
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """Feature statistics of real images, brought to the generator's size, for adanat evaluate --data FILE."""
+    """Store the feature statistics of real images, for adanat evaluate --data FILE.
+
+    Images are brought to the generator's size.
+    """
     from adanat_toolkit.commands.feature_statistics import write_statistics
     from adanat_toolkit.evaluation import choose_features, require_real_images
     from adanat_toolkit.policies import open_generator
