@@ -198,7 +198,7 @@ def test_scores(generator: Generator, run: adanat.Run, real: Path) -> None:
     assert json.loads(json.dumps(scores.to_dict()))["images"] == 16
     table = str(scores)
     assert "frechet" in table and f"{scores.rows[2]['frechet']:.4f}" in table and len(table.splitlines()) == 7
-    assert scores._repr_html_().count("<tr>") == 6 and "less is better" in scores._repr_html_()
+    assert scores._repr_html_().count("<tr>") == 6 and "lower is better" in scores._repr_html_()
 
 
 def test_scores_are_those_of_the_command(generator: Generator, run: adanat.Run, real: Path, tmp_path: Path) -> None:
