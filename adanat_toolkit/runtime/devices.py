@@ -104,15 +104,17 @@ FAST_ON_CPU = {"_is_amx_tile_supported": "AMX tiles", "_is_avx512_bf16_supported
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` (:func:`fastest_dtype`), ``float32``, ``bfloat16``.
+def resolve_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """``auto`` (:func:`fastest_dtype`), ``float32``, ``bfloat16``, or one of these as torch has it.
 
     Raises:
         ConfigError: another name.
     """
     if name == "auto":
         return fastest_dtype(device)[0]
-    if name not in DTYPES:
+    if isinstance(name, torch.dtype):
+        name = dtype_name(name)
+    if not isinstance(name, str) or name not in DTYPES:
         raise ConfigError(f"dtype {name!r} is not supported; use auto, {' or '.join(DTYPES)}.")
     return DTYPES[name]
 
