@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -304,6 +305,8 @@ def test_nothing_that_is_there_is_lost(runs: Runs, tmp_path: Path) -> None:
     )
     refused(adanat("report", run, "--curves-only", "--out", run), "is a folder; give --out a file")
     assert contents(run) == whole
+    os.mkfifo(tmp_path / "pipe.html")
+    refused(adanat("report", run, "--curves-only", "--out", tmp_path / "pipe.html"), "pipe.html is no regular file")
     out = tmp_path / "new" / "out.html"
     make_report([run], out, NO_PICTURES)
     first = out.read_bytes()
