@@ -66,7 +66,7 @@ def make_report(
     text = render(runs, gathered, command=command)
     write_file(target, text)
     found = [_about(run, gathered.blocks) for run in runs]
-    return {"report": str(target), "bytes": len(text.encode()), "runs": found, "left_out": gathered.notes}
+    return {"report": str(target), "bytes": target.stat().st_size, "runs": found, "left_out": gathered.notes}
 
 
 def _about(run: Run, tables: Sequence[Block]) -> dict[str, Any]:

@@ -297,6 +297,13 @@ def test_numbers_that_make_no_sense(trained: Path) -> None:
         make_report([run], settings=Settings(seed=-1))
 
 
+def test_a_run_whose_name_is_no_text(runs: Runs, tmp_path: Path) -> None:
+    run = shutil.copytree(runs("shared"), tmp_path / os.fsdecode(b"run\xff"))
+    told = make_report([run], tmp_path / "out.html", NO_PICTURES)
+    assert told["bytes"] == (tmp_path / "out.html").stat().st_size
+    assert "run\\udcff" in (tmp_path / "out.html").read_text()
+
+
 def test_nothing_that_is_there_is_lost(runs: Runs, tmp_path: Path) -> None:
     run = runs("shared")
     whole = contents(run)
