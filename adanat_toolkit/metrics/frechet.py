@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..storage import HEAD, not_the_file
+from ..storage import HEAD, not_the_file, read_head
 
 CHUNK = 16_384
 """Samples that are in float64 at once: 0.27 GB for the 2,048 features of InceptionV3 (docs/results/metrics_memory.md)."""
@@ -134,8 +134,7 @@ class FeatureStatistics:
         if not path.exists():
             raise DataError(f"{path} does not exist; make statistics of your images with `adanat stats --data DIR`.")
         if path.is_file():
-            with path.open("rb") as start:
-                instead = not_the_file(start.read(HEAD))
+            instead = not_the_file(read_head(path, HEAD, error=DataError))
             if instead is not None:
                 raise DataError(f"{path} holds no statistics, it is {instead}.")
         if path.suffix == ".npz":

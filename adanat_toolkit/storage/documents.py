@@ -28,6 +28,9 @@ MIB = 2**20
 MAX_DOCUMENT = 16 * MIB
 """Bytes of a document unless the caller says otherwise."""
 
+MAX_FILE = 2**46
+"""Bytes of a file that is not read whole: no bound of ours."""
+
 MAX_DEPTH = 64
 """Objects and lists inside each other; ours have at most 8."""
 
@@ -104,6 +107,18 @@ def read_bytes(
         if len(data) > limit:
             raise _Unreadable(f"is too large: more than {limit:,} bytes")
         return data
+
+
+def read_head(
+    path: str | os.PathLike[str], length: int, *, error: type[AdaNATError], remedy: str = REMEDY
+) -> bytes:
+    """At most the first ``length`` bytes of a :func:`regular_file` of any size.
+
+    Raises:
+        error: as there.
+    """
+    with regular_file(path, error=error, limit=MAX_FILE, remedy=remedy) as (handle, _):
+        return handle.read(length)
 
 
 def parse_document(

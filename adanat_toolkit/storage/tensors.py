@@ -12,11 +12,9 @@ import torch
 from pydantic import BaseModel, Field
 
 from ..errors import AdaNATError
-from .documents import MIB, REMEDY, check_value, parse_document, regular_file, shortened
+from .documents import MAX_FILE, MIB, REMEDY, check_value, parse_document, regular_file, shortened
 
 MAX_HEADER = 32 * MIB
-MAX_FILE = 2**46
-"""Bytes of a file of tensors: no bound of ours, the header's promise is held against the file's size."""
 
 DTYPES = {
     "BOOL": torch.bool,

@@ -53,6 +53,7 @@ from ..sampling import Rollout, WholeStep, collect
 from ..storage import MetricsLog, RunFolder, held, prepare_folder
 from .callbacks import Callback, Calls, Checkpoints, MetricsFile, watched
 from .checkpoint import (
+    copied,
     load_module,
     load_optimiser,
     open_run,
@@ -71,7 +72,7 @@ from .plan import local_batch, plan, stored_features
 from .ppo import Batch, explained_variance, ppo_update, targets
 from .reward_update import update_reward
 from .same_run import source_hashes
-from .scoring import require_finite, require_finite_state, score
+from .scoring import require_finite, require_finite_update, score
 from .trackers import Trackers
 
 
@@ -222,7 +223,26 @@ class Trainer(Engine):
 
     @float32_by_default()
     def step(self) -> dict[str, Any]:
-        """One iteration; returns its row of metrics (every name is explained in docs/logged-names.md)."""
+        """One iteration; returns its row of metrics (every name is explained in docs/logged-names.md).
+
+        An iteration that fails or is interrupted leaves policy, critic, reward and optimisers as they were before it.
+
+        Raises:
+            NotFiniteError: a score, a gradient or what came of it is NaN or infinite.
+        """
+        # Gradients are not looked at one by one: each look would wait for the device.
+        before = copied(self.state())
+        try:
+            row = self._iterate()
+            require_finite_update(self.iteration + 1, row, self.state())
+        except BaseException:
+            self.load_state(before)
+            raise
+        self.iteration += 1
+        return row
+
+    def _iterate(self) -> dict[str, Any]:
+        """What :meth:`step` does, without its guard."""
         config, iteration, started = self.config, self.iteration, time.perf_counter()
         sigma = config.ppo.sigma_at(iteration, config.iterations)
         rate = config.ppo.learning_rate_at(iteration, config.iterations)
@@ -250,8 +270,6 @@ class Trainer(Engine):
         # A reward that learns is trained on the images just made, and on real ones.
         row |= self._update_reward(rollout)
 
-        self.iteration += 1
-        require_finite_state(self.iteration, self.state())
         ended = time.perf_counter()
         return row | {
             "sigma": sigma,
