@@ -367,7 +367,7 @@ class SB3Trainer(Trainer):
             stored = self.model.rollout_buffer.observations["features"]
             seen = torch.as_tensor(stored, device=self.device).transpose(0, 1)  # theirs is (T, B, ...)
             self._row |= describe_statistics(seen, self.generator)
-        self._row |= self._update_reward(finished)
+        self._row |= self._reward_update(finished)()
         self._reward_seconds = time.perf_counter() - self._rolled
 
     def _seeds(self, episode: int) -> Tensor:
