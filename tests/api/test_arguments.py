@@ -38,6 +38,8 @@ def train(**given: Any) -> Any:
         (lambda: adanat.load_generator("maskgit", offline="yes"), "offline must be True or False"),
         (lambda: adanat.load_generator("maskgit", options={1: 2}, device="cpu"), "1 = 1: Keys should be strings"),
         (lambda: adanat.load_policy("fixed", TINY, steps=2.5), "steps is 2.5; give a whole number"),
+        (lambda: adanat.sample(TINY, adanat.load_policy("fixed", TINY, steps=3), steps=4), "steps = 4, and policy takes 3"),
+        (lambda: adanat.sample(TINY, "fixed", steps=0), "steps = 0; it must be at least 1"),
         (lambda: adanat.sample(TINY, "fixed", classes=["1_0"]), "class '1_0' .* is unknown"),
         (lambda: adanat.sample(TINY, "fixed", classes=[True]), "class True .* is unknown"),
         (lambda: train(out=""), "out must be a path .* not empty"),
