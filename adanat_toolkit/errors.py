@@ -63,14 +63,22 @@ class InUseError(OutputError):
 
 
 def explained(error: BaseException) -> AdaNATError | None:
-    """What a user can act on in an error that nobody expected, as one of ours: a file that ends too early, or something that
-    the system refuses. None for any other error, and for a reader of our output that went away."""
+    """What a user can act on in an error that nobody expected, as one of ours: a file that ends too early, memory that does not
+    suffice, or something else that the system refuses.
+
+    None for any other error, and for a reader of our output that went away.
+    """
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     where, line = frames[-1] if frames else ("", 0)
     if isinstance(error, EOFError):
         return DataError(
             f"something that was read ends too early: {error or type(error).__name__} ({where}, line {line}). Look for a file "
             "that was cut short; ADANAT_DEBUG=1 shows which one was being read."
+        )
+    if isinstance(error, MemoryError):
+        return AdaNATError(
+            f"this machine's memory does not suffice{f': {error}' if str(error) else ''} ({where}, line {line}). Lower "
+            "--micro-batch or the number of images, or look for a file that says to be larger than it should be."
         )
     if not isinstance(error, OSError) or error.errno in (None, errno.EPIPE):
         return None

@@ -17,6 +17,8 @@ from torch import Tensor
 from ..errors import DataError
 from ..storage import HEAD, not_the_file, read_head
 
+INDEFINITE = 1e-3
+"""Share of a covariance's largest eigenvalue below which a negative one is rounding, also of published float32 files."""
 CHUNK = 16_384
 """Samples that are in float64 at once: 0.27 GB for the 2,048 features of InceptionV3 (docs/results/metrics_memory.md)."""
 
@@ -108,6 +110,11 @@ class FeatureStatistics:
             values, vectors = torch.linalg.eigh(self.covariance)
         except torch.linalg.LinAlgError as error:
             raise DataError(f"this covariance has no square root ({error}); make the statistics again.") from None
+        if values[0] < -INDEFINITE * values.abs().max():
+            raise DataError(
+                f"this is no covariance (a variance of {float(values[0]):.3g} along one direction, the largest is "
+                f"{float(values[-1]):.3g}); make the statistics again."
+            )
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
     def save(self, path: str | Path) -> None:

@@ -82,6 +82,8 @@ def regular_file(
             yield handle, facts.st_size
     except (OSError, ValueError) as problem:  # a name with a zero byte is a ValueError
         raise error(f"cannot read {_name(path)}: {getattr(problem, 'strerror', None) or problem}. {remedy}") from None
+    except MemoryError:  # what a file says of its size takes nothing on a disk
+        raise error(f"{_name(path)} does not fit into this machine's memory. {remedy}") from None
     except _Unreadable as problem:
         raise error(f"{_name(path)} {problem}. {remedy}") from None
     finally:

@@ -45,6 +45,7 @@ def test_what_the_system_refuses_is_one_message() -> None:
     assert type(error) is AdaNATError and str(error).startswith("/there: Permission denied.")
     assert explained(BrokenPipeError(32, "Broken pipe", "x")) is None and explained(OSError("no file")) is None
     assert explained(ValueError("a bug")) is None
+    assert str(explained(MemoryError("11"))).startswith("this machine's memory does not suffice: 11 (")
     try:
         Path("/proc/self/mem").read_bytes() if sys.platform == "linux" else os.read(-1, 1)
     except OSError as unnamed:
