@@ -7,6 +7,10 @@ tokenizer's, in the layout of ``AutoencoderKL``, before rounding to codes and in
 of it is trained. Denoiser: a U-Net that learns v on Stable Diffusion's own noise schedule; times are spread evenly over a
 batch; 10 % empty captions for guidance; AdamW, warm-up, then a cosine to 0; averaged weights. The seed and the number of
 updates decide the result; ``--minutes`` only when it is cut. The folder is also written every few minutes.
+
+    python recipes/train_pipeline.py --images FILE.zip
+
+only writes the images with their captions, as ``--data`` takes them.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ import argparse
 import copy
 import json
 import math
+import shutil
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +120,15 @@ def _transformers_names(own: dict[str, Tensor], wanted: dict[str, Tensor]) -> di
     return wanted | found
 
 
+def write_images(path: Path) -> None:
+    """The embedded images and a ``metadata.jsonl`` with their captions in one ZIP."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(FOLDER / "images.zip", path)
+    rows = (json.dumps({"file": row["file"], "caption": row["caption"]}) for row in data.metadata())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("metadata.jsonl", "\n".join(rows))
+
+
 def raw_latents(kept: Path | None, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(10934, 32, 8, 8) float32: the tokenizer's latents of all images, kept in a file if one is named."""
     if kept is not None and kept.is_file():
@@ -187,8 +202,12 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="of the matrix products; weights and sums stay in float32")
     parser.add_argument("--latents", type=Path, help="keep the tokenizer's latents in this file between runs")
-    parser.add_argument("--out", type=Path, required=True, help="the pipeline's folder")
+    parser.add_argument("--images", type=Path, help="write the images with their captions here, and do no more")
+    parser.add_argument("--out", type=Path, default=Path("runs/emoji-pipeline"), help="the pipeline's folder")
     options = parser.parse_args()
+    if options.images is not None:
+        write_images(options.images)
+        return
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     device = resolve_device(options.device)
