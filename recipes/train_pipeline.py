@@ -6,7 +6,8 @@ Text encoder: the text tower of the embedded CLIP, in transformers' layout, with
 tokenizer's, in the layout of ``AutoencoderKL``, before rounding to codes and in its leading principal components; nothing
 of it is trained. Denoiser: a U-Net that learns v on Stable Diffusion's own noise schedule; times are spread evenly over a
 batch; 10 % empty captions for guidance; AdamW, warm-up, then a cosine to 0; averaged weights. The seed and the number of
-updates decide the result; ``--minutes`` only when it is cut. The folder is also written every few minutes.
+updates decide the result; with ``--minutes`` the cosine ends when the time does, and the machine decides too. The folder is
+also written every few minutes, and ``--start`` goes on from one with the averaged weights and a new optimiser.
 
     python recipes/train_pipeline.py --images FILE.zip
 
@@ -191,7 +192,7 @@ def text_states(model: Any, tokenizer: Any, prompts: tuple[str, ...]) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=6000)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many minutes")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of training, where --updates take longer")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--width", type=int, nargs=2, default=(96, 160), help="channels at 8x8 and at 4x4 cells")
@@ -202,6 +203,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="of the matrix products; weights and sums stay in float32")
     parser.add_argument("--latents", type=Path, help="keep the tokenizer's latents in this file between runs")
+    parser.add_argument("--start", type=Path, help="a pipeline's folder whose U-Net training goes on from")
     parser.add_argument("--images", type=Path, help="write the images with their captions here, and do no more")
     parser.add_argument("--out", type=Path, default=Path("runs/emoji-pipeline"), help="the pipeline's folder")
     options = parser.parse_args()
@@ -231,7 +233,10 @@ def main() -> None:
         cross_attention_dim=states.shape[2],
         attention_head_dim=tuple(width // 32 for width in options.width),  # the number of heads, whatever its name
         norm_num_groups=16,
-    ).to(device, memory_format=torch.channels_last)
+    )
+    if options.start is not None:
+        network.load_state_dict(UNet2DConditionModel.from_pretrained(options.start, subfolder="unet").state_dict())
+    network.to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(network)
     print(f"{sum(p.numel() for p in network.parameters()):,} parameters", flush=True)
     scheduler = DPMSolverMultistepScheduler(**SCHEDULER)
@@ -256,8 +261,11 @@ def main() -> None:
 
     start = written = time.monotonic()
     recent, update = 0.0, 0
-    while update < options.updates and time.monotonic() - start < 60 * options.minutes:
-        rate = options.learning_rate * min((update + 1) / warmup, 0.5 * (1 + math.cos(math.pi * update / options.updates)))
+    while True:
+        progress = max(update / options.updates, (time.monotonic() - start) / (60 * options.minutes))
+        if progress >= 1:
+            break
+        rate = options.learning_rate * min((update + 1) / warmup, 0.5 * (1 + math.cos(math.pi * progress)))
         optimiser.param_groups[0]["lr"] = rate
         rows = torch.randint(len(latents), (options.batch,), generator=draw)
         times = (torch.arange(options.batch) + torch.rand(options.batch, generator=draw)) / options.batch

@@ -98,7 +98,8 @@ def load_pipeline(
     arguments = {"torch_dtype": dtype, "local_files_only": True, "low_cpu_mem_usage": is_accelerate_available()}
     try:
         sampler_of(getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler"))  # before what is large
-        with _without_bars(), warnings.catch_warnings():  # newer versions have another name for torch_dtype, older ones only this
+        # Newer versions have another name for torch_dtype, older ones only this.
+        with _without_bars(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
             networks = {name: _whole(folder / name, index[name][1], arguments) for name in (family.denoiser, "vae")}
             pipe = loader.from_pretrained(folder, **arguments, **without, **networks)
