@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import ConfigError, DataError, InUseError, OutputError, PluginError
 from ..images import write_png
 from ..storage import MIB, held, prepare_folder, read_bytes, read_document, write_file, write_json
-from .grid import SEARCH, cell_key
+from .grid import cell_key
 from .result import HAND_MADE, Cell, Result
 from .stored import StoredCell, StoredReport
 
@@ -172,8 +172,12 @@ def read_report(path: Path) -> dict[str, Result]:
                 data=facts.data,
                 dtype=facts.dtype,
                 base_schedule=base,
+<<<<<<< HEAD
                 schedule=None if result.cell.policy == SEARCH else result.schedule,
                 runs=runs,
+=======
+                schedule=None if result.cell.search else result.schedule,
+>>>>>>> latentpipe
             )
         except (ConfigError, PluginError) as error:
             raise DataError(f"cannot reuse {file}: {error} {remedy}") from None

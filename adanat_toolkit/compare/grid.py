@@ -16,9 +16,9 @@ from ..registry import explain, load, parse_options, reward_class
 from ..training import IGNORED_ON_RESUME, RunConfig, merge, validate
 from .controls import TITLES
 from .result import HAND_MADE, Cell
-from .search import check_search
+from .search import SEARCHES, check_kind, check_search
 
-PUBLISHED, SEARCH = "published", "search"
+PUBLISHED = "published"
 LARGEST_SEED = 10**6
 MOST_CELLS, MOST_CANDIDATES = 10**5, 10**5
 
@@ -41,7 +41,9 @@ class CompareConfig(BaseModel):
     search_steps: tuple[int, ...] | None = None
     """T at which schedules are searched; None: ``steps``."""
     candidates: int = Field(32, ge=0, le=MOST_CANDIDATES)
-    """Hand-made schedules that the search tries; 0: no search."""
+    """Hand-made schedules that each search tries; 0: no search."""
+    searches: tuple[str, ...] = ("schedule",)
+    """Kinds of search, a row each (``search.SEARCHES``)."""
     controls: bool = False
     """Whether learned policies that see their samples have their controls as further rows."""
     images: int = Field(2000, ge=16, le=MOST_IMAGES)
@@ -60,7 +62,7 @@ class CompareConfig(BaseModel):
         searched = sorted(set(self.search_steps if self.search_steps is not None else steps)) if self.candidates else []
         out = [Cell(PUBLISHED, None, t, s) for t in steps for s in seeds]
         out += [Cell(policy, None, t, s) for policy in (HAND_MADE, *fixed) for t in by_hand for s in seeds]
-        out += [Cell(SEARCH, None, t, s) for t in searched for s in seeds]
+        out += [Cell(SEARCHES[k], None, t, s) for k in dict.fromkeys(self.searches) for t in searched for s in seeds]
         for r, p, t in itertools.product(rewards, learned, steps):
             out += [Cell(p, r, t, s) for s in seeds]
             if self.controls and load("policy", p).needs_features:
@@ -103,6 +105,8 @@ class CompareConfig(BaseModel):
                 f"this grid has about {most} cells; at most {MOST_CELLS} are taken. Give fewer steps, seeds, policies or "
                 "rewards."
             )
+        for kind in self.searches:
+            check_kind(kind)
         classes: dict[str, list[Any]] = {"policy": [], "reward": [_reward_class(name) for name in self.rewards]}
         for name in self.policies:
             if PolicySpec.parse(name).fixed:
@@ -116,7 +120,7 @@ class CompareConfig(BaseModel):
         if classes["policy"] and not self.rewards:
             raise ConfigError("learned policies need a reward; give at least one, or only fixed:SCHEDULE policies.")
         cells = self.cells()
-        if any(cell.policy == SEARCH for cell in cells):
+        if any(cell.search for cell in cells):
             check_search(self.base.iterations * self.base.batch, self.candidates)
         for kind, options in (("policy", self.base.policy.options), ("reward", self.base.reward.options)):
             known = {name for each in classes[kind] for name in each.Options.model_fields}
@@ -206,7 +210,7 @@ def cell_key(
             runs[trained] = config.resolved_run(cell)
         facts["run"] = {**runs[trained], "seed": cell.seed}
         facts["base"] = base_schedule
-    elif cell.policy == SEARCH:
+    elif cell.search:
         facts["search"] = [config.candidates, config.base.iterations * config.base.batch]
         facts["base"] = base_schedule
     else:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..metrics import Evaluation
 from ..storage import folder_name
+from .search import SEARCHES
 
 HAND_MADE = "hand-made"
 """The generator's best known schedule: what every ratio is relative to."""
@@ -17,7 +18,8 @@ class Cell:
     """One point of the grid.
 
     Attributes:
-        policy: kind of a learned policy; ``published``, ``hand-made`` or ``search``; or a policy spec given as a baseline.
+        policy: kind of a learned policy; ``published``, ``hand-made`` or a value of ``search.SEARCHES``; or a policy spec
+            given as a baseline.
         reward: None for what is not learned. steps: T. seed: of the training or search, and of the block of images.
         control: of a learned policy's actions, a key of ``controls.TITLES``; None: the policy itself.
     """
@@ -31,6 +33,11 @@ class Cell:
     @property
     def learned(self) -> bool:
         return self.reward is not None
+
+    @property
+    def search(self) -> str | None:
+        """Kind of the search, where it is one."""
+        return next((kind for kind, policy in SEARCHES.items() if policy == self.policy), None)
 
     @property
     def name(self) -> str:

@@ -40,10 +40,10 @@ from ..storage import RunFolder, prepare_folder, write_file, write_json
 from ..training import alarms, create_trainer
 from .cells import CellFiles
 from .controls import WITHIN, control_actions
-from .grid import PUBLISHED, SEARCH, CompareConfig, cell_key
+from .grid import PUBLISHED, CompareConfig, cell_key
 from .render import markdown, to_csv
 from .result import HAND_MADE, Cell, Result
-from .search import search_schedule
+from .search import check_kind, search_schedule
 from .table import Table, build_table
 
 Progress = Callable[[str, int, int], None]
@@ -95,7 +95,9 @@ class Comparison:
         """The grid, without ``published`` where the generator's family has no published sampler, and without shuffling
         within contexts where hardly two samples share one."""
         for cell in self.cells:
-            if not cell.learned and cell.policy != SEARCH:
+            if cell.search:
+                check_kind(cell.search, self.generator)
+            elif not cell.learned:
                 load_policy(f"fixed:{self._schedule(cell.policy)}", self.generator, cell.steps)
         self._yardstick: Yardstick | None = None
         self._replayed: tuple[Cell, Images] | None = None  # the policy whose controls were made last
@@ -118,7 +120,7 @@ class Comparison:
         """What the comparison will still need, for ``--dry-run``; images are those of the cells that are not finished."""
         missing = [cell for cell in self.cells if self.files.load(cell) is None]
         learned = [cell for cell in missing if cell.learned and cell.control is None]
-        searches = [cell for cell in missing if cell.policy == SEARCH]
+        searches = [cell for cell in missing if cell.search]
         base = self.config.base
         readings = 0
         if base.evaluate_every:
@@ -209,12 +211,13 @@ class Comparison:
                 told=told,
             )
             spec = str(run)
-        elif cell.policy == SEARCH:
+        elif cell.search:
             found = search_schedule(
                 self.yardstick,
                 cell.steps,
                 budget=config.base.iterations * config.base.batch,
                 candidates=config.candidates,
+                kind=cell.search,
                 seed=cell.seed,
                 progress=lambda done, total: self.progress(cell.name, done, total),
             )
@@ -272,7 +275,7 @@ class Comparison:
         return sampler if sampler in PUBLISHED_SAMPLERS else None
 
     def _key(self, cell: Cell) -> str:
-        schedule = None if cell.learned or cell.policy == SEARCH else self._schedule(cell.policy)
+        schedule = None if cell.learned or cell.search else self._schedule(cell.policy)
         return cell_key(
             self.config,
             cell,

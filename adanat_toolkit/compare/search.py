@@ -1,7 +1,8 @@
 """The best of many hand-made schedules: the baseline that had as many generated images as a learned policy.
 
-Random search with successive halving over :class:`SearchSpace`. The candidates are scored on the yardstick itself, which a
-learned policy never sees; what is reported afterwards is scored anew, on fresh seeds (see ``compare``).
+Successive halving over candidates of one :data:`SEARCHES`: whole schedules drawn at random from :class:`SearchSpace`, or
+the guidance alone, constant or in an interval. The candidates are scored on the yardstick itself, which a learned policy
+never sees; what is reported afterwards is scored anew, on fresh seeds (see ``compare``).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from ..core import RATIO_CURVES, Generator, parse_schedule
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 from ..evaluation import Yardstick
 from ..limits import MOST_IMAGES
 from ..metrics import FeatureStatistics, frechet_distance
@@ -29,6 +30,8 @@ SEARCH_SEED = 2**41
 """First seed of the images of a search: neither those of training, nor of the held-out readings, nor of the table."""
 
 Progress = Callable[[int, int], None]
+SEARCHES = {"schedule": "search", "constant": "search-constant", "interval": "search-interval"}
+"""Kinds of search, and the policy that each is called in a table."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class SearchSpace:
         time_from_start, time_from_end: how far the first time lies from the noise, and the last one from the image.
         time_power: of the way between them (see ``schedules.powered``).
         top_k: share of the vocabulary. top_p: share of the probability. Both the same at all steps.
+        time_shift, eta: the same at all steps.
+        guidance: of the kinds ``constant`` and ``interval``.
     """
 
     curves: tuple[str, ...] = tuple(RATIO_CURVES)
@@ -55,6 +60,37 @@ class SearchSpace:
     time_power: tuple[float, float] = (0.5, 2.0)
     top_k: tuple[float, float] = (0.05, 1.0)
     top_p: tuple[float, float] = (0.7, 1.0)
+    time_shift: tuple[float, float] = (0.35, 0.65)
+    eta: tuple[float, float] = (0.0, 1.0)
+    guidance: tuple[float, float] = (0.0, 6.0)
+
+    def candidates(self, kind: str, generator: Generator, steps: int, count: int, dice: random.Random) -> list[str]:
+        """``count`` schedule texts, the generator's best known one first. The kinds leave all its knobs but the guidance as
+        it has them:
+
+        ``constant``: guidance evenly spaced, the same at all steps. ``interval``: one guidance on the steps from a to b, and
+        none at the others (Kynkaanniemi et al. 2024); guidance, and a and b together, uniform.
+
+        Raises:
+            ConfigError: unknown kind, or one of the guidance for a generator that has none.
+        """
+        check_kind(kind, generator)
+        own = generator.default_schedule
+        if kind == "schedule":
+            return [own, *(self.draw(generator, dice) for _ in range(count - 1))]
+        rest = [part for part in own.split(",") if not part.strip().startswith("guidance=")]
+        low, high = self.guidance
+        if kind == "constant":
+            shares = [i / max(count - 2, 1) for i in range(count - 1)]
+            found = [f"{low + (high - low) * share:.3g}" for share in shares]
+        else:
+            decisions = generator.decisions(steps)
+            pairs = [(a, b) for a in range(decisions) for b in range(a, decisions)]
+            found = []
+            for _ in range(count - 1):
+                (first, last), value = dice.choice(pairs), f"{dice.uniform(low, high):.3g}"
+                found.append("/".join(value if first <= i <= last else "0" for i in range(decisions)))
+        return [own, *(",".join([*rest, f"guidance={values}"]) for values in found)]
 
     def draw(self, generator: Generator, dice: random.Random) -> str:
         """One schedule text."""
@@ -77,6 +113,9 @@ class SearchSpace:
             parts.append(f"top_k={dice.uniform(*self.top_k) * most:.0f}")
         if "top_p" in names:
             parts.append(f"top_p={dice.uniform(*self.top_p):.3f}")
+        for name in ("time_shift", "eta"):
+            if name in names:
+                parts.append(f"{name}={dice.uniform(*getattr(self, name)):.3f}")
         return ",".join(parts)
 
     def _times(self, generator: Generator, dice: random.Random) -> str:
@@ -127,12 +166,27 @@ def check_search(budget: int, candidates: int) -> None:
         )
 
 
+def check_kind(kind: str, generator: Generator | None = None) -> None:
+    """Refuse a search that there is not, or that is nothing for this generator.
+
+    Raises:
+        ConfigError: naming the kinds.
+    """
+    if kind not in SEARCHES:
+        raise ConfigError(f"no search is called {kind!r}{nearest(kind, SEARCHES)} There are {', '.join(SEARCHES)}.")
+    if kind != "schedule" and generator is not None and "guidance" not in generator.action_space.names:
+        raise ConfigError(
+            f"a search of the kind {kind!r} is one of guidance, which {generator.name} does not have; use the kind schedule."
+        )
+
+
 def search_schedule(
     yardstick: Yardstick,
     steps: int,
     *,
     budget: int,
     candidates: int = 32,
+    kind: str = "schedule",
     seed: int = 0,
     space: SearchSpace | None = None,
     batch: int | None = None,
@@ -145,17 +199,18 @@ def search_schedule(
 
     Args:
         steps: T. budget: images in all; no more are generated. candidates: schedules of the first round.
+        kind: a key of :data:`SEARCHES`, what is searched.
         seed: of the candidates and of the images. batch: images in flight at once.
         progress: called with the images done and those of the whole search.
 
     Raises:
-        ConfigError: the budget gives too few images a candidate.
+        ConfigError: the budget gives too few images a candidate, or the generator has no such schedules.
     """
     check_search(budget, candidates)
     share = budget // ROUNDS
     generator, chosen = yardstick.generator, space or SearchSpace()
     dice = random.Random(seed)
-    texts = [generator.default_schedule, *(chosen.draw(generator, dice) for _ in range(candidates - 1))]
+    texts = chosen.candidates(kind, generator, steps, candidates, dice)
     tried: list[dict[str, Any]] = [{"schedule": text, "frechet": []} for text in texts]
     features = [torch.empty(0, yardstick.extractor.feature_dim)] * candidates
     alive, numbers = list(range(candidates)), _sizes(candidates)

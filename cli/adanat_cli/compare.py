@@ -44,8 +44,16 @@ def compare(
         typer.Option(metavar="T,T,...", help="T at which hand-made schedules are searched; default: --steps."),
     ] = None,
     candidates: Annotated[
-        int, typer.Option(min=0, help="Hand-made schedules that the search tries; 0: no search.")
+        int, typer.Option(min=0, help="Hand-made schedules that each search tries; 0: no search.")
     ] = 32,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="What is searched: schedule (whole ones at random; default), constant (one guidance for all steps), or "
+            "interval (guidance on some steps, none at the others); repeatable.",
+        ),
+    ] = None,
     trajectories: Annotated[int | None, typer.Option(help="Images for each training and each search.")] = None,
     batch: Annotated[int | None, typer.Option(help="Trajectories of one iteration.")] = None,
     controls: Annotated[
@@ -120,6 +128,7 @@ def compare(
         hand_made_steps=_numbers("--hand-made-steps", hand_made_steps),
         search_steps=None if search_steps is None else _numbers("--search-steps", search_steps),
         candidates=candidates,
+        searches=tuple(search or ("schedule",)),
         controls=controls,
         images=num,
         features=features,

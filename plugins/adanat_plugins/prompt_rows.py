@@ -3,8 +3,10 @@ of them, since every text encoder has a length beyond which it cuts."""
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +57,28 @@ class CutPrompts:
                 "prompts that differ only behind that are the same to it. Shorten them. Later ones are cut without a word.",
                 stacklevel=2,
             )
+
+
+@contextmanager
+def library_cuts() -> Iterator[list[str]]:
+    """Collects what diffusers and transformers say of prompts that they cut, in place of a line each on the terminal."""
+    found: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if "truncated because" not in text and "longer than the specified maximum sequence length" not in text:
+            return True
+        found.append(text)
+        return False
+
+    handlers = [handler for name in ("diffusers", "transformers") for handler in logging.getLogger(name).handlers]
+    for handler in handlers:
+        handler.addFilter(keep)
+    try:
+        yield found
+    finally:
+        for handler in handlers:
+            handler.removeFilter(keep)
 
 
 def open_clip_ids(tokenizer: Any, prompts: list[str], cut: CutPrompts) -> Tensor:

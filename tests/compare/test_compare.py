@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from adanat_plugins.diffusion.samplers import TIME_SHIFT
 from adanat_toolkit.compare import Comparison, configure, saved_text, write_report
 from adanat_toolkit.compare.grid import LARGEST_SEED
 from adanat_toolkit.compare.plots import _one_seed
@@ -82,6 +83,10 @@ def test_the_grid_has_every_combination_once():
     assert rows == hand_made | {("search", None, 2), ("search", None, 4)} | learned
     assert len(cells) == 2 * len(rows)
     assert {cell.row[:3] for cell in configuration(candidates=0).cells()}.isdisjoint({("search", None, 2)})
+    searched = [cell for cell in configuration(searches=("constant", "interval")).cells() if cell.search]
+    assert [(cell.policy, cell.seed) for cell in searched] == [
+        ("search-constant", 0), ("search-constant", 1), ("search-interval", 0), ("search-interval", 1)
+    ]  # fmt: skip
 
 
 def test_settings_that_cannot_work_are_refused_before_any_work(tmp_path, tiny_plugins):
@@ -95,6 +100,7 @@ def test_settings_that_cannot_work_are_refused_before_any_work(tmp_path, tiny_pl
         ({"base": {"reward": {"options": {"updates": 1}}}}, ConfigError, "option of no reward in the grid"),
         ({"features": "emoji65"}, PluginError, "did you mean 'emoji64'"),
         ({"policies": ("fixed:lineer",)}, ConfigError, "did you mean 'linear'"),
+        ({"searches": ("intervall",)}, ConfigError, "did you mean 'interval'"),
         ({"candidates": 32}, ConfigError, "at least 2 schedules and 16 images each"),
         ({"rewards": ("adversarial",), "base": {"reward": {"options": {"updates": 0}}}}, ConfigError, "updates"),
     ):
@@ -481,6 +487,46 @@ def test_candidates_of_next_scale_generators():
     top_k, top_p = (torch.stack([table[0, column] for table in tables]) for column in (1, 2))
     assert 204 <= top_k.min() < 1000 and 3000 < top_k.max() <= 4096
     assert 0.7 <= top_p.min() < 0.8 and 0.9 < top_p.max() <= 1
+
+
+def test_candidates_of_guidance_alone_keep_the_other_knobs():
+    generator, space = TinyWithData(), SearchSpace(guidance=(0.5, 3))
+    column = generator.action_space.names.index("guidance")
+    own = parse_schedule(generator.default_schedule, generator.action_space, 5)
+
+    def tables(kind: str) -> tuple[list[str], torch.Tensor]:
+        texts = space.candidates(kind, generator, 5, 60, random.Random(0))
+        assert texts[0] == generator.default_schedule and len(texts) == 60
+        found = torch.stack([parse_schedule(text, generator.action_space, 5) for text in texts[1:]])
+        assert torch.equal(found[..., :column], own[:, :column].expand(59, -1, -1))
+        assert torch.equal(found[..., column + 1 :], own[:, column + 1 :].expand(59, -1, -1))
+        return texts[1:], found[..., column]
+
+    constant = tables("constant")[1]
+    assert (constant == constant[:, :1]).all() and (constant[0, 0], constant[-1, 0]) == (0.5, 3)
+    assert (constant[:, 0].diff() > 0).all()
+    interval = tables("interval")[1]
+    on = interval > 0
+    assert ((on[:, 1:] != on[:, :-1]).sum(1) + on[:, 0].int() <= 2).all()  # one stretch each
+    assert ((interval == interval.amax(1, keepdim=True)) | ~on).all() and on.any(1).all()
+    assert 0.5 <= interval[on].min() < 0.9 and 2.8 < interval.max() <= 3
+    assert len({tuple(row) for row in on.tolist()}) == 15  # every interval of five steps
+
+
+def test_candidates_of_times_between_the_schedulers_own():
+    generator, space, dice = TinyWithData(), SearchSpace(), random.Random(0)
+    generator.action_space, generator.default_schedule = ActionSpace((GUIDANCE, TIME_SHIFT)), "guidance=6.5"
+    tables = [parse_schedule(space.draw(generator, dice), generator.action_space, 4) for _ in range(50)]
+    shifts = torch.stack([table[:, 1] for table in tables])
+    assert (shifts == shifts[:, :1]).all() and shifts.min() < 0.4 and shifts.max() > 0.6
+
+
+@pytest.mark.parametrize("kind", ["constant", "interval"])
+def test_a_search_of_guidance_is_refused_where_there_is_none(kind):
+    bare = TinyWithData()
+    bare.action_space = replace(bare.action_space, knobs=bare.action_space.knobs[:1])
+    with pytest.raises(ConfigError, match="does not have; use the kind schedule"):
+        SearchSpace().candidates(kind, bare, 2, 4, random.Random(0))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -418,6 +419,19 @@ def test_weights_that_do_not_fit_into_memory(folder_of: Callable[[str], Path], m
     assert loaded(folder, dtype="bfloat16").parameters_count() == generator.parameters_count()
     with pytest.raises(ConfigError, match=r"the weights take .* of main memory are free"):
         loaded(folder)
+
+
+def test_loading_shows_no_bars_of_the_libraries(
+    folder_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = (diffusers.utils.logging, transformers.utils.logging)
+    monkeypatch.setattr(logs[0], "_tqdm_active", True)
+    monkeypatch.setattr(logs[1], "_tqdm_active", True)
+    folder = folder_of("stable-diffusion")
+    capfd.readouterr()  # saving has bars
+    loading.load_pipeline(folder, torch.float32)
+    assert capfd.readouterr().err == ""
+    assert all(log._tqdm_active for log in logs)
 
 
 def test_a_safety_checker_is_not_run_and_said_so(broken: Path, caplog: pytest.LogCaptureFixture) -> None:

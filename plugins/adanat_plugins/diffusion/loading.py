@@ -7,6 +7,8 @@ import logging
 import math
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,8 @@ def load_pipeline(
     arguments = {"torch_dtype": dtype, "local_files_only": True, "low_cpu_mem_usage": is_accelerate_available()}
     try:
         sampler_of(getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler"))  # before what is large
-        with warnings.catch_warnings():  # newer versions have another name for torch_dtype, older ones only this
+        # Newer versions have another name for torch_dtype, older ones only this.
+        with _without_bars(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
             networks = {name: _whole(folder / name, index[name][1], arguments) for name in (family.denoiser, "vae")}
             pipe = loader.from_pretrained(folder, **arguments, **without, **networks)
@@ -107,6 +110,24 @@ def load_pipeline(
         raise WeightsError(f"{folder}: the pipeline cannot be read: {why} Fetch the whole folder again.") from None
     pipe.set_progress_bar_config(disable=True)
     return pipe, family
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the libraries' bars of loading: ``--quiet`` does not reach them, and they tear up the toolkit's own."""
+    import diffusers
+    import transformers
+
+    logs = (diffusers.utils.logging, transformers.utils.logging)
+    # Older versions cannot be asked; bars are on unless somebody turned them off.
+    shown = [each for each in logs if getattr(each, "is_progress_bar_enabled", lambda: True)()]
+    for each in shown:
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for each in shown:
+            each.enable_progress_bar()
 
 
 def _whole(folder: Path, kind: str, arguments: dict[str, Any]) -> Any:

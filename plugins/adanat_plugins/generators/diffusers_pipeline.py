@@ -40,6 +40,7 @@ from ..diffusion.samplers import (
     sampler_of,
 )
 from ..fingerprints import fingerprint_state
+from ..prompt_rows import CutPrompts, library_cuts
 
 log = logging.getLogger("adanat_toolkit")
 
@@ -133,6 +134,7 @@ class DiffusersPipeline(Generator):
         self.fingerprint = self._fingerprint()
         self._null: Condition | None = None
         self._kept: OrderedDict[str, Condition] = OrderedDict()
+        self._cut = CutPrompts("a text encoder of the pipeline", pipe.tokenizer.model_max_length)
 
     def _look_at(self, pipe: Any, family: Family, size: tuple[int | None, int | None]) -> str | None:
         """All that can be said of a pipeline without moving it; gives the reason where its times are shared."""
@@ -228,10 +230,13 @@ class DiffusersPipeline(Generator):
     def _encoded(self, prompts: Sequence[str]) -> OrderedDict[str, Condition]:
         """The distinct prompts, in order, as the denoiser takes them; each alone, so that no other one rounds it."""
         distinct = list(dict.fromkeys(prompts))
+        found, cut = OrderedDict[str, Condition](), 0
         with self._text_encoders(any(prompt not in self._kept for prompt in distinct)):
-            found = OrderedDict(
-                (prompt, self._kept.pop(prompt) if prompt in self._kept else self._encode(prompt)) for prompt in distinct
-            )
+            for prompt in distinct:
+                with library_cuts() as said:
+                    found[prompt] = self._kept.pop(prompt) if prompt in self._kept else self._encode(prompt)
+                cut += bool(said)
+        self._cut.count(cut, len(distinct))
         self._kept.update(found)
         used = sum(value.nbytes for condition in self._kept.values() for value in condition.values())
         while used > KEPT_TEXT:
