@@ -172,12 +172,8 @@ def read_report(path: Path) -> dict[str, Result]:
                 data=facts.data,
                 dtype=facts.dtype,
                 base_schedule=base,
-<<<<<<< HEAD
-                schedule=None if result.cell.policy == SEARCH else result.schedule,
-                runs=runs,
-=======
                 schedule=None if result.cell.search else result.schedule,
->>>>>>> latentpipe
+                runs=runs,
             )
         except (ConfigError, PluginError) as error:
             raise DataError(f"cannot reuse {file}: {error} {remedy}") from None
