@@ -7,9 +7,23 @@ import errno
 import traceback
 from collections.abc import Iterable
 
+LONGEST_MESSAGE = 4_000
+"""Characters; a message quotes names and values that others gave, and the middle of a longer one is left out."""
+
 
 class AdaNATError(Exception):
-    """Base class. The command line prints the message alone (no traceback) and exits with code 1."""
+    """Base class. The command line prints the message alone (no traceback) and exits with code 1.
+
+    What a terminal would take for a command (escapes, marks that turn the writing around) is shown as an escape.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > LONGEST_MESSAGE:
+            text = f"{text[: LONGEST_MESSAGE // 2]} [...] {text[-LONGEST_MESSAGE // 2 :]}"
+        if text.isprintable():
+            return text
+        return "".join(c if c.isprintable() or c in "\n\xa0" else c.encode("unicode_escape").decode() for c in text)
 
 
 class ConfigError(AdaNATError):
@@ -49,20 +63,33 @@ class InUseError(OutputError):
 
 
 def explained(error: BaseException) -> AdaNATError | None:
-    """What a user can act on in an error that nobody expected, as one of ours: a file that ends too early, or one that the
-    system refuses. None for any other error, and for a reader of our output that went away."""
+    """What a user can act on in an error that nobody expected, as one of ours: a file that ends too early, memory that does not
+    suffice, or something else that the system refuses.
+
+    None for any other error, and for a reader of our output that went away.
+    """
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    where, line = frames[-1] if frames else ("", 0)
     if isinstance(error, EOFError):
-        frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-        where, line = frames[-1] if frames else ("", 0)
         return DataError(
             f"something that was read ends too early: {error or type(error).__name__} ({where}, line {line}). Look for a file "
             "that was cut short; ADANAT_DEBUG=1 shows which one was being read."
         )
-    if isinstance(error, OSError) and error.filename is not None and error.errno != errno.EPIPE:
+    if isinstance(error, MemoryError):
         return AdaNATError(
-            f"{error.filename}: {error.strerror or error}. Give another path, or change what the system allows there."
+            f"this machine's memory does not suffice{f': {error}' if str(error) else ''} ({where}, line {line}). Lower "
+            "--micro-batch or the number of images, or look for a file that says to be larger than it should be."
         )
-    return None
+    if not isinstance(error, OSError) or error.errno in (None, errno.EPIPE):
+        return None
+    if error.filename is None:  # while a file is read or written: a damaged disk, a network disk that went away
+        return AdaNATError(
+            f"the system refused something: {error.strerror or error} ({where}, line {line}). Look for a disk or file that "
+            "cannot be read or written; ADANAT_DEBUG=1 shows which one it was."
+        )
+    return AdaNATError(
+        f"{error.filename}: {error.strerror or error}. Give another path, or change what the system allows there."
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

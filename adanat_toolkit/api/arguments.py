@@ -61,7 +61,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             given.arguments[name] = _plain(name, value, kinds().get(name, set()))
         try:
             return function(*given.args, **given.kwargs)
-        except (EOFError, OSError) as error:
+        except (EOFError, MemoryError, OSError) as error:
             known = explained(error)
             if known is None:
                 raise

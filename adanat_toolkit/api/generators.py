@@ -21,7 +21,7 @@ def load_generator(
     weights: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
     device: str | torch.device = "auto",
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     offline: bool = False,
 ) -> Generator:
     """A frozen generator, ready to sample with.
@@ -30,7 +30,8 @@ def load_generator(
         name: ``NAME`` or ``NAME:VARIANT`` (see :func:`list_generators`).
         weights: a file, a folder or a hub id; None: those that ship, or those of the hub's cache.
         options: further options of the generator by name, such as ``{"tokenizer": "vq.safetensors"}``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. dtype: ``auto``, ``float32`` or ``bfloat16``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. dtype: ``auto``, ``float32`` or ``bfloat16``, or
+            ``torch.float32`` or ``torch.bfloat16``.
         offline: never reach out for weights.
 
     Raises:

@@ -83,6 +83,7 @@ def sample(
     generator: Generator,
     policy: SamplingPolicy | Spec | None = None,
     *,
+    steps: int | None = None,
     seeds: Sequence[int] | Tensor = range(16),
     classes: Sequence[int | str] | None = None,
     prompts: Sequence[str] | None = None,
@@ -94,6 +95,7 @@ def sample(
 
     Args:
         policy: what :func:`load_policy` returns or takes; None: the policy that ships, else the hand-made schedule.
+        steps: T of a hand-made schedule, or of the policy that ships; a learned policy has its own, which this must equal.
         seeds: one an image.
         classes: ids or names, taken in turn, for class-conditional generators. prompts: texts, taken in turn, for those that
             read text. Without them each seed draws its own.
@@ -108,7 +110,7 @@ def sample(
     Examples:
         >>> import adanat_toolkit as adanat
         >>> generator = adanat.load_generator("maskgit", device="cpu")
-        >>> samples = adanat.sample(generator, "fixed", seeds=[0, 1], classes=[3])
+        >>> samples = adanat.sample(generator, "fixed", steps=4, seeds=[0, 1], classes=[3])
         >>> samples.images.shape, samples.contexts
         (torch.Size([2, 3, 64, 64]), [{'class': 3}, {'class': 3}])
         >>> list(samples.knobs[0])[:3]
@@ -121,7 +123,9 @@ def sample(
     if not 1 <= len(numbers) <= MOST_IMAGES:
         raise ConfigError(f"seeds holds {len(numbers)} seeds; give at least 1 and at most {MOST_IMAGES}.")
     refuse_lone_judge(refine, judge)
-    chosen = as_policy(policy, generator)
+    chosen = as_policy(policy, generator, steps=steps)
+    if steps not in (None, chosen.steps):
+        raise ConfigError(f"steps = {steps}, and policy takes {chosen.steps}; leave steps out, or load another policy.")
     settings = folder_settings(generator, chosen)
     refinement = choose_refinement(generator, refine, judge or policy)
     if refinement is not None:

@@ -15,6 +15,7 @@ from ..commands.inputs import begin_run
 from ..core import Generator, ImageSource, RewardModel
 from ..decoding import SamplingPolicy
 from ..report import Settings, make_report
+from ..runtime import dtype_name
 from ..storage import RunFolder
 from ..training import merge, resolve
 from ..training.objects import RewardFunction, as_reward
@@ -84,7 +85,7 @@ def train(
     seed: int | None = None,
     data: ImageSource | str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     preset: str = "default",
     settings: Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -138,7 +139,7 @@ def train(
         "micro_batch": micro_batch,
         "seed": seed,
         "device": str(device) if isinstance(device, torch.device) else device,
-        "dtype": dtype,
+        "dtype": dtype_name(dtype) if isinstance(dtype, torch.dtype) else dtype,
         "generator": {"name": generator} if isinstance(generator, str) else None,
         "reward": None if named is None else {"name": named},
         "policy": None if policy is None else {"name": policy},

@@ -94,7 +94,7 @@ def distill(
 
     Raises:
         ConfigError: a number out of range; or the generator gives no latents, does not say which tokenizer it has, or its
-            images' sides are no power of two times the latents'.
+            images' sides are no power of two times the latents'. NotFiniteError: it diverged.
     """
     for name, value, most in (("images", images, MOST_IMAGES), ("steps", steps, MOST_IMAGES), ("width", width, MOST_WIDTH)):
         if not 1 <= value <= most:
@@ -121,6 +121,12 @@ def distill(
     _teach(decoder, latents, targets, taught, steps, seed, generator.dtype, told)
     # The errors are those of the weights as they are stored.
     state = {key: value.half().float() for key, value in decoder.state_dict().items()}
+    wrong = [key for key, value in state.items() if not bool(value.isfinite().all())]
+    if wrong:
+        raise NotFiniteError(
+            f"{len(wrong)} of {len(state)} tensors of the decoder are not finite in half precision, first {wrong[0]}; use "
+            "another --seed or --dtype float32."
+        )
     decoder.load_state_dict(state)
     decoder.eval().requires_grad_(False)
     made = torch.cat([decoder.decode(latents[rows].to(generator.device)).cpu() for rows in held.split(CPU_CHUNK)])

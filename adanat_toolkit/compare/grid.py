@@ -130,9 +130,8 @@ class CompareConfig(BaseModel):
                         f"{kind}.options.{key} is an option of no {kind} in the grid{nearest(key, known)} Known: "
                         f"{', '.join(sorted(known)) or 'none'}."
                     )
-        for cell in cells:
-            if cell.learned:
-                self.resolved_run(cell)
+        for cell in {(c.policy, c.reward, c.steps): c for c in cells if c.learned}.values():  # seeds were looked at
+            self.resolved_run(cell)
 
     def resolved_run(self, cell: Cell) -> dict[str, Any]:
         """What the training of a learned cell depends on, with the defaults of the plug-ins' options written out.
@@ -182,6 +181,7 @@ def cell_key(
     dtype: str,
     base_schedule: str | None,
     schedule: str | None,
+    runs: dict[tuple[Any, ...], dict[str, Any]],
 ) -> str:
     """Hash of everything that a result depends on but the device.
 
@@ -189,6 +189,7 @@ def cell_key(
         generator, data: fingerprints. dtype: that was computed in: a generator is a few percent better or worse in another
             (docs/evaluation.md). base_schedule: the generator's best known one, which policies and the search start from.
             schedule: of a hand-made row, else None.
+        runs: what the trainings of ``config`` depend on, which all seeds share; empty before the first call, and filled by it.
     """
     spec = config.base.generator
     facts: dict[str, Any] = {
@@ -204,7 +205,10 @@ def cell_key(
         "first_seed": config.first_seed,
     }
     if cell.learned:
-        facts["run"] = config.resolved_run(cell)
+        trained = (cell.policy, cell.reward, cell.steps)
+        if trained not in runs:
+            runs[trained] = config.resolved_run(cell)
+        facts["run"] = {**runs[trained], "seed": cell.seed}
         facts["base"] = base_schedule
     elif cell.search:
         facts["search"] = [config.candidates, config.base.iterations * config.base.batch]

@@ -156,10 +156,13 @@ def check_search(budget: int, candidates: int) -> None:
             f"images than one call makes ({MOST_IMAGES}); use more candidates or fewer trajectories."
         )
     if candidates < 2 or share // candidates < MINIMUM:
+        most, least = share // MINIMUM, ROUNDS * MINIMUM * 2
+        remedy = f"Use between 2 and {most} candidates, or more trajectories" if most >= 2 else (
+            f"Use at least {least} trajectories, or no search (0 candidates)"
+        )
         raise ConfigError(
             f"a search over {candidates} schedules with {budget} images gives {share // max(candidates, 1)} images to each in "
-            f"the first of {ROUNDS} rounds; it needs at least 2 schedules and {MINIMUM} images each. Use between 2 and "
-            f"{share // MINIMUM} candidates, or more trajectories."
+            f"the first of {ROUNDS} rounds; it needs at least 2 schedules and {MINIMUM} images each. {remedy}."
         )
 
 

@@ -40,7 +40,8 @@ class RewardModel(ABC):
     """True when generated images need not be decoded: a rollout then calls :meth:`embed_latents` in place of
     :meth:`embed`."""
     thread_safe: bool = False
-    """True when :meth:`embed` and :meth:`score` may be called from several threads at once."""
+    """True when :meth:`embed` and :meth:`score` may be called from several threads at once. :meth:`update`
+    then runs in another thread than the main one, while the policy is updated."""
     real_per_update: int = 0
     """How many real images (of all processes together) one call of :meth:`update` reads; the trainer draws them where
     ``needs`` has ``"real_images"``."""

@@ -135,7 +135,7 @@ class DistilledDecoder(nn.Module):
 
         weight = self.first.weight
         minimum = minimum_batch(weight.dtype, weight.device)
-        return in_chunks(run, latents, chunk=image_chunk(weight.device), minimum=minimum)[0]
+        return in_chunks(run, latents, chunk=image_chunk(weight.device), minimum=minimum, convolves=True)[0]
 
     def save(self, path: Path) -> None:
         """Write the file, weights in float16.

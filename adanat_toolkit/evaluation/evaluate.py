@@ -38,6 +38,8 @@ MINIMUM = 16
 """Fewer images than this give no figure worth printing."""
 RESAMPLES, RESAMPLED_DIMENSIONS = 100, 512
 """Resamples of the interval of a ratio, for up to so many features (beyond, each takes seconds)."""
+NOTHING = 1e-12
+"""A Frechet distance that is rounding alone: nothing is a multiple of 0."""
 COMPARISON = "comparison.png"
 RESULT = "evaluation.json"
 
@@ -299,7 +301,7 @@ def _make(
 
 
 def _compare(judged: Judged, baseline: Judged, reference: Reference, seed: int) -> Compared:
-    ratio = judged.evaluation.figures["frechet"] / baseline.evaluation.figures["frechet"]
+    ratio = judged.evaluation.figures["frechet"] / max(baseline.evaluation.figures["frechet"], NOTHING)
     interval = None
     kept = [features for features in (judged.features, baseline.features) if features is not None]
     if len(kept) == 2:
@@ -308,7 +310,7 @@ def _compare(judged: Judged, baseline: Judged, reference: Reference, seed: int) 
             ours, theirs = (
                 frechet_distance(FeatureStatistics.of(f.values[index], f.protocol), reference.statistics) for f in kept
             )
-            return ours / theirs
+            return ours / max(theirs, NOTHING)
 
         interval = bootstrap_interval(resampled, len(kept[0]), resamples=RESAMPLES, seed=seed)
     return Compared(judged, baseline, ratio, interval)

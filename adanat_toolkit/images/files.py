@@ -8,6 +8,7 @@ is (32-bit integers and floats), which are refused.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -25,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import DataError
-from ..storage import HEAD, not_the_file, read_bytes
+from ..storage import HEAD, not_the_file, read_bytes, read_head
 
 Progress = Callable[[int, int], None]
 
@@ -138,8 +139,9 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
             raise OSError("it is no regular file")
         return zipfile.ZipFile(path)
     except Exception as error:  # a dozen kinds, as for members
-        with path.open("rb") if path.is_file() else io.BytesIO(b"?") as file:
-            found = not_the_file(file.read(HEAD))
+        found = None
+        with contextlib.suppress(DataError):  # the reason may be that nothing can be read
+            found = not_the_file(read_head(path, HEAD, error=DataError))
         reason = f"it is {found}" if found else _reason(error)
         raise DataError(f"{path} is neither a folder nor a readable .zip ({reason}); give one of them.") from error
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ..core import ACTION, Context, Generator, ImageSource, Noise, Policy, RewardModel, derive, sample_seeds
 from ..errors import ConfigError, NotFiniteError
 from ..runtime import distributed, float32_by_default
-from ..training import RunConfig, Trainer, describe, describe_shares, describe_statistics, require_finite_state, targets
+from ..training import RunConfig, Trainer, describe, describe_shares, describe_statistics, targets
 from .gym_env import GenerationVectorEnv, Observations
 
 
@@ -303,9 +303,8 @@ class SB3Trainer(Trainer):
         self.optimiser = self.sb3_policy.optimizer
         self.optimiser.register_step_post_hook(lambda *_: self._average_weights())
 
-    @float32_by_default()
-    def step(self) -> dict[str, Any]:
-        """One iteration; returns its row of metrics (names as with our engine, see docs/gymnasium-and-sb3.md)."""
+    def _iterate(self) -> dict[str, Any]:
+        """Names as with our engine, see docs/gymnasium-and-sb3.md."""
         config, started = self.config, time.perf_counter()
         sigma = config.ppo.sigma_at(self.iteration, config.iterations)
         rate = config.ppo.learning_rate_at(self.iteration, config.iterations)
@@ -330,8 +329,6 @@ class SB3Trainer(Trainer):
             found = self.model.logger.name_to_value
             row |= {f"ppo/{ours}": float(found[f"train/{theirs}"]) for ours, theirs in FIGURES}
             row["ppo/epochs"] = float(self.model._n_updates - updates)
-        self.iteration += 1
-        require_finite_state(self.iteration, self.state())
         row |= {
             "sigma": sigma,
             "learning_rate": rate,
@@ -370,7 +367,7 @@ class SB3Trainer(Trainer):
             stored = self.model.rollout_buffer.observations["features"]
             seen = torch.as_tensor(stored, device=self.device).transpose(0, 1)  # theirs is (T, B, ...)
             self._row |= describe_statistics(seen, self.generator)
-        self._row |= self._update_reward(finished)
+        self._row |= self._reward_update(finished)()
         self._reward_seconds = time.perf_counter() - self._rolled
 
     def _seeds(self, episode: int) -> Tensor:

@@ -42,8 +42,8 @@ def title(figure: str) -> str:
 
 
 def direction(figure: str) -> str:
-    """``less is better`` or ``more is better``."""
-    return "less is better" if TABLE[figure].less_is_better else "more is better"
+    """``lower is better`` or ``higher is better``."""
+    return "lower is better" if TABLE[figure].less_is_better else "higher is better"
 
 
 def flattered(reads: Collection[str], protocol: str, scorer: str | None = None) -> tuple[str, ...]:

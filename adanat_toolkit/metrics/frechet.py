@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..storage import HEAD, not_the_file
+from ..storage import HEAD, not_the_file, read_head
 
+INDEFINITE = 1e-3
+"""Share of a covariance's largest eigenvalue below which a negative one is rounding, also of published float32 files."""
 CHUNK = 16_384
 """Samples that are in float64 at once: 0.27 GB for the 2,048 features of InceptionV3 (docs/results/metrics_memory.md)."""
 
@@ -108,6 +110,11 @@ class FeatureStatistics:
             values, vectors = torch.linalg.eigh(self.covariance)
         except torch.linalg.LinAlgError as error:
             raise DataError(f"this covariance has no square root ({error}); make the statistics again.") from None
+        if values[0] < -INDEFINITE * values.abs().max():
+            raise DataError(
+                f"this is no covariance (a variance of {float(values[0]):.3g} along one direction, the largest is "
+                f"{float(values[-1]):.3g}); make the statistics again."
+            )
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
     def save(self, path: str | Path) -> None:
@@ -134,8 +141,7 @@ class FeatureStatistics:
         if not path.exists():
             raise DataError(f"{path} does not exist; make statistics of your images with `adanat stats --data DIR`.")
         if path.is_file():
-            with path.open("rb") as start:
-                instead = not_the_file(start.read(HEAD))
+            instead = not_the_file(read_head(path, HEAD, error=DataError))
             if instead is not None:
                 raise DataError(f"{path} holds no statistics, it is {instead}.")
         if path.suffix == ".npz":

@@ -119,3 +119,5 @@ def _member(archive: zipfile.ZipFile, name: str) -> Tensor:
 def _check(path: Path, name: str, values: Tensor, remedy: str) -> None:
     if not bool((values.abs() <= LARGEST).all()):  # false for NaN
         raise DataError(f"{path} holds numbers in {name!r} that are not finite or beyond {LARGEST:g}. {remedy}")
+    if values.dim() == 2 and bool((values.diagonal() < 0).any()):
+        raise DataError(f"{path} holds variances below 0 in {name!r}, so it is no covariance. {remedy}")

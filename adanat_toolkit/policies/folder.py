@@ -20,7 +20,7 @@ from ..core import RATIO_CURVES, Generator, Policy, PolicySpec, PolicyTerm, seen
 from ..decoding import PUBLISHED_SAMPLERS, ReadsPolicies, SamplingPolicy, TokenGenerator, parse_sampler
 from ..errors import CheckpointError, ConfigError, nearest
 from ..limits import MOST_STEPS, check_steps
-from ..registry import load, parse_options, toolkit_version
+from ..registry import discover, load, parse_options, toolkit_version
 from ..runtime import float32_by_default
 from ..storage import (
     Card,
@@ -172,8 +172,11 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
         raise ConfigError(f"{spec} is no file and no folder; give a run or policy folder.")
     found = _within(folder)
     if found is None:
+        kinds = {plugin.name for plugin in discover("policy")}
+        train = f" To train one of this kind: adanat train --policy {spec}." if spec in kinds else ""
         raise ConfigError(
             f"no policy at {spec!r}: give a run folder, a folder with policy.json, or fixed[:SCHEDULE] for a hand-made one."
+            f"{train}"
         )
     folder = found
     card = read_card(folder, "policy", PolicyCard)

@@ -58,7 +58,9 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
         if fault["type"] == "extra_forbidden":
             known = _fields(model, fault["loc"][:-1])
             last = str(fault["loc"][-1])[:100]
-            parts.append(f"unknown key {shortened(key, 200)}{nearest(last, known)} Known: {', '.join(known)}")
+            inside = [f"{name}.{last}" for name in model.model_fields if last in _fields(model, (name,))]
+            meant = inside if len(fault["loc"]) == 1 and inside else known
+            parts.append(f"unknown key {shortened(key, 200)}{nearest(last, meant)} Known: {', '.join(known)}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             whole = isinstance(fault["input"], Mapping | BaseModel)  # settings that contradict each other

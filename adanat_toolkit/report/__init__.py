@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
-from ..storage import prepare_folder, write_file
+from ..storage import prepare_folder, read_head, write_file
 from .gather import IMAGES, Progress, Settings, gather
 from .page import MARKER, render
 from .reading import Run, read_runs
@@ -66,7 +66,7 @@ def make_report(
     text = render(runs, gathered, command=command)
     write_file(target, text)
     found = [_about(run, gathered.blocks) for run in runs]
-    return {"report": str(target), "bytes": len(text.encode()), "runs": found, "left_out": gathered.notes}
+    return {"report": str(target), "bytes": target.stat().st_size, "runs": found, "left_out": gathered.notes}
 
 
 def _about(run: Run, tables: Sequence[Block]) -> dict[str, Any]:
@@ -95,8 +95,7 @@ def _check_target(file: Path) -> None:
     if file.is_dir():
         raise OutputError(f"{file} is a folder; give --out a file, such as {file / NAME}.")
     if file.exists():
-        with file.open("rb") as handle:
-            head = handle.read(4096)
+        head = read_head(file, 4096, error=OutputError, remedy="Give another --out.")
         if head and MARKER.encode() not in head:
             raise OutputError(f"{file} is no report of adanat and would be lost; give another --out.")
     prepare_folder(file.parent)

@@ -104,40 +104,67 @@ FAST_ON_CPU = {"_is_amx_tile_supported": "AMX tiles", "_is_avx512_bf16_supported
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` (:func:`fastest_dtype`), ``float32``, ``bfloat16``.
+def resolve_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """``auto`` (:func:`fastest_dtype`), ``float32``, ``bfloat16``, or one of these as torch has it.
 
     Raises:
         ConfigError: another name.
     """
     if name == "auto":
         return fastest_dtype(device)[0]
-    if name not in DTYPES:
+    if isinstance(name, torch.dtype):
+        name = dtype_name(name)
+    if not isinstance(name, str) or name not in DTYPES:
         raise ConfigError(f"dtype {name!r} is not supported; use auto, {' or '.join(DTYPES)}.")
     return DTYPES[name]
 
 
 def in_chunks(
-    function: Callable[..., Tensor | tuple[Tensor, ...]], *tensors: Tensor, chunk: int | None = None, minimum: int = 1
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+    *tensors: Tensor,
+    chunk: int | None = None,
+    minimum: int = 1,
+    convolves: bool = False,
 ) -> tuple[Tensor, ...]:
     """``function(*tensors)`` computed in chunks along the first axis, outputs concatenated (always a tuple).
 
     Args:
         chunk: samples at once; None picks :data:`CPU_CHUNK` on a CPU and everything at once elsewhere.
         minimum: smaller chunks are padded by repeating their last sample, and the surplus is cut.
+        convolves: ``function`` is a convolutional network. Where a CPU's threads share one image, the last bits of its
+            pixels are others than where each has whole images, so that they would depend on the batch. Hence no more
+            threads work than there are images.
     """
-    total = tensors[0].shape[0]
-    size = chunk or (CPU_CHUNK if tensors[0].device.type == "cpu" else total)
+    total, on_cpu = tensors[0].shape[0], tensors[0].device.type == "cpu"
+    size = chunk or (CPU_CHUNK if on_cpu else total)
+    threads = torch.get_num_threads() if on_cpu and convolves else 1
     parts: list[tuple[Tensor, ...]] = []
-    for start in range(0, total, size) if total else (0,):
-        pieces = [t[start : start + size] for t in tensors]
-        count = pieces[0].shape[0]
-        out = function(*(_at_least(minimum, piece) for piece in pieces))
-        out = (out,) if isinstance(out, Tensor) else out
-        parts.append(tuple(o[:count] for o in out))
+    try:
+        for rows in _evenly(total, size, threads):
+            pieces = [t[rows] for t in tensors]
+            count = pieces[0].shape[0]
+            if threads > 1:
+                computed = max(count, minimum)
+                torch.set_num_threads(next(n for n in range(threads, 0, -1) if computed % n == 0))
+            out = function(*(_at_least(minimum, piece) for piece in pieces))
+            out = (out,) if isinstance(out, Tensor) else out
+            parts.append(tuple(o[:count] for o in out))
+    finally:
+        if threads > 1:
+            torch.set_num_threads(threads)
     if len(parts) == 1:
         return parts[0]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _evenly(total: int, size: int, threads: int) -> Iterator[slice]:
+    """Parts of at most ``size`` samples: as many as divide evenly among the threads, then those that are left over."""
+    if not total:
+        yield slice(0, 0)
+    for start in range(0, total, size):
+        stop = min(start + size, total)
+        even = stop - (stop - start) % threads
+        yield from (part for part in (slice(start, even), slice(even, stop)) if part.start < part.stop)
 
 
 def image_chunk(device: torch.device) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from itertools import pairwise
 from typing import Protocol, TypeVar
 
@@ -41,21 +42,36 @@ def side_by_side(function: Callable[[slice], T], rows: slice) -> list[T]:
     Args:
         function: may be called from several threads at once; it runs in the gradient mode of the caller.
     """
-    threads, size = torch.get_num_threads(), rows.stop - rows.start
-    parts = min(threads, size // LEAST)
+    size = rows.stop - rows.start
+    parts = min(torch.get_num_threads(), size // LEAST)
     if parts < 2:
         return [function(rows)]
     edges = [rows.start + size * i // parts for i in range(parts + 1)]
+    return together(*(partial(function, slice(*edge)) for edge in pairwise(edges)))
+
+
+def together(*functions: Callable[[], T]) -> list[T]:
+    """What each of them returns, in their order; each runs in a thread of its own.
+
+    torch's threads (``torch.get_num_threads()``) are shared out among them. With fewer threads than functions they run one
+    after the other.
+
+    Raises:
+        Exception: of the first function that fails, after all have ended.
+    """
+    threads = torch.get_num_threads()
+    if threads < len(functions):
+        return [function() for function in functions]
     gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
-    def work(part: slice) -> T:
-        torch.set_num_threads(threads // parts)  # of this thread alone
+    def work(function: Callable[[], T]) -> T:
+        torch.set_num_threads(threads // len(functions))  # of this thread alone
         with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
-            return function(part)
+            return function()
 
     try:
-        with ThreadPoolExecutor(parts, thread_name_prefix="samples") as pool:
-            begun = [pool.submit(copy_context().run, work, slice(*edge)) for edge in pairwise(edges)]
+        with ThreadPoolExecutor(len(functions), thread_name_prefix="beside") as pool:
+            begun = [pool.submit(copy_context().run, work, function) for function in functions]
             return [one.result() for one in begun]
     finally:
         torch.set_num_threads(threads)  # MKL has one number for all threads, which they have changed

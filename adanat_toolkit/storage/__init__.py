@@ -1,7 +1,7 @@
 """What lies on disk: files that are whole or absent, run folders, the hub."""
 
 from .content import HEAD, content_hash, holds_files, not_the_file
-from .documents import MIB, check_value, parse_document, read_bytes, read_document, regular_file, shortened
+from .documents import MIB, check_value, parse_document, read_bytes, read_document, read_head, regular_file, shortened
 from .files import (
     Card,
     card_digest,
@@ -51,6 +51,7 @@ __all__ = [
     "read_bytes",
     "read_card",
     "read_document",
+    "read_head",
     "read_header",
     "read_prompts",
     "read_rows",

@@ -41,9 +41,9 @@ def content_hash(source: str) -> str:
         files = []
     for file in files:
         if file != path:
-            digest.update(f"{file.relative_to(path).as_posix()}\0".encode())
+            digest.update(f"{file.relative_to(path).as_posix()}\0".encode(errors="backslashreplace"))
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     if not files:
-        digest.update(source.encode())
+        digest.update(source.encode(errors="backslashreplace"))
     return digest.hexdigest()

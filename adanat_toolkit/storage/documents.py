@@ -28,6 +28,9 @@ MIB = 2**20
 MAX_DOCUMENT = 16 * MIB
 """Bytes of a document unless the caller says otherwise."""
 
+MAX_FILE = 2**46
+"""Bytes of a file that is not read whole: no bound of ours."""
+
 MAX_DEPTH = 64
 """Objects and lists inside each other; ours have at most 8."""
 
@@ -79,6 +82,8 @@ def regular_file(
             yield handle, facts.st_size
     except (OSError, ValueError) as problem:  # a name with a zero byte is a ValueError
         raise error(f"cannot read {_name(path)}: {getattr(problem, 'strerror', None) or problem}. {remedy}") from None
+    except MemoryError:  # what a file says of its size takes nothing on a disk
+        raise error(f"{_name(path)} does not fit into this machine's memory. {remedy}") from None
     except _Unreadable as problem:
         raise error(f"{_name(path)} {problem}. {remedy}") from None
     finally:
@@ -104,6 +109,18 @@ def read_bytes(
         if len(data) > limit:
             raise _Unreadable(f"is too large: more than {limit:,} bytes")
         return data
+
+
+def read_head(
+    path: str | os.PathLike[str], length: int, *, error: type[AdaNATError], remedy: str = REMEDY
+) -> bytes:
+    """At most the first ``length`` bytes of a :func:`regular_file` of any size.
+
+    Raises:
+        error: as there.
+    """
+    with regular_file(path, error=error, limit=MAX_FILE, remedy=remedy) as (handle, _):
+        return handle.read(length)
 
 
 def parse_document(

@@ -140,7 +140,8 @@ def write_file(path: Path, data: bytes | str, *, parents: bool = True) -> None:
     Raises:
         OutputError: the disk is full or the folder cannot be written.
     """
-    payload = data.encode() if isinstance(data, str) else data
+    # A path on the command line may have bytes that are no text; they are shown as such.
+    payload = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if parents:

@@ -12,11 +12,11 @@ import torch
 from pydantic import BaseModel, Field
 
 from ..errors import AdaNATError
-from .documents import MIB, REMEDY, check_value, parse_document, regular_file, shortened
+from .documents import MAX_FILE, MIB, REMEDY, check_value, parse_document, regular_file, shortened
 
 MAX_HEADER = 32 * MIB
-MAX_FILE = 2**46
-"""Bytes of a file of tensors: no bound of ours, the header's promise is held against the file's size."""
+MOST_TENSORS = 2**15
+"""Of a file; large networks have some thousands."""
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -84,6 +84,8 @@ def read_header(
         text, dict[str, dict[str, Any]], where=f"the header of {where}", error=error, remedy=remedy
     )
     header.pop("__metadata__", None)
+    if len(header) > MOST_TENSORS:
+        raise error(f"{where} names {len(header):,} tensors; at most {MOST_TENSORS:,} are read. {remedy}")
     entries: dict[str, _Entry] = check_value(
         header, dict[str, _Entry], where=f"the header of {where}", error=error, remedy=remedy
     )

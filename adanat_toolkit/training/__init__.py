@@ -10,7 +10,6 @@ from .objects import FunctionReward, with_objects
 from .ppo import targets
 from .reward_update import update_reward
 from .same_run import IGNORED_ON_RESUME
-from .scoring import require_finite_state
 from .trainer import Trainer
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "differences",
     "load_judge",
     "merge",
-    "require_finite_state",
     "resolve",
     "targets",
     "update_reward",

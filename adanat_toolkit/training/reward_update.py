@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,7 +27,12 @@ from ..sampling import Rollout
 from .config import DataConfig
 
 
-def update_reward(
+def update_reward(reward: RewardModel, real: ImageSource | None, rollout: Rollout, **given: Any) -> dict[str, float]:
+    """Train a reward on the images of a rollout and on real ones (:func:`prepared_update`); returns the reward's figures."""
+    return prepared_update(reward, real, rollout, **given)()
+
+
+def prepared_update(
     reward: RewardModel,
     real: ImageSource | None,
     rollout: Rollout,
@@ -32,21 +41,22 @@ def update_reward(
     seed: int,
     device: torch.device,
     micro_batch: MicroBatch | int | None = None,
-) -> dict[str, float]:
-    """Train a reward on the images of a rollout (``rollout.embedded``) and on as many real ones as it asks for.
+) -> Callable[[], dict[str, float]]:
+    """Draw and embed the real images that an update of the reward reads, as many as it asks for.
 
     Args:
         real: None for a reward that reads none (``needs``): it is given no real images then.
         seed: decides which real images are drawn and how they are augmented. micro_batch: real images embedded at once.
 
     Returns:
-        The reward's figures.
+        The update itself, on these and on the images of the rollout (``rollout.embedded``); it gives the reward's figures.
     """
-    assert rollout.embedded is not None
+    made, about_made = rollout.embedded, rollout.context
+    assert made is not None
     if "real_images" not in reward.needs:
         none = slice(0, 0)
-        nothing, about = rollout.embedded[none], rollout.context.select(none)
-        return reward.update(nothing, about, rollout.embedded, rollout.context, seed=seed)
+        nothing, about = made[none], about_made.select(none)
+        return partial(reward.update, nothing, about, made, about_made, seed=seed)
     assert real is not None  # ``create_reward`` has seen to it
     start, stop = distributed.local_slice(reward.real_per_update)
     seeds = sample_seeds(seed, 0, start, stop - start)
@@ -60,5 +70,9 @@ def update_reward(
     threads = may_go_side_by_side(device, reward)
     with torch.no_grad():
         embedded = torch.cat(MicroBatch.of(micro_batch).map(embed, len(index), threads=threads))
-    with whole("the reward's update", "lower reward.options.batch or the batch, or use a reward that does not learn"):
-        return reward.update(embedded, context, rollout.embedded, rollout.context, seed=seed)
+
+    def update() -> dict[str, float]:
+        with whole("the reward's update", "lower reward.options.batch or the batch, or use a reward that does not learn"):
+            return reward.update(embedded, context, made, about_made, seed=seed)
+
+    return update

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -83,12 +84,19 @@ def require_finite(iteration: int, remedy: str, **values: Tensor) -> None:
             )
 
 
-def require_finite_state(iteration: int, state: Mapping[str, Tensor]) -> None:
-    """No tensor of a run's state may hold NaN or infinity: such a state must not replace a good checkpoint.
+def require_finite_update(iteration: int, row: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Neither a gradient nor what came of it may be NaN or infinite: such a state must not be kept.
+
+    Args:
+        iteration: 1-based, for the error. row: the iteration's figures, ``.../gradient_norm`` among them. state: of the run.
 
     Raises:
-        NotFiniteError: names the first that does.
+        NotFiniteError: names the first that is.
     """
+    # A norm can be infinite where no tensor is: clipped to it, the gradient is zero and nothing would be learned.
+    wrong = [
+        f"{key} = {value}" for key, value in row.items() if key.endswith("gradient_norm") and not math.isfinite(value)
+    ]
     floating = {key: value for key, value in state.items() if value.is_floating_point() and value.numel()}
     by_device: dict[torch.device, list[str]] = {}
     for key, value in floating.items():
@@ -96,10 +104,10 @@ def require_finite_state(iteration: int, state: Mapping[str, Tensor]) -> None:
     for keys in by_device.values():  # one call and one transfer a device
         largest = torch._foreach_norm([floating[key] for key in keys], math.inf)
         finite = torch.stack([norm.float() for norm in largest]).isfinite().tolist()
-        wrong = [key for key, fits in zip(keys, finite, strict=True) if not fits]
-        if wrong:
-            raise NotFiniteError(
-                f"iteration {iteration}: {len(wrong)} of {len(state)} tensors of the run are not finite after the "
-                f"update, first {wrong[0]}. The run was stopped and they were not saved; its last checkpoint is good. Lower "
-                "ppo.learning_rate (or the reward's), or set ppo.max_gradient_norm."
-            )
+        wrong += [key for key, fits in zip(keys, finite, strict=True) if not fits]
+    if wrong:
+        raise NotFiniteError(
+            f"iteration {iteration}: {len(wrong)} tensors and norms of the update are not finite, first {wrong[0]}. The run "
+            "was stopped and is as it was before that iteration; its last checkpoint is good. Lower ppo.learning_rate (or "
+            "the reward's), or set ppo.max_gradient_norm."
+        )

@@ -45,14 +45,17 @@ from ..runtime import (
     dtype_name,
     fastest_dtype,
     float32_by_default,
+    may_go_side_by_side,
     measured_size,
     resolve_device,
     resolve_dtype,
+    together,
 )
 from ..sampling import Rollout, WholeStep, collect
 from ..storage import MetricsLog, RunFolder, held, prepare_folder
 from .callbacks import Callback, Calls, Checkpoints, MetricsFile, watched
 from .checkpoint import (
+    copied,
     load_module,
     load_optimiser,
     open_run,
@@ -69,9 +72,9 @@ from .held_out import AlarmWatch, Readings, held_out_of
 from .objects import RewardFunction, as_reward, require_callbacks, with_objects
 from .plan import local_batch, plan, stored_features
 from .ppo import Batch, explained_variance, ppo_update, targets
-from .reward_update import update_reward
+from .reward_update import prepared_update
 from .same_run import source_hashes
-from .scoring import require_finite, require_finite_state, score
+from .scoring import require_finite, require_finite_update, score
 from .trackers import Trackers
 
 
@@ -222,7 +225,26 @@ class Trainer(Engine):
 
     @float32_by_default()
     def step(self) -> dict[str, Any]:
-        """One iteration; returns its row of metrics (every name is explained in docs/logged-names.md)."""
+        """One iteration; returns its row of metrics (every name is explained in docs/logged-names.md).
+
+        An iteration that fails or is interrupted leaves policy, critic, reward and optimisers as they were before it.
+
+        Raises:
+            NotFiniteError: a score, a gradient or what came of it is NaN or infinite.
+        """
+        # Gradients are not looked at one by one: each look would wait for the device.
+        before = copied(self.state())
+        try:
+            row = self._iterate()
+            require_finite_update(self.iteration + 1, row, self.state())
+        except BaseException:
+            self.load_state(before)
+            raise
+        self.iteration += 1
+        return row
+
+    def _iterate(self) -> dict[str, Any]:
+        """What :meth:`step` does, without its guard."""
         config, iteration, started = self.config, self.iteration, time.perf_counter()
         sigma = config.ppo.sigma_at(iteration, config.iterations)
         rate = config.ppo.learning_rate_at(iteration, config.iterations)
@@ -241,17 +263,24 @@ class Trainer(Engine):
             row |= describe_statistics(rollout.features, self.generator)
         scored = time.perf_counter()
 
-        if iteration >= config.reward.warmup:
+        def update_policy() -> dict[str, Any]:
+            if iteration < config.reward.warmup:
+                return {}
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            row |= self._update_policy(rollout, scores, explore, sigma, start)
-        updated = time.perf_counter()
+            return self._update_policy(rollout, scores, explore, sigma, start)
 
-        # A reward that learns is trained on the images just made, and on real ones.
-        row |= self._update_reward(rollout)
+        # A reward that learns is trained on the images just made, and on real ones. Neither update reads what the other
+        # writes, so that on a CPU they go side by side; several processes talk to each other in both.
+        update_reward = self._reward_update(rollout)
+        prepared = time.perf_counter()
+        updates = _timed("policy", update_policy), _timed("reward", update_reward)
+        both = self.reward.learns and iteration >= config.reward.warmup and distributed.world_size() == 1
+        beside = both and may_go_side_by_side(self.device, self.reward)
+        for found in together(*updates) if beside else [update() for update in updates]:
+            row |= found
+        row["seconds_reward"] += prepared - scored
 
-        self.iteration += 1
-        require_finite_state(self.iteration, self.state())
         ended = time.perf_counter()
         return row | {
             "sigma": sigma,
@@ -259,8 +288,6 @@ class Trainer(Engine):
             "seconds": ended - started,
             "seconds_rollout": rolled - started,
             "seconds_score": scored - rolled,
-            "seconds_policy": updated - scored,
-            "seconds_reward": ended - updated,
             "trajectories_per_second": config.batch / (ended - started),
         }
 
@@ -345,11 +372,11 @@ class Trainer(Engine):
             list(self.average.values()), [values[key] for key in self.average], 1 - self.config.policy.average
         )
 
-    def _update_reward(self, rollout: Rollout) -> dict[str, float]:
-        """``reward_model/FIGURE`` of a reward that learns, none of another."""
+    def _reward_update(self, rollout: Rollout) -> Callable[[], dict[str, float]]:
+        """The update of a reward that learns, which gives ``reward_model/FIGURE``; nothing of another."""
         if not self.reward.learns:
-            return {}
-        figures = update_reward(
+            return dict
+        update = prepared_update(
             self.reward,
             self.seen_real,
             rollout,
@@ -358,7 +385,7 @@ class Trainer(Engine):
             device=self.device,
             micro_batch=self.micro_batch,
         )
-        return {f"reward_model/{key}": value for key, value in figures.items()}
+        return lambda: {f"reward_model/{key}": value for key, value in update().items()}
 
     # --- the run ----------------------------------------------------------------------------------------------------------
 
@@ -531,3 +558,14 @@ class Trainer(Engine):
         self.average = average
         load_optimiser(self.optimiser, part("optimiser."))
         self.reward.load_state(part("reward."))
+
+
+def _timed(name: str, update: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """``update`` whose figures say how many seconds it took."""
+
+    def timed() -> dict[str, Any]:
+        started = time.perf_counter()
+        found = update()
+        return {**found, f"seconds_{name}": time.perf_counter() - started}
+
+    return timed

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    generator: Annotated[
-        str | None, typer.Option(metavar="NAME[:VARIANT]", help="Frozen generator; default maskgit.")
-    ] = None,
+    generator: options.FrozenGenerator = None,
     policy: Annotated[
         list[str] | None,
         typer.Option(

@@ -61,7 +61,13 @@ class Command(TyperCommand):
                     f"{name if name.startswith('-') else 'an argument'} is given an empty text, as by a variable of the shell "
                     "that is not set; give a value, or leave it out."
                 )
-        return super().parse_args(ctx, args)
+        ctx.allow_extra_args = True
+        super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            runs = any("--policy" in p.opts and "RUN" in str(p.metavar) for p in self.params)  # not a kind to train
+            remedy = f"a policy or run is given with --policy {ctx.args[0]}" if runs else "leave it out, or name its option"
+            ctx.fail(f"Unexpected: {' '.join(ctx.args)}; {remedy}.")
+        return ctx.args
 
     def invoke(self, ctx: Any) -> Any:
         with results_alone():

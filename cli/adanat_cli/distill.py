@@ -15,7 +15,7 @@ from .console import note, print_json
 
 def distill(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.safetensors", help="Where the decoder goes.")],
-    generator: options.Generator = None,
+    generator: options.FrozenGenerator = None,
     data: options.Data = None,
     images: Annotated[int, typer.Option(min=1, max=MOST_IMAGES, help="Images to learn from.")] = 8192,
     steps: Annotated[int, typer.Option(min=1, max=MOST_IMAGES, help="Steps of 32 images.")] = 4000,

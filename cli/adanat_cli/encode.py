@@ -15,7 +15,7 @@ from .console import note, print_json
 
 def encode(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.safetensors", help="Where the tokens go.")],
-    generator: options.Generator = None,
+    generator: options.FrozenGenerator = None,
     data: options.Data = None,
     num: Annotated[int | None, typer.Option(min=1, max=MOST_IMAGES, help="Only the first images.")] = None,
     batch: options.Batch = None,

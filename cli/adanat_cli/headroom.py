@@ -42,7 +42,7 @@ def headroom(
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """What shared and adaptive policies can gain on a generator and a reward, in minutes and before training.
+    """Measure what shared and adaptive policies can gain on a generator and a reward, before any training.
 
     Images are made under random actions around a schedule, and the reward's variance is split into what the context does, the
     actions, what they do together, and noise. With --out, headroom.json and headroom.png are written there.

@@ -39,7 +39,7 @@ class ReportingGroup(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-        except (AdaNATError, EOFError, OSError) as error:
+        except (AdaNATError, EOFError, MemoryError, OSError) as error:
             known = error if isinstance(error, AdaNATError) else explained(error)
             if known is None:
                 raise

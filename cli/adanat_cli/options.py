@@ -17,6 +17,10 @@ Generator = Annotated[
         metavar="NAME[:VARIANT]", help="Generator; default: the policy's own, else maskgit (see adanat plugins)."
     ),
 ]
+FrozenGenerator = Annotated[
+    str | None, typer.Option(metavar="NAME[:VARIANT]", help="Frozen generator; default maskgit (see adanat plugins).")
+]
+"""Where there is no policy to tell it."""
 Weights = Annotated[
     str | None,
     typer.Option(metavar="PATH|HUB_ID", help="The generator's weights: file, folder or hub id (see adanat weights)."),
@@ -38,7 +42,7 @@ Data = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option(help="Compute type of the generator: auto, float32 or bfloat16.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Never reach out for weights.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Download nothing.")]
 Gpus = Annotated[
     int | None,
     typer.Option(

@@ -77,7 +77,7 @@ def check(
 
 @app.command(cls=Command)
 def new(
-    name: Annotated[str, typer.Argument(help="What users will type, such as my-reward.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What users will type, such as my-reward.")],
     kind: Annotated[str, typer.Option(metavar="KIND", help="generator, reward or policy.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where; default ./adanat-NAME.")

@@ -16,14 +16,17 @@ def stats(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.safetensors", help="Where the statistics go.")],
     data: options.Data = None,
     features: options.Features = None,
-    generator: options.Generator = None,
+    generator: options.FrozenGenerator = None,
     offline: options.Offline = False,
     device: options.Device = "auto",
     gpus: options.Gpus = None,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """Feature statistics of real images, brought to the generator's size, for adanat evaluate --data FILE."""
+    """Store the feature statistics of real images, for adanat evaluate --data FILE.
+
+    Images are brought to the generator's size.
+    """
     from adanat_toolkit.commands.feature_statistics import write_statistics
     from adanat_toolkit.evaluation import choose_features, require_real_images
     from adanat_toolkit.policies import open_generator

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 def train(
     context: typer.Context,
-    generator: Annotated[
-        str | None, typer.Option(metavar="NAME[:VARIANT]", help="Frozen generator; default maskgit.")
-    ] = None,
+    generator: options.FrozenGenerator = None,
     reward: Annotated[
         str | None, typer.Option(metavar="NAME", help="Reward, or a mixture such as adversarial:1,clip-score:0.3.")
     ] = None,
-    policy: Annotated[str | None, typer.Option(metavar="NAME", help="adaptive, residual, lean, context or shared.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Kind of policy: adaptive, residual, lean, context or shared.")
+    ] = None,
     engine: Annotated[str | None, typer.Option(metavar="NAME", help="What trains: adanat, sb3 or offline.")] = None,
     steps: Annotated[int | None, typer.Option(metavar="T", help="Generation steps of an image.")] = None,
     trajectories: Annotated[int | None, typer.Option(help="Images to generate for training, the unit of work.")] = None,

@@ -105,13 +105,13 @@ def test_quickstart_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_samples_tell_what_made_them(generator: Generator) -> None:
-    samples = adanat.sample(generator, "fixed", seeds=[5, 6, 7], classes=[3, 17], batch=2)
+    samples = adanat.sample(generator, "fixed", steps=3, seeds=[5, 6, 7], classes=[3, 17], batch=2)
     assert samples.images.shape == (3, 3, 64, 64) and samples.images.dtype == torch.float32
     assert samples.images.min() >= 0 and samples.images.max() <= 1
     assert samples.seeds == [5, 6, 7]
     assert samples.contexts == [{"class": 3}, {"class": 17}, {"class": 3}]
-    assert len(samples.knobs) == 3 * 4
-    assert [(row["seed"], row["step"]) for row in samples.knobs[3:5]] == [(5, 3), (6, 0)]
+    assert len(samples.knobs) == 3 * 3
+    assert [(row["seed"], row["step"]) for row in samples.knobs[2:4]] == [(5, 2), (6, 0)]
     assert set(generator.action_space.names) == set(samples.knobs[0]) - {"seed", "step"}
     page = samples._repr_html_()
     assert page.count("<img") == 3 and "seed 6, class 17" in page
@@ -198,7 +198,7 @@ def test_scores(generator: Generator, run: adanat.Run, real: Path) -> None:
     assert json.loads(json.dumps(scores.to_dict()))["images"] == 16
     table = str(scores)
     assert "frechet" in table and f"{scores.rows[2]['frechet']:.4f}" in table and len(table.splitlines()) == 7
-    assert scores._repr_html_().count("<tr>") == 6 and "less is better" in scores._repr_html_()
+    assert scores._repr_html_().count("<tr>") == 6 and "lower is better" in scores._repr_html_()
 
 
 def test_scores_are_those_of_the_command(generator: Generator, run: adanat.Run, real: Path, tmp_path: Path) -> None:

@@ -32,16 +32,21 @@ def train(**given: Any) -> Any:
     [
         (lambda: adanat.load_generator("maskgit", device=None), "device None is not a device"),
         (lambda: adanat.load_generator("maskgit", device="meta"), "device 'meta' is not a device"),
+        (lambda: adanat.load_generator("maskgit", dtype=torch.float16), "dtype 'float16' is not supported"),
+        (lambda: adanat.load_generator("maskgit", dtype=["float32"]), "is not supported; use auto"),
         (lambda: adanat.load_generator("maskgit", weights=3), "weights must be a text or a path; it is int 3"),
         (lambda: adanat.load_generator("maskgit", offline="yes"), "offline must be True or False"),
         (lambda: adanat.load_generator("maskgit", options={1: 2}, device="cpu"), "1 = 1: Keys should be strings"),
         (lambda: adanat.load_policy("fixed", TINY, steps=2.5), "steps is 2.5; give a whole number"),
+        (lambda: adanat.sample(TINY, adanat.load_policy("fixed", TINY, steps=3), steps=4), "steps = 4, and policy takes 3"),
+        (lambda: adanat.sample(TINY, "fixed", steps=0), "steps = 0; it must be at least 1"),
         (lambda: adanat.sample(TINY, "fixed", classes=["1_0"]), "class '1_0' .* is unknown"),
         (lambda: adanat.sample(TINY, "fixed", classes=[True]), "class True .* is unknown"),
         (lambda: train(out=""), "out must be a path .* not empty"),
         (lambda: train(out="a\0b"), "out must be a path"),
         (lambda: train(out=3), "out must be a text or a path"),
         (lambda: train(device="gpu"), "device 'gpu' is not a device"),
+        (lambda: train(dtype=torch.bfloat16), "dtype = bfloat16, and the generator computes in float32"),
         (lambda: train(dtype="bfloat16"), "dtype = bfloat16, and the generator computes in float32"),
         (lambda: train(steps=True), "steps must be a whole number; it is bool"),
         (lambda: train(preset=None), "preset must be a text; it is NoneType"),
@@ -67,7 +72,8 @@ def test_what_does_not_fit_is_refused_by_name(
 def test_numbers_of_numpy_and_torch_are_taken(tmp_path: Path) -> None:
     own = adanat.sample(TINY, "fixed", seeds=[np.int64(3), torch.tensor(4)], batch=np.int32(1))
     assert torch.equal(own.images, adanat.sample(TINY, "fixed", seeds=[3, 4]).images)
-    assert adanat.load_generator("maskgit", device=torch.device("cpu")).device.type == "cpu"
+    generator = adanat.load_generator("maskgit", device=torch.device("cpu"), dtype=torch.bfloat16)
+    assert generator.device.type == "cpu" and generator.dtype == torch.bfloat16
     with pytest.raises(AdaNATError, match="File name too long"):
         own.save(tmp_path / ("x" * 300))
     for folder in (3, None, b"bytes", ""):

@@ -45,7 +45,7 @@ def test_a_browser_shows_every_result(width: int, scheme: str, chromium: Any, pa
     sections = chromium.find_elements("tag name", "section")
     texts = [section.text for section in sections]
     assert "<b>run: 3 iterations" in texts[1], "names are shown as they are written"
-    assert "fixed:linear" in texts[2] and "less is better" in texts[2] and "%" in texts[3]
+    assert "fixed:linear" in texts[2] and "lower is better" in texts[2] and "%" in texts[3]
     drawn, across = chromium.execute_script(
         "const s = document.querySelector('.adanat-curve svg').getBoundingClientRect();"
         "return [[s.width, s.height], document.documentElement.scrollWidth]"

@@ -45,6 +45,20 @@ def test_what_the_system_refuses_is_one_message() -> None:
     assert type(error) is AdaNATError and str(error).startswith("/there: Permission denied.")
     assert explained(BrokenPipeError(32, "Broken pipe", "x")) is None and explained(OSError("no file")) is None
     assert explained(ValueError("a bug")) is None
+    assert str(explained(MemoryError("11"))).startswith("this machine's memory does not suffice: 11 (")
+    try:
+        Path("/proc/self/mem").read_bytes() if sys.platform == "linux" else os.read(-1, 1)
+    except OSError as unnamed:
+        told = explained(unnamed)
+    assert type(told) is AdaNATError and "the system refused something" in str(told) and "ADANAT_DEBUG=1" in str(told)
+
+
+def test_messages_are_no_commands_of_the_terminal_and_have_an_end() -> None:
+    quoted = f"\x1b[31m\x07\u202e{'é' * 20_000}\n  the end"
+    result = adanat("train", "--preset", quoted)
+    refused(result, "\\x1b[31m\\x07\\u202eéé", "é [...] é", "the end")
+    assert str(AdaNATError(quoted)).count("\n") == 1 and len(str(AdaNATError(quoted))) < 5000
+    assert str(AdaNATError("two\nlines, 1\xa0%")) == "two\nlines, 1\xa0%" and str(AdaNATError()) == ""
 
 
 # --- torchrun -----------------------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
         (["--set", "ppo.epochs"], ["'ppo.epochs' must be written KEY=VALUE"]),
         (["--set", "ppo.epochs=[1"], ["ppo.epochs=[1", "not valid YAML"]),
         (["--set", "ppo.epoch=3"], ["unknown key 'ppo.epoch'", "did you mean 'epochs'"]),
+        (["--set", "learning_rate=3"], ["unknown key 'learning_rate'", "did you mean 'ppo.learning_rate'"]),
         (["--set", "bacth=3"], ["unknown key 'bacth'", "did you mean 'batch'"]),
         (["--set", "reward.options.bacth=3"], ["unknown key 'bacth'", "did you mean 'batch'"]),
         (["--config", "nowhere.yaml"], ["cannot read nowhere.yaml: No such file", "as printed by --dry-run"]),
@@ -76,6 +77,8 @@ def test_cuda_without_a_cuda_device(command: str, tmp_path: Path) -> None:
 def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
     refused(adanat("train", *arguments), code=2)
     refused(adanat("trian"), "Did you mean 'train'", code=2)
+    refused(adanat("evaluate", "runs/first"), "--policy runs/first", code=2)
+    refused(adanat("train", "runs/first"), "Unexpected: runs/first", code=2)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +95,7 @@ def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
         (["--prompts", "nowhere.txt"], ["cannot read nowhere.txt", "one prompt a line"]),
         (["--policy", "fixed:cosinus"], ["'cosinus'", "did you mean 'cosine'"]),
         (["--policy", "nowhere"], ["no policy at 'nowhere'", "fixed[:SCHEDULE]"]),
+        (["--policy", "adaptive"], ["no policy at 'adaptive'", "adanat train --policy adaptive"]),
         (["--generator", "mage", "--classes", "1"], ["mage:emoji64 is not class-conditional", "leave them out"]),
     ],
 )

@@ -10,6 +10,7 @@ import random
 import re
 import shlex
 import shutil
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from adanat_toolkit.core import GUIDANCE, TIME, ActionSpace, next_scale_knobs, p
 from adanat_toolkit.errors import CheckpointError, ConfigError, DataError, PluginError
 from adanat_toolkit.evaluation import Yardstick
 from adanat_toolkit.metrics import FIGURES, Evaluation, mean_interval
+from adanat_toolkit.registry import discovery
 from adanat_toolkit.runtime import MemoryShortage
 from adanat_toolkit.storage import held
 from adanat_toolkit.training import Trainer, validate
@@ -298,6 +300,20 @@ def test_the_plan_is_of_what_is_left(tmp_path, tiny_plugins):
     assert left["images_for_learning"] == 96 and left["images_for_the_table"] == 2 * 64
 
 
+def test_many_seeds_are_planned_at_once(tmp_path, tiny_plugins, monkeypatch):
+    """Plug-ins are looked up on the disk: once a kind of training, however many seeds it has."""
+    lookups: Counter[str] = Counter()
+    discover = discovery.discover
+    monkeypatch.setattr(discovery, "discover", lambda kind: lookups.update([kind]) or discover(kind))
+    counts = []
+    for seeds in (2, 200):
+        lookups.clear()
+        plan = Comparison(configuration(seeds=tuple(range(seeds)), candidates=0), tmp_path / "out").plan()
+        assert plan["learned"] == seeds
+        counts.append(dict(lookups))
+    assert counts[0] == counts[1]
+
+
 def test_processes_share_a_grid(tmp_path, tiny_plugins, monkeypatch):
     """What another process is at is left to it; its result is taken once it is there."""
     settings: dict[str, Any] = {"seeds": (0, 1), "candidates": 0}
@@ -513,9 +529,15 @@ def test_a_search_of_guidance_is_refused_where_there_is_none(kind):
         SearchSpace().candidates(kind, bare, 2, 4, random.Random(0))
 
 
-@pytest.mark.parametrize(("budget", "candidates"), [(96, 3), (1000, 1)])
-def test_a_search_that_ranks_nothing_is_refused(yardstick, budget, candidates):
-    with pytest.raises(ConfigError, match=r"at least 2 schedules and 16 images each. Use between 2 and \d+ candidates"):
+@pytest.mark.parametrize(
+    ("budget", "candidates", "remedy"),
+    [
+        (96, 3, "Use between 2 and 2 candidates"), (1000, 1, "Use between 2 and 20 candidates"),
+        (64, 4, r"Use at least 96 trajectories, or no search \(0 candidates\)\."),
+    ],
+)  # fmt: skip
+def test_a_search_that_ranks_nothing_is_refused(yardstick, budget, candidates, remedy):
+    with pytest.raises(ConfigError, match=rf"at least 2 schedules and 16 images each\. {remedy}"):
         search_schedule(yardstick, 2, budget=budget, candidates=candidates)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from adanat_plugins.generators.maskgit import embedded_tokenizer
 from adanat_toolkit.commands.distill import distill
 from adanat_toolkit.decoding import DecoderCard, DistilledDecoder, load_decoder, read_decoder
 from adanat_toolkit.decoding.distilled import KEY, widths_for
-from adanat_toolkit.errors import ConfigError, WeightsError
+from adanat_toolkit.errors import ConfigError, NotFiniteError, WeightsError
 from adanat_toolkit.registry import create_generator
 
 from ..helpers.distilling import Teacher
@@ -30,6 +31,13 @@ CARD: dict[str, Any] = {
 def decoder(**changes: Any) -> DistilledDecoder:
     torch.manual_seed(0)
     return DistilledDecoder(DecoderCard(**{**CARD, **changes}))
+
+
+def test_lessons_that_diverge_leave_no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also between two looks at the error, and where half precision has no such number."""
+    monkeypatch.setattr(sys.modules[distill.__module__], "RATE", 1e12)
+    with pytest.raises(NotFiniteError, match=r"tensors of the decoder are not finite .*another --seed"):
+        distill(Teacher(), images=64, steps=3, width=8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -11,7 +11,7 @@ from adanat_plugins.clip_models import ClipOptions, load_clip
 from adanat_plugins.features.clip import EmbeddedClipFeatures
 from adanat_toolkit.core import PromptScorer
 from adanat_toolkit.errors import ConfigError
-from adanat_toolkit.evaluation import Yardstick, choose_scorer
+from adanat_toolkit.evaluation import Yardstick, choose_scorer, evaluate_policies
 from adanat_toolkit.images import MemoryImages
 from adanat_toolkit.policies import load_policy
 from adanat_toolkit.registry import create_features, create_generator
@@ -78,3 +78,22 @@ def test_a_protocol_that_reads_prompts_is_its_own_scorer() -> None:
     assert choose_scorer(muse, extractor) is extractor
     with pytest.raises(ConfigError, match="model"):
         create_features("clip-emoji64", {"model": "ViT-B-32"}, device=CPU)
+
+
+class Grey(TinyWithData):
+    """All its images are one, and so are its real ones."""
+
+    def decode_tokens(self, tokens: Tensor) -> Tensor:
+        return torch.ones(len(tokens), 3, *self.image_size)
+
+    def real_images(self) -> MemoryImages:
+        white = torch.full((40, 3, *self.image_size), 255, dtype=torch.uint8)
+        return MemoryImages(white, labels=torch.zeros(40, dtype=torch.int64))
+
+
+def test_a_hand_made_schedule_without_distance_has_no_multiple() -> None:
+    """What is there is told; a ratio to nothing must not end in a traceback once all images were made."""
+    generator = Grey()
+    found = evaluate_policies(generator, ["fixed:linear"], Pixels(), generator.real_images(), count=32, steps=2)
+    assert found.baselines[0].evaluation.figures["frechet"] == 0
+    assert [row.ratio for row in found.rows] == [0]

@@ -158,6 +158,12 @@ def test_statistics_refuse(tmp_path: Path) -> None:
     np.savez(tmp_path / "odd.npz", mu=np.zeros(3), sigma=np.zeros((2, 2)))
     with pytest.raises(DataError, match=r"\(3,\)"):
         FeatureStatistics.load(tmp_path / "odd.npz")
+    np.savez(tmp_path / "below.npz", mu=np.zeros(3), sigma=-np.eye(3))
+    with pytest.raises(DataError, match=r"below\.npz holds variances below 0 in 'sigma'"):
+        FeatureStatistics.load(tmp_path / "below.npz")
+    np.savez(tmp_path / "indefinite.npz", mu=np.zeros(2), sigma=np.array([[1.0, 2.0], [2.0, 1.0]]))
+    with pytest.raises(DataError, match=r"this is no covariance \(a variance of -1 along one direction, the largest is 3\)"):
+        _ = FeatureStatistics.load(tmp_path / "indefinite.npz").root
     with pytest.raises(DataError, match="at least 2"):
         _ = FeatureStatistics.of(torch.zeros(1, 3)).covariance
     with pytest.raises(DataError, match="not finite, in 2 of 2 images; look at these images, and at the plug-in"):

@@ -275,6 +275,7 @@ HEADERS: dict[str, tuple[Any, bytes]] = {
     "offsets of another type": ({"a": {"dtype": "U8", "shape": [1], "data_offsets": "01"}}, b"x"),
     "nested": (b'{"a":' * 100_000, b""),
     "long integer": (b'{"a": {"shape": [' + b"9" * 5000 + b"]}}", b""),
+    "many": ({str(i): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(2**15 + 1)}, b""),
     "not UTF-8": (b'{"\xff": 1}', b""),
 }
 
@@ -295,6 +296,21 @@ def test_headers_are_what_safetensors_writes(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "x.safetensors", metadata={"a": "b"})
     found, size = read_header(tmp_path / "x.safetensors", error=CheckpointError)
     assert found == facts_of(tensors) and size == (tmp_path / "x.safetensors").stat().st_size
+
+
+def test_a_checkpoint_with_room_for_more_than_there_is(tmp_path: Path) -> None:
+    """A file of holes takes nothing on the disk, and its header is right."""
+    size = 2**44
+    save_tensors(tmp_path / "000001", "state", {"a": torch.zeros(2)}, FACTS)
+    file = safetensors(
+        tmp_path / "000001" / "state.safetensors", {"a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    )
+    try:
+        os.truncate(file, file.stat().st_size + size)
+    except OSError:
+        pytest.skip("no such files here")
+    with pytest.raises(CheckpointError, match=r"state\.safetensors does not fit into this machine's memory"):
+        load_checkpoint(tmp_path / "000001")
 
 
 @pytest.mark.parametrize("name", ["policy.json", "policy.safetensors"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -296,6 +297,13 @@ def test_numbers_that_make_no_sense(trained: Path) -> None:
         make_report([run], settings=Settings(seed=-1))
 
 
+def test_a_run_whose_name_is_no_text(runs: Runs, tmp_path: Path) -> None:
+    run = shutil.copytree(runs("shared"), tmp_path / os.fsdecode(b"run\xff"))
+    told = make_report([run], tmp_path / "out.html", NO_PICTURES)
+    assert told["bytes"] == (tmp_path / "out.html").stat().st_size
+    assert "run\\udcff" in (tmp_path / "out.html").read_text()
+
+
 def test_nothing_that_is_there_is_lost(runs: Runs, tmp_path: Path) -> None:
     run = runs("shared")
     whole = contents(run)
@@ -304,6 +312,8 @@ def test_nothing_that_is_there_is_lost(runs: Runs, tmp_path: Path) -> None:
     )
     refused(adanat("report", run, "--curves-only", "--out", run), "is a folder; give --out a file")
     assert contents(run) == whole
+    os.mkfifo(tmp_path / "pipe.html")
+    refused(adanat("report", run, "--curves-only", "--out", tmp_path / "pipe.html"), "pipe.html is no regular file")
     out = tmp_path / "new" / "out.html"
     make_report([run], out, NO_PICTURES)
     first = out.read_bytes()

@@ -14,7 +14,7 @@ from adanat_toolkit.core import Noise
 from adanat_toolkit.decoding import SamplingPolicy
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy
 from adanat_toolkit.runtime import MicroBatch
-from adanat_toolkit.runtime.threads import LEAST, side_by_side
+from adanat_toolkit.runtime.threads import LEAST, side_by_side, together
 from adanat_toolkit.sampling import collect
 from adanat_toolkit.testing import Control, control_reward
 from adanat_toolkit.training import create_trainer, resolve
@@ -78,6 +78,46 @@ def test_what_goes_wrong_in_a_thread_is_said_and_a_lack_of_memory_is_mended(thre
     at_once = MicroBatch(80)
     parts = at_once.map(hungry, 100, threads=True)
     assert [i for part in parts for i in part] == list(range(100)) and at_once.size == 40
+
+
+def test_what_goes_together_has_a_thread_each(threads: None) -> None:
+    torch.set_num_threads(4)
+    at_once = threading.Barrier(2, timeout=60)  # passed only if both run at the same time
+
+    def look() -> tuple[int, str]:
+        at_once.wait()
+        return torch.get_num_threads(), threading.current_thread().name
+
+    first, second = together(look, look)
+    assert first[0] == second[0] == 2 and first[1] != second[1] and torch.get_num_threads() == 4
+
+    ended = []
+
+    def fails() -> None:
+        raise KeyError("first")
+
+    with pytest.raises(KeyError, match="first"):
+        together(fails, lambda: ended.append("second"))
+    assert ended == ["second"]
+
+    torch.set_num_threads(1)
+    assert together(threading.current_thread, threading.current_thread) == [threading.current_thread()] * 2
+
+
+@pytest.mark.parametrize("engine", ["adanat", "offline"])
+def test_training_is_the_same_with_two_threads(engine: str, threads: None) -> None:
+    """To the last bit: each thread has samples, images or an update of its own."""
+    flags = {"batch": 2 * LEAST, "trajectories": 2 * LEAST, "steps": 2, "device": "cpu", "dtype": "float32"}
+    small = ["evaluate_every=0", "reward.options.updates=1", "reward.options.batch=32"]
+    states = []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        trainer = create_trainer(resolve(preset="demo", flags={**flags, "engine": engine}, overrides=small))
+        row = trainer.step()
+        assert row["seconds_policy"] > 0 and row["seconds_reward"] > 0
+        states.append(trainer.state())
+    one, two = states
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 @pytest.mark.parametrize("name", ["maskgit", "muse", "mage", "var", "sit", "dit"])

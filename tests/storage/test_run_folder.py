@@ -21,6 +21,7 @@ from adanat_toolkit.storage import (
     MetricsLog,
     RunFolder,
     card_digest,
+    content_hash,
     held,
     prepare_folder,
     read_card,
@@ -191,6 +192,15 @@ def test_a_full_disk_keeps_the_old_version(failing: str, tmp_path: Path, monkeyp
         write_json(tmp_path / "config.json", {"new": 1})
     monkeypatch.undo()
     assert snapshot(tmp_path) == before
+
+
+def test_paths_that_are_no_text(tmp_path: Path) -> None:
+    """The system has names of any bytes; what we write of them is UTF-8."""
+    (tmp_path / os.fsdecode(b"a\xff")).mkdir()
+    write_file(tmp_path / os.fsdecode(b"a\xff") / "x.md", f"of {os.fsdecode(b'a' + bytes([255]))}")
+    assert (tmp_path / os.fsdecode(b"a\xff") / "x.md").read_text() == "of a\\udcff"
+    assert content_hash(str(tmp_path)) != content_hash(str(tmp_path / os.fsdecode(b"a\xff")))
+    assert content_hash(os.fsdecode(b"hub/\xff")) != content_hash("hub/")
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from adanat_toolkit.training.scoring import score
 
 from ..helpers import tiny as plugins
 from ..helpers.tiny import install_tiny
+from ..helpers.train_process import write_images
 
 
 @pytest.fixture
@@ -67,6 +69,60 @@ def test_a_learning_rate_beyond_all_bounds_stops_the_run(engine: str, tiny: dict
     for saved in RunFolder(tmp_path / "run").checkpoints():
         state, _ = load_tensors(RunFolder(tmp_path / "run").checkpoint(saved), "state")
         assert all(value.isfinite().all() for value in state.values())
+
+
+def adversarial(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "generator": {"name": "maskgit"}, "data": {"path": str(write_images(tmp_path / "images"))}, "batch": 4,
+        "trajectories": 12, "reward": {"name": "adversarial", "options": {"batch": 4, "replay": 4}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("engine", "part", "value"),
+    [
+        *(("adanat", part, value) for part in ("policy", "critic", "discriminator") for value in (math.nan, 1e38)),
+        *(("offline", part, math.nan) for part in ("policy", "discriminator")), ("sb3", "policy", math.nan),
+    ],
+)  # fmt: skip
+def test_a_gradient_that_is_not_finite_undoes_the_iteration(
+    engine: str, part: str, value: float, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """Who catches the error holds the run as it was, and the same trainer goes on from there as if nothing had been."""
+    settings = merge(tiny, {"engine": engine, "fit": {"actions": 2, "repeats": 2}})
+    if part == "discriminator":
+        settings = merge(settings, adversarial(tmp_path))
+    trainer, other = (create_trainer(validate(settings)) for _ in range(2))
+    assert isinstance(trainer, Trainer) and isinstance(other, Trainer)
+    trainer.step(), other.step()
+    expected = {key: tensor.clone() for key, tensor in trainer.state().items()}
+    module = {"policy": trainer.policy, "critic": trainer.critic}.get(part) or trainer.reward.discriminator  # type: ignore[attr-defined]
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    hooks = [weight.register_hook(lambda gradient: torch.full_like(gradient, value)) for weight in weights[:1]]
+    with pytest.raises(NotFiniteError, match=r"not finite.*run was stopped"):
+        trainer.step()
+    assert trainer.iteration == 1
+    assert trainer.state().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in trainer.state().items())
+    for hook in hooks:
+        hook.remove()
+    rows = trainer.step(), other.step()
+    assert {key for key in rows[0] if not key.startswith(("seconds", "trajectories_per"))} <= rows[1].keys()
+    assert all(torch.equal(tensor, other.state()[key]) for key, tensor in trainer.state().items())
+
+
+def test_an_iteration_that_is_interrupted_is_undone(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(validate(tiny))
+    trainer.step()
+    expected = {key: tensor.clone() for key, tensor in trainer.state().items()}
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "_average_weights", interrupted)  # after the optimiser's first step
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in trainer.state().items())
 
 
 def end(scores: torch.Tensor) -> None:

@@ -67,10 +67,11 @@ def stored_policy(spec: str | os.PathLike[str]) -> tuple[SamplingPolicy, str]:
             f"the policy at {folder} was trained for {shortened(made_for['name'])[1:-1]} (knobs {shortened(names)}), and a "
             f"guider needs one of the generator {GENERATOR!r}; adanat.apply(pipe, policy) takes those of aMUSEd."
         )
+    policy = load_policy(folder, _Stored(made_for, tuple(KNOBS[name] for name in names)))  # refuses what is no file of ours
     digest = hashlib.sha256()
     for name in POLICY_FILES:
         digest.update((folder / name).read_bytes())
-    return load_policy(folder, _Stored(made_for, tuple(KNOBS[name] for name in names))), digest.hexdigest()
+    return policy, digest.hexdigest()
 
 
 def require_denoiser(denoiser: Any, policy: SamplingPolicy) -> None:

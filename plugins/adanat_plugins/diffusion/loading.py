@@ -16,7 +16,7 @@ import torch
 
 from adanat_toolkit.errors import AdaNATError, ConfigError, WeightsError
 from adanat_toolkit.runtime import distributed, dtype_name, free_host_memory
-from adanat_toolkit.storage import is_hub_id, read_document, read_header, shortened
+from adanat_toolkit.storage import is_hub_id, read_document, read_header, shortened, why_not_fetched
 
 from .families import Family, family_of
 from .samplers import sampler_of
@@ -54,8 +54,8 @@ def pipeline_folder(weights: str | None, *, offline: bool) -> Path:
     try:
         return Path(DiffusionPipeline.download(repo, revision=revision or None, local_files_only=offline))
     except Exception as error:  # the hub client raises a dozen kinds: no network, no such repository, gated, no cache
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"cannot fetch the pipeline {weights}: {why} {_REMEDY}") from None
+        why = "--offline forbids it, and it is not in the hub's cache" if offline else why_not_fetched(error)
+        raise WeightsError(f"cannot fetch the pipeline {weights}: {why}. {_REMEDY}") from None
 
 
 def load_pipeline(

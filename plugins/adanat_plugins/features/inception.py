@@ -89,8 +89,9 @@ class _Inception(FeatureExtractor):
             WeightsError: the file is missing, damaged, or of another network.
         """
         path = _locate(options.weights, inception_asset(cls.name), offline=offline)
+        state = read_state(path)  # refuses what is no file of weights
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return cls(read_state(path), digest, device=device, source=str(path))
+        return cls(state, digest, device=device, source=str(path))
 
     def __init__(
         self, state: dict[str, Tensor], digest: str, *, device: torch.device | str = "cpu", source: str = "weights"

@@ -39,7 +39,7 @@ class Backbone(nn.Module, ABC):
 
     def features(self, images: Tensor) -> Tensor:
         """:meth:`forward` in chunks that suit the device."""
-        return in_chunks(self, images, chunk=image_chunk(images.device), minimum=self.minimum_batch)[0]
+        return in_chunks(self, images, chunk=image_chunk(images.device), minimum=self.minimum_batch, convolves=True)[0]
 
     def set_pool(self, pool: int) -> None:
         """Average neighbouring positions from now on.

@@ -34,7 +34,7 @@ HISTORY_PER_FEATURE = 4
 
 
 class FidOptions(PluginOptions):
-    """Options of the Frechet rewards: ``group`` for ``shared``, ``history`` and ``shrinkage`` for ``influence``."""
+    """Options of the Frechet rewards: ``group`` for ``fid``, ``history`` and ``shrinkage`` for ``fid:influence``."""
 
     variant: Literal["shared", "influence"] = "shared"
     features: str = "auto"
@@ -44,12 +44,12 @@ class FidOptions(PluginOptions):
     reference: Source = None
     """Statistics of the real images: a file of ``adanat stats`` or a published ``.npz``. Default: computed."""
     group: int | None = Field(None, ge=2)
-    """``shared``: samples that share one distance. Default: a quarter of the batch, but at most 64: a batch of one group
+    """``fid``: samples that share one distance. Default: a quarter of the batch, but at most 64: a batch of one group
     would teach nothing."""
     history: int | None = Field(None, ge=0)
-    """``influence``: samples of earlier iterations that the batch is blended with; 0 for none. Default: 4 a feature."""
+    """``fid:influence``: samples of earlier iterations that the batch is blended with; 0 for none. Default: 4 a feature."""
     shrinkage: float | None = Field(None, ge=1e-6, le=1)
-    """``influence``: variance of the isotropic noise added to both distributions, as a share of the real features' mean
+    """``fid:influence``: variance of the isotropic noise added to both distributions, as a share of the real features' mean
     variance; default 0.001."""
 
 

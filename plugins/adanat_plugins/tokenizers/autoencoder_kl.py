@@ -113,7 +113,7 @@ class KLTokenizer(nn.Module):
         def run(z: Tensor) -> Tensor:
             return self.model.decode(z.to(self.dtype)).float().add(1).div(2).clamp(0, 1)
 
-        return in_chunks(run, latents, minimum=minimum_batch(self.dtype, self.device))[0]
+        return in_chunks(run, latents, minimum=minimum_batch(self.dtype, self.device), convolves=True)[0]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -123,4 +123,4 @@ class KLTokenizer(nn.Module):
             moments = self.model.moments((batch * 2 - 1).to(self.dtype)).float()
             return moments[:, : self.channels] * SCALE
 
-        return in_chunks(run, images, minimum=minimum_batch(self.dtype, self.device))[0]
+        return in_chunks(run, images, minimum=minimum_batch(self.dtype, self.device), convolves=True)[0]

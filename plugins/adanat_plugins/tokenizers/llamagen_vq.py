@@ -258,7 +258,7 @@ class LlamaGenTokenizer(nn.Module):
         def run(ids: Tensor) -> Tensor:
             return self.model.decode(ids.view(-1, *grid)).float().clamp(-1, 1).add(1).div(2)
 
-        return in_chunks(run, codes, minimum=minimum_batch(self.dtype, self.device))[0]
+        return in_chunks(run, codes, minimum=minimum_batch(self.dtype, self.device), convolves=True)[0]
 
     @torch.no_grad()
     def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -272,4 +272,4 @@ class LlamaGenTokenizer(nn.Module):
         def run(batch: Tensor) -> Tensor:
             return self.model.encode((batch * 2 - 1).to(self.dtype))
 
-        return in_chunks(run, images, minimum=minimum_batch(self.dtype, self.device))[0]
+        return in_chunks(run, images, minimum=minimum_batch(self.dtype, self.device), convolves=True)[0]

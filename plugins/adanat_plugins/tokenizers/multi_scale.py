@@ -208,7 +208,7 @@ class MultiScaleTokenizer(nn.Module):
             image = self.model.decoder(self.model.post_quant_conv(batch.to(self.dtype)))
             return image.float().clamp(-1, 1).add(1).div(2).contiguous()
 
-        return in_chunks(run, latent, minimum=minimum_batch(self.dtype, self.device))[0]
+        return in_chunks(run, latent, minimum=minimum_batch(self.dtype, self.device), convolves=True)[0]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -217,4 +217,4 @@ class MultiScaleTokenizer(nn.Module):
         def run(batch: Tensor) -> Tensor:
             return self.model.quant_conv(self.model.encoder((batch * 2 - 1).to(self.dtype))).float().contiguous()
 
-        return in_chunks(run, images, minimum=minimum_batch(self.dtype, self.device))[0]
+        return in_chunks(run, images, minimum=minimum_batch(self.dtype, self.device), convolves=True)[0]

@@ -240,7 +240,7 @@ class VQGANTokenizer(nn.Module):
         def run(ids: Tensor) -> Tensor:
             return self.model.raw_images(ids, grid).float().clamp(0, 1).contiguous()
 
-        return in_chunks(run, codes, minimum=minimum_batch(self.dtype, self.device))[0]
+        return in_chunks(run, codes, minimum=minimum_batch(self.dtype, self.device), convolves=True)[0]
 
     @torch.no_grad()
     def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -255,4 +255,4 @@ class VQGANTokenizer(nn.Module):
             x = batch.to(self.dtype).contiguous(memory_format=self.layout)
             return self.model.nearest(self.model.latent(x))
 
-        return in_chunks(run, images, minimum=minimum_batch(self.dtype, self.device))[0]
+        return in_chunks(run, images, minimum=minimum_batch(self.dtype, self.device), convolves=True)[0]

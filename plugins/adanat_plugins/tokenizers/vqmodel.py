@@ -54,7 +54,7 @@ class VQModelTokenizer(nn.Module):
             image = image.clamp(-1, 1).add(1).div(2) if self.signed else image.clamp(0, 1)
             return image.contiguous()
 
-        return in_chunks(run, codes, chunk=self._chunk, minimum=minimum_batch(self.dtype, self.device))[0]
+        return in_chunks(run, codes, chunk=self._chunk, minimum=minimum_batch(self.dtype, self.device), convolves=True)[0]
 
     def _codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         return self.model.quantize.embedding(codes).view(len(codes), *grid, -1).permute(0, 3, 1, 2)
@@ -71,13 +71,13 @@ class VQModelTokenizer(nn.Module):
         def run(batch: Tensor) -> Tensor:
             return self.nearest(self._latents(batch))
 
-        return in_chunks(run, images, chunk=self._chunk, minimum=minimum_batch(self.dtype, self.device))[0]
+        return in_chunks(run, images, chunk=self._chunk, minimum=minimum_batch(self.dtype, self.device), convolves=True)[0]
 
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float32 in [0, 1] -> (B, C, h, w) float32, before they are rounded to codes."""
         minimum = minimum_batch(self.dtype, self.device)
-        return in_chunks(self._latents, images, chunk=self._chunk, minimum=minimum)[0].contiguous()
+        return in_chunks(self._latents, images, chunk=self._chunk, minimum=minimum, convolves=True)[0].contiguous()
 
     def _latents(self, batch: Tensor) -> Tensor:
         x = (batch * 2 - 1 if self.signed else batch).to(self.dtype).contiguous(memory_format=torch.channels_last)

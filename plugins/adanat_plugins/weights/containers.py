@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from adanat_toolkit.errors import WeightsError
-from adanat_toolkit.storage import HEAD, not_the_file, read_document, read_header, shortened
+from adanat_toolkit.storage import HEAD, not_the_file, read_document, read_head, read_header, shortened
 
 from .flax_file import read_flax
 from .restricted import Inert, checked, restricted_pickle
@@ -52,8 +52,7 @@ def container_of(path: Path) -> Container:
         raise WeightsError(f"{path} does not exist.")
     if not path.is_file():
         raise WeightsError(f"{path} is no regular file (a pipe, socket or device); give a file of weights.")
-    with path.open("rb") as file:
-        head = file.read(HEAD)
+    head = read_head(path, HEAD, error=WeightsError)
     if zipfile.is_zipfile(path):
         return "torch"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
