@@ -201,6 +201,7 @@ def test_scores(generator: Generator, run: adanat.Run, real: Path) -> None:
     assert scores._repr_html_().count("<tr>") == 6 and "lower is better" in scores._repr_html_()
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_scores_are_those_of_the_command(generator: Generator, run: adanat.Run, real: Path, tmp_path: Path) -> None:
     judging = ("--policy", "fixed:linear", "--refine", "2", "--judge", run.path, "--num", "16", "--data", real)
     told = command("evaluate", *judging, "--device", "cpu", "--dtype", "float32", "--json", "--out", tmp_path / "there")

@@ -142,6 +142,7 @@ def test_policy_is_ours_and_learns_in_plain_stable_baselines(generator):
 
 
 @pytest.mark.rounding
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     "settings",
     [

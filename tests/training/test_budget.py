@@ -52,6 +52,7 @@ class Counted(TorchDispatchMode):
         return out
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings("ignore:.*prompts are longer")
 @pytest.mark.parametrize("name", ["maskgit", "muse"])
 def test_an_iteration_costs_no_more(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
