@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from train_dit import raw_latents
 
 from adanat_plugins.emoji64 import FOLDER, data
 from adanat_plugins.generators.maskgit import embedded_tokenizer
@@ -128,18 +129,6 @@ def write_images(path: Path) -> None:
     rows = (json.dumps({"file": row["file"], "caption": row["caption"]}) for row in data.metadata())
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("metadata.jsonl", "\n".join(rows))
-
-
-def raw_latents(kept: Path | None, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(10934, 32, 8, 8) float32: the tokenizer's latents of all images, kept in a file if one is named."""
-    if kept is not None and kept.is_file():
-        return torch.load(kept)
-    tokenizer, images = embedded_tokenizer(device, dtype), data.emoji_images()
-    index = torch.arange(len(images))
-    latents = torch.cat([tokenizer.latents(images.images(rows).to(device)).cpu() for rows in index.split(256)])
-    if kept is not None:
-        torch.save(latents, kept)
-    return latents
 
 
 @torch.no_grad()

@@ -14,9 +14,14 @@ settings.load_profile("adanat")
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For what is the same to the last bit, or counted, where torch has one thread, whatever the machine gives it."""
+def threads() -> Iterator[None]:
+    """For tests that set the number of torch's threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads: None) -> None:
+    """For what is the same to the last bit, or counted, where torch has one thread, whatever the machine gives it."""
+    torch.set_num_threads(1)

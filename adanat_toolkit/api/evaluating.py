@@ -177,7 +177,7 @@ def _name(
     """What a policy is called in the table: as the user wrote it, else its kind; what is loaded already goes to ``ready``."""
     if isinstance(one, str | os.PathLike):
         return os.fspath(one)
-    policy = as_policy(one, generator, steps=steps)
+    policy = as_policy(one, generator, steps=steps if one is None else None)  # they are those of hand-made schedules
     kind = str(policy.card["kind"])
     name = f"fixed:{policy.card['schedule']}" if kind == "fixed" else kind
     label, again = name, 2

@@ -50,7 +50,8 @@ def as_policy(policy: SamplingPolicy | Spec | None, generator: Generator, *, ste
     """A policy that was given as an object or by what :func:`load_policy` takes.
 
     Raises:
-        ConfigError: it is something else, or was made for another generator. CheckpointError: damaged files.
+        ConfigError: it is something else, was made for another generator, or takes other than ``steps``.
+        CheckpointError: damaged files.
     """
     if policy is None or isinstance(policy, str | os.PathLike):
         return load_policy(policy, generator, steps=steps)
@@ -62,4 +63,6 @@ def as_policy(policy: SamplingPolicy | Spec | None, generator: Generator, *, ste
     ):
         name = made_for.get("name", f"a generator with the knobs {', '.join(policy.space.names)}")
         raise ConfigError(f"policy was made for {name}, and generator is {generator.name}; load one for {generator.name}.")
+    if steps not in (None, policy.steps):
+        raise ConfigError(f"steps = {steps}, and policy takes {policy.steps}; leave steps out, or load another policy.")
     return policy

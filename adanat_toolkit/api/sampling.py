@@ -124,8 +124,6 @@ def sample(
         raise ConfigError(f"seeds holds {len(numbers)} seeds; give at least 1 and at most {MOST_IMAGES}.")
     refuse_lone_judge(refine, judge)
     chosen = as_policy(policy, generator, steps=steps)
-    if steps not in (None, chosen.steps):
-        raise ConfigError(f"steps = {steps}, and policy takes {chosen.steps}; leave steps out, or load another policy.")
     settings = folder_settings(generator, chosen)
     refinement = choose_refinement(generator, refine, judge or policy)
     if refinement is not None:

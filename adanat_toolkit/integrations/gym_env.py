@@ -297,10 +297,10 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             raise ConfigError("no episode has finished yet; update the reward after one.")
         if self.real is None and "real_images" in self.reward.needs:
             raise DataError(f"{self.generator.name} ships no real images to train the reward with; give data=FOLDER.")
-        from ..training import update_reward
+        from ..training import prepared_update
 
         self._updates += 1
-        return update_reward(
+        update = prepared_update(
             self.reward,
             self.real,
             self.finished,
@@ -309,6 +309,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             seed=derive(self._reward_seed, DATA, self._updates),
             micro_batch=self._size,
         )
+        return update()
 
     @cached_property
     def real(self) -> ImageSource | None:

@@ -139,22 +139,30 @@ def in_chunks(
     size = chunk or (CPU_CHUNK if on_cpu else total)
     threads = torch.get_num_threads() if on_cpu and convolves else 1
     parts: list[tuple[Tensor, ...]] = []
-    try:
-        for rows in _evenly(total, size, threads):
-            pieces = [t[rows] for t in tensors]
-            count = pieces[0].shape[0]
-            if threads > 1:
-                computed = max(count, minimum)
-                torch.set_num_threads(next(n for n in range(threads, 0, -1) if computed % n == 0))
+    for rows in _evenly(total, size, threads):
+        pieces = [t[rows] for t in tensors]
+        count = pieces[0].shape[0]
+        with _sharing_evenly(max(count, minimum), threads):
             out = function(*(_at_least(minimum, piece) for piece in pieces))
-            out = (out,) if isinstance(out, Tensor) else out
-            parts.append(tuple(o[:count] for o in out))
-    finally:
-        if threads > 1:
-            torch.set_num_threads(threads)
+        out = (out,) if isinstance(out, Tensor) else out
+        parts.append(tuple(o[:count] for o in out))
     if len(parts) == 1:
         return parts[0]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+@contextmanager
+def _sharing_evenly(count: int, threads: int) -> Iterator[None]:
+    """With as many of torch's ``threads`` as ``count`` samples divide evenly among."""
+    sharing = next(n for n in range(threads, 0, -1) if count % n == 0)
+    if sharing == threads:
+        yield
+        return
+    torch.set_num_threads(sharing)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _evenly(total: int, size: int, threads: int) -> Iterator[slice]:

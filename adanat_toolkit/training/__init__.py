@@ -8,7 +8,7 @@ from .engines import create_trainer
 from .judge import load_judge
 from .objects import FunctionReward, with_objects
 from .ppo import targets
-from .reward_update import update_reward
+from .reward_update import prepared_update
 from .same_run import IGNORED_ON_RESUME
 from .trainer import Trainer
 
@@ -29,9 +29,9 @@ __all__ = [
     "differences",
     "load_judge",
     "merge",
+    "prepared_update",
     "resolve",
     "targets",
-    "update_reward",
     "validate",
     "with_objects",
 ]

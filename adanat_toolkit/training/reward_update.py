@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +24,6 @@ from ..runtime import (
 )
 from ..sampling import Rollout
 from .config import DataConfig
-
-
-def update_reward(reward: RewardModel, real: ImageSource | None, rollout: Rollout, **given: Any) -> dict[str, float]:
-    """Train a reward on the images of a rollout and on real ones (:func:`prepared_update`); returns the reward's figures."""
-    return prepared_update(reward, real, rollout, **given)()
 
 
 def prepared_update(

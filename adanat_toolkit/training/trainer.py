@@ -263,8 +263,10 @@ class Trainer(Engine):
             row |= describe_statistics(rollout.features, self.generator)
         scored = time.perf_counter()
 
+        warm = iteration >= config.reward.warmup
+
         def update_policy() -> dict[str, Any]:
-            if iteration < config.reward.warmup:
+            if not warm:
                 return {}
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
@@ -275,8 +277,8 @@ class Trainer(Engine):
         update_reward = self._reward_update(rollout)
         prepared = time.perf_counter()
         updates = _timed("policy", update_policy), _timed("reward", update_reward)
-        both = self.reward.learns and iteration >= config.reward.warmup and distributed.world_size() == 1
-        beside = both and may_go_side_by_side(self.device, self.reward)
+        both = warm and self.reward.learns
+        beside = both and distributed.world_size() == 1 and may_go_side_by_side(self.device, self.reward)
         for found in together(*updates) if beside else [update() for update in updates]:
             row |= found
         row["seconds_reward"] += prepared - scored

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import adanat_toolkit as adanat
+from adanat_toolkit.decoding import SamplingPolicy
 from adanat_toolkit.errors import AdaNATError, ConfigError
 
 from ..helpers.tiny import TinyGenerator
@@ -21,6 +22,10 @@ TINY = TinyGenerator()
 
 def bright(images: Any, context: Any) -> Any:
     return images.mean((1, 2, 3))
+
+
+def three() -> SamplingPolicy:
+    return adanat.load_policy("fixed", TINY, steps=3)
 
 
 def train(**given: Any) -> Any:
@@ -38,7 +43,7 @@ def train(**given: Any) -> Any:
         (lambda: adanat.load_generator("maskgit", offline="yes"), "offline must be True or False"),
         (lambda: adanat.load_generator("maskgit", options={1: 2}, device="cpu"), "1 = 1: Keys should be strings"),
         (lambda: adanat.load_policy("fixed", TINY, steps=2.5), "steps is 2.5; give a whole number"),
-        (lambda: adanat.sample(TINY, adanat.load_policy("fixed", TINY, steps=3), steps=4), "steps = 4, and policy takes 3"),
+        (lambda: adanat.sample(TINY, three(), steps=4), "steps = 4, and policy takes 3"),
         (lambda: adanat.sample(TINY, "fixed", steps=0), "steps = 0; it must be at least 1"),
         (lambda: adanat.sample(TINY, "fixed", classes=["1_0"]), "class '1_0' .* is unknown"),
         (lambda: adanat.sample(TINY, "fixed", classes=[True]), "class True .* is unknown"),
@@ -54,6 +59,7 @@ def train(**given: Any) -> Any:
         (lambda: adanat.evaluate(TINY, features=3), "features must be a text; it is int 3"),
         (lambda: adanat.evaluate(TINY, refine=2, judge=3), "judge must be a text or a path"),
         (lambda: adanat.evaluate(TINY, progress="x"), "progress must be a function"),
+        (lambda: adanat.headroom(TINY, bright, policy=three(), steps=4), "steps = 4, and policy takes 3"),
         (lambda: adanat.headroom(TINY, bright, steps=1.5), "steps must be a whole number; it is float 1.5"),
         (lambda: adanat.headroom(TINY, bright, data=3), "data must be a text or a path"),
         (lambda: adanat.distill(TINY, "a.safetensors", images=10**30), "images = 1000.* at most 10,000,000"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from contextvars import ContextVar
 
 import pytest
@@ -20,13 +19,6 @@ from adanat_toolkit.testing import Control, control_reward
 from adanat_toolkit.training import create_trainer, resolve
 
 SOMETHING: ContextVar[str] = ContextVar("SOMETHING", default="nothing")
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -128,20 +128,16 @@ def test_few_samples_are_computed_as_many_are(embedded: TokenGenerator) -> None:
         assert torch.equal(mean_action(policy, features[:count], step[:count]), actions[:count]), count
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-def test_pixels_do_not_depend_on_threads(embedded: TokenGenerator, threads: int) -> None:
+@pytest.mark.parametrize("number", [2, 3])
+def test_pixels_do_not_depend_on_threads(embedded: TokenGenerator, number: int, threads: None) -> None:
     """Where threads share one image, its last bits are others, so that a batch of nine had other bytes than one of ten."""
     codes = torch.randint(embedded.codebook_size, (9, 64), generator=torch.Generator().manual_seed(0))
-    alone = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        images = embedded.decode_tokens(codes)
-        torch.set_num_threads(threads)
-        for count in (1, 2, 5, 9):
-            assert torch.equal(embedded.decode_tokens(codes[:count]), images[:count]), count
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(alone)
+    torch.set_num_threads(1)
+    images = embedded.decode_tokens(codes)
+    torch.set_num_threads(number)
+    for count in (1, 2, 5, 9):
+        assert torch.equal(embedded.decode_tokens(codes[:count]), images[:count]), count
+    assert torch.get_num_threads() == number
 
 
 def test_first_state_cache_of_the_embedded_generator(embedded: TokenGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
