@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,15 @@ from ..images import GRID_LIMIT, OwnContexts, grid, side_by_side, write_png
 from ..limits import MOST_STEPS, check_seeds
 from ..metrics import (
     Evaluation,
-    Features,
-    FeatureStatistics,
     Reference,
-    bootstrap_interval,
-    frechet_distance,
     require_comparable,
+    resampled_frechets,
+    resampled_interval,
+    resamples_of,
 )
 from ..policies import load_policy, local_spec
 from ..registry import toolkit_version
-from ..runtime import distributed, dtype_name, float32_by_default
+from ..runtime import Aside, distributed, dtype_name, float32_by_default
 from ..sampling import Refinement, seed_range
 from ..storage import prepare_folder, write_json
 from .choices import choose_scorer
@@ -36,8 +37,6 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many images of it are done, and how many there are."""
 MINIMUM = 16
 """Fewer images than this give no figure worth printing."""
-RESAMPLES, RESAMPLED_DIMENSIONS = 100, 512
-"""Resamples of the interval of a ratio, for up to so many features (beyond, each takes seconds)."""
 NOTHING = 1e-12
 """A Frechet distance that is rounding alone: nothing is a multiple of 0."""
 COMPARISON = "comparison.png"
@@ -50,15 +49,15 @@ class Judged:
 
     Attributes:
         policy: as the user wrote it. steps: T. card: of the policy. evaluation: figures and intervals.
-        features: (N, D) of its images, in the order of the seeds; None where they are too wide for the interval of a ratio,
-            which is what they are kept for. shown: the first images, (n, 3, H, W) uint8.
+        frechets: (R,) float64 distances of resampled images, drawn alike for all policies; None where each takes seconds.
+        shown: the first images, (n, 3, H, W) uint8.
     """
 
     policy: str
     steps: int
     card: dict[str, Any]
     evaluation: Evaluation
-    features: Features | None = field(repr=False)
+    frechets: Tensor | None = field(repr=False)
     shown: Tensor = field(repr=False)
 
 
@@ -181,7 +180,6 @@ def evaluate_policies(
         progress=lambda done, total: report("real images", done, total),
     )
 
-    judged: dict[tuple[str, int], Judged] = {}
     wanted = [
         (hand_made if _is_baseline(spec, baseline, hand_made) else spec, policy.steps) for spec, policy in loaded
     ]
@@ -195,22 +193,21 @@ def evaluate_policies(
             more = _steps_of_forwards(generator, loaded_once(*key).space, refinement.candidates)
             if more is not None:
                 beside.append(((hand_made, more), key[1]))
-    for key in dict.fromkeys([*((hand_made, length) for length in lengths), *(key for key, _ in beside)]):
-        images, card = _make(
-            key[0],
-            loaded_once(*refined.get(key, key)),
-            yardstick,
-            count=count,
-            seed=seed,
-            batch=batch,
-            refinement=refinement if key in refined else None,
-            progress=report,
-        )
-        if distributed.is_main():  # at once: one set of features is all that is held, however many policies there are
-            kept = None
-            if images.features.values.shape[1] <= RESAMPLED_DIMENSIONS:
-                kept = replace(images.features, probabilities=None)
-            judged[key] = Judged(*key, card, yardstick.judge(images, seed=seed), kept, images.shown)
+    with Aside(generator.device) as meanwhile:
+        begun: dict[tuple[str, int], Future[Judged]] = {}
+        for key in dict.fromkeys([*((hand_made, length) for length in lengths), *(key for key, _ in beside)]):
+            policy = loaded_once(*refined.get(key, key))
+            images = yardstick.make(
+                policy,
+                seed_range(seed, count),
+                keep=GRID_LIMIT,
+                batch=batch,
+                refinement=refinement if key in refined else None,
+                progress=partial(report, key[0]),
+            )
+            if distributed.is_main():  # one by one: few sets of features are held, however many policies there are
+                begun[key] = meanwhile.begin(partial(_judge, *key, policy.card, yardstick, images, seed))
+        judged = {key: one.result() for key, one in begun.items()}
     if not distributed.is_main():
         return Comparison([], [], {})
     baselines = {length: judged[hand_made, length] for length in lengths}
@@ -218,7 +215,7 @@ def evaluate_policies(
     for key, length in beside:
         own = baselines[length]
         require_comparable(judged[key].evaluation, own.evaluation)
-        rows.append(_compare(judged[key], own, yardstick.reference, seed))
+        rows.append(_compare(judged[key], own))
     first = next(iter(baselines.values())).evaluation
     facts = {
         "toolkit": toolkit_version(),
@@ -278,39 +275,18 @@ def _steps_of_forwards(generator: Generator, space: ActionSpace, times: int) -> 
     return None
 
 
-def _make(
-    spec: str,
-    policy: SamplingPolicy,
-    yardstick: Yardstick,
-    *,
-    count: int,
-    seed: int,
-    batch: int | None,
-    refinement: Refinement | None,
-    progress: Progress,
-) -> tuple[Images, dict[str, Any]]:
-    images = yardstick.make(
-        policy,
-        seed_range(seed, count),
-        keep=GRID_LIMIT,
-        batch=batch,
-        refinement=refinement,
-        progress=lambda done, total: progress(spec, done, total),
-    )
-    return images, policy.card
+def _judge(
+    policy: str, steps: int, card: dict[str, Any], yardstick: Yardstick, images: Images, seed: int
+) -> Judged:
+    frechets = None
+    if resamples := resamples_of(images.features):
+        frechets = resampled_frechets(images.features, yardstick.reference, bootstrap=resamples, seed=seed)
+    return Judged(policy, steps, card, yardstick.judge(images, seed=seed, frechets=frechets), frechets, images.shown)
 
 
-def _compare(judged: Judged, baseline: Judged, reference: Reference, seed: int) -> Compared:
+def _compare(judged: Judged, baseline: Judged) -> Compared:
     ratio = judged.evaluation.figures["frechet"] / max(baseline.evaluation.figures["frechet"], NOTHING)
     interval = None
-    kept = [features for features in (judged.features, baseline.features) if features is not None]
-    if len(kept) == 2:
-
-        def resampled(index: Tensor) -> float:
-            ours, theirs = (
-                frechet_distance(FeatureStatistics.of(f.values[index], f.protocol), reference.statistics) for f in kept
-            )
-            return ours / max(theirs, NOTHING)
-
-        interval = bootstrap_interval(resampled, len(kept[0]), resamples=RESAMPLES, seed=seed)
+    if judged.frechets is not None and baseline.frechets is not None:
+        interval = resampled_interval(ratio, judged.frechets / baseline.frechets.clamp(min=NOTHING))
     return Compared(judged, baseline, ratio, interval)

@@ -182,10 +182,18 @@ class Yardstick:
         features = Features(feature, chance, self.extractor.protocol)
         return Images(features, label, knob, torch.cat([part[1] for part in parts]), score, raw)
 
-    def judge(self, images: Images, *, seed: int = 0, bootstrap: int | None = None) -> Evaluation:
+    def judge(
+        self, images: Images, *, seed: int = 0, bootstrap: int | None = None, frechets: Tensor | None = None
+    ) -> Evaluation:
         """All figures that the inputs allow (see ``metrics.evaluate_features``)."""
         found = evaluate_features(
-            images.features, self.reference, labels=images.labels, clip=images.clip, seed=seed, bootstrap=bootstrap
+            images.features,
+            self.reference,
+            labels=images.labels,
+            clip=images.clip,
+            bootstrap=bootstrap,
+            frechets=frechets,
+            seed=seed,
         )
         if images.clip is None or self.scorer is None:
             return found

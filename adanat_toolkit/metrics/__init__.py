@@ -1,10 +1,10 @@
 """Figures of generated images: statistics in float64 over a named feature protocol, streaming and in chunks."""
 
-from .evaluation import Evaluation, evaluate_features, require_comparable
+from .evaluation import Evaluation, evaluate_features, require_comparable, resampled_frechets, resamples_of
 from .extract import BATCH, Features, Reference, extract_features, reference_of, statistics_of
 from .figures import FIGURES, TABLE, direction, flattered, title
 from .frechet import FeatureStatistics, frechet_distance
-from .intervals import bootstrap_interval, mean_interval
+from .intervals import bootstrap_interval, mean_interval, resampled_interval
 from .kid import kernel_distance
 from .prdc import FEWEST, neighbourhoods
 from .scores import clip_scores, inception_score, within_class_diversity
@@ -37,6 +37,9 @@ __all__ = [
     "neighbourhoods",
     "reference_of",
     "require_comparable",
+    "resampled_frechets",
+    "resampled_interval",
+    "resamples_of",
     "shared_reference",
     "shared_statistics",
     "statistics_of",

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import DataError
 from .extract import Features, Reference
 from .frechet import CHUNK, FeatureStatistics, frechet_distance
-from .intervals import Interval, bootstrap_interval
+from .intervals import Interval, bootstrap_interval, resampled, resampled_interval
 from .kid import SUBSET_SIZE, SUBSETS, kernel_distance
 from .prdc import neighbourhoods
 from .scores import negative_entropy, pair_spread, relative_spread, split_scores
@@ -89,6 +89,7 @@ def evaluate_features(
     subsets: int = SUBSETS,
     subset_size: int = SUBSET_SIZE,
     bootstrap: int | None = None,
+    frechets: Tensor | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Every figure that the inputs allow.
@@ -102,6 +103,7 @@ def evaluate_features(
             each, because their values depend on both counts.
         subsets, subset_size: of the kernel distance.
         bootstrap: resamples for the intervals; 0 for none; None: 100 for up to 512 features, else 0.
+        frechets: what :func:`resampled_frechets` gave for the same ``bootstrap`` and ``seed``, if that is known already.
         seed: of subsets, splits and resamples.
 
     Raises:
@@ -111,19 +113,16 @@ def evaluate_features(
     figures = {"frechet": frechet_distance(statistics, real.statistics)}
     intervals: dict[str, Interval] = {}
     settings: dict[str, Any] = {"seed": seed}
-    count, dim = fake.values.shape
-    if bootstrap is None:
-        bootstrap = BOOTSTRAP if dim <= BOOTSTRAP_DIMENSIONS else 0
+    count = len(fake)
+    bootstrap = resamples_of(fake) if bootstrap is None else bootstrap
 
     def interval(statistic: Any, size: int) -> Interval:
         return bootstrap_interval(statistic, size, resamples=bootstrap, seed=seed)
 
     if bootstrap:
-
-        def resampled(index: Tensor) -> float:
-            return frechet_distance(FeatureStatistics.of(fake.values[index], fake.protocol), real.statistics)
-
-        intervals["frechet"] = interval(resampled, count)
+        if frechets is None:
+            frechets = resampled_frechets(fake, real, bootstrap=bootstrap, seed=seed)
+        intervals["frechet"] = resampled_interval(figures["frechet"], frechets)
     if real.features is not None:
         size = min(subset_size, count, len(real.features))
         settings |= {"kid_subsets": subsets, "kid_subset_size": size}
@@ -171,6 +170,21 @@ def evaluate_features(
             if bootstrap:
                 intervals["diversity"] = interval(diversity, count)
     return Evaluation(fake.protocol, count, real.statistics.count, real.statistics.data, figures, intervals, settings)
+
+
+def resamples_of(fake: Features) -> int:
+    """How many resamples intervals have by default: none where each takes seconds."""
+    return BOOTSTRAP if fake.values.shape[1] <= BOOTSTRAP_DIMENSIONS else 0
+
+
+def resampled_frechets(fake: Features, real: Reference, *, bootstrap: int, seed: int = 0) -> Tensor:
+    """(bootstrap,) float64: the Frechet distance of the fakes drawn with replacement. Two sets of as many fakes are drawn in
+    pairs by the same ``seed``."""
+
+    def distance(index: Tensor) -> float:
+        return frechet_distance(FeatureStatistics.of(fake.values[index], fake.protocol), real.statistics)
+
+    return resampled(distance, len(fake), resamples=bootstrap, seed=seed)
 
 
 def _mean_of(values: Tensor) -> Any:

@@ -21,16 +21,25 @@ def bootstrap_interval(
     Args:
         statistic: (count,) int64 indices -> the figure of these samples.
         count: number of samples.
-
-    Returns:
-        The percentiles of the resampled figures, moved so that the resamples' mean falls on the figure itself. The move
-        matters for Frechet distances: duplicates in a resample raise them, which says nothing about the figure at
-        its own sample count.
     """
-    generator = torch.Generator().manual_seed(seed)
     own = statistic(torch.arange(count))
+    return resampled_interval(own, resampled(statistic, count, resamples=resamples, seed=seed), level=level)
+
+
+def resampled(statistic: Callable[[Tensor], float], count: int, *, resamples: int = 200, seed: int = 0) -> Tensor:
+    """(resamples,) float64: the figure of ``count`` samples drawn with replacement, again and again. The draws are the same
+    for equal counts and seeds, so that the figures of two sets are drawn in pairs."""
+    generator = torch.Generator().manual_seed(seed)
     draws = [statistic(torch.randint(count, (count,), generator=generator)) for _ in range(resamples)]
-    values = torch.tensor(draws, dtype=torch.float64)
+    return torch.tensor(draws, dtype=torch.float64)
+
+
+def resampled_interval(own: float, values: Tensor, *, level: float = 0.95) -> Interval:
+    """The percentiles of the resampled figures, moved so that the resamples' mean falls on the figure itself.
+
+    The move matters for Frechet distances: duplicates in a resample raise them, which says nothing about the figure at its own
+    sample count.
+    """
     tail = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = (values.quantile(tail) - values.mean() + own).tolist()
     return low, high

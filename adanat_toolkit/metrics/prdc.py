@@ -65,8 +65,8 @@ def neighbourhoods(fake: Tensor, real: Tensor, *, k: int = 3, k_density: int = 5
     precision = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
     density = torch.zeros(len(fake), dtype=torch.float64, device=fake.device)
     recall, coverage = (torch.zeros(len(real), dtype=torch.bool, device=real.device) for _ in range(2))
-    for rows in _chunks(len(fake), ROWS):
-        for columns in _chunks(len(real), COLUMNS):
+    for rows in chunks(len(fake), ROWS):
+        for columns in chunks(len(real), COLUMNS):
             squared = _squared_distances(fake[rows], real[columns], centre)
             precision[rows] |= (squared <= radius_precision[columns]).any(1)
             recall[columns] |= (squared <= radius_recall[rows, None]).any(0)
@@ -80,9 +80,9 @@ def nearest_distances(features: Tensor, k: int, centre: Tensor | None = None) ->
     """(N, k) float64 squared distances to the 1st..k-th nearest other samples of (N, D) ``features``."""
     centre = features.mean(0, dtype=torch.float64) if centre is None else centre
     out = torch.empty(len(features), k, dtype=torch.float64, device=features.device)
-    for rows in _chunks(len(features), ROWS):
+    for rows in chunks(len(features), ROWS):
         best = torch.full((rows.stop - rows.start, k), torch.inf, dtype=torch.float64, device=features.device)
-        for columns in _chunks(len(features), COLUMNS):
+        for columns in chunks(len(features), COLUMNS):
             squared = _squared_distances(features[rows], features[columns], centre)
             own = torch.arange(rows.start, rows.stop, device=features.device)
             own = own[(own >= columns.start) & (own < columns.stop)]
@@ -93,7 +93,8 @@ def nearest_distances(features: Tensor, k: int, centre: Tensor | None = None) ->
     return out
 
 
-def _chunks(count: int, size: int) -> list[slice]:
+def chunks(count: int, size: int) -> list[slice]:
+    """Consecutive slices of at most ``size`` that cover ``count``."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 

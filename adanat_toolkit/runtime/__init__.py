@@ -19,7 +19,7 @@ from .devices import (
 from .distributed import gather, is_main, rank, world_size
 from .launcher import LAUNCHED, ProcessError, check_devices, environment, join, launch, leave, record_failure
 from .micro_batch import MemoryShortage, MicroBatch, free_host_memory, is_out_of_memory, measured_size, whole
-from .threads import ThreadSafe, may_go_side_by_side, together
+from .threads import Aside, ThreadSafe, may_go_side_by_side, together
 
 __all__ = [
     "COMPILED",
@@ -27,6 +27,7 @@ __all__ = [
     "DTYPES",
     "LAUNCHED",
     "Adam",
+    "Aside",
     "MemoryShortage",
     "MicroBatch",
     "ProcessError",

@@ -8,11 +8,11 @@ fast (docs/results/profile.md). Samples do not depend on each other, so the resu
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import partial
 from itertools import pairwise
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -75,3 +75,40 @@ def together(*functions: Callable[[], T]) -> list[T]:
             return [one.result() for one in begun]
     finally:
         torch.set_num_threads(threads)  # MKL has one number for all threads, which they have changed
+
+
+class Aside:
+    """A thread for functions that keep the CPU busy while ``device`` works for the caller. It is a context: all of them have
+    ended when it is left.
+
+    One function runs at a time: the next one waits for it, so that few have their inputs in memory. On a CPU nothing is idle
+    meanwhile, and a function runs at once, in the caller's thread.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._pool = None if device.type == "cpu" else ThreadPoolExecutor(1, thread_name_prefix="aside")
+        self._last: list[Future[Any]] = []
+
+    def __enter__(self) -> Aside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def begin(self, function: Callable[[], T]) -> Future[T]:
+        """The result to come. What goes wrong in ``function`` is raised by it (on a CPU: at once)."""
+        if self._pool is None:
+            done: Future[T] = Future()
+            done.set_result(function())
+            return done
+        wait(self._last)
+        inference = torch.is_inference_mode_enabled()
+
+        def work() -> T:
+            with torch.inference_mode(inference):
+                return function()
+
+        begun = self._pool.submit(copy_context().run, work)
+        self._last = [begun]
+        return begun

@@ -33,6 +33,7 @@ from adanat_toolkit.metrics import (
     frechet_distance,
     inception_score,
     kernel_distance,
+    kid,
     mean_interval,
     neighbourhoods,
     prdc,
@@ -42,7 +43,6 @@ from adanat_toolkit.metrics import (
     statistics_of,
     within_class_diversity,
 )
-from adanat_toolkit.metrics.kid import polynomial_mmd
 
 
 def rand(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -178,10 +178,19 @@ def test_statistics_refuse(tmp_path: Path) -> None:
 # --- kernel distance
 
 
-def test_mmd_parity_with_torch_fidelity() -> None:
-    fake, real = like_features(1, 60, 32).double(), like_features(2, 60, 32, 0.1).double()
-    expected = kernel_mmd(fake.numpy(), real.numpy())
-    assert float(polynomial_mmd(fake, real)) == pytest.approx(float(expected), rel=1e-6)
+@pytest.mark.parametrize("subsets", [1, 3, 60])
+def test_kernel_distances_of_subsets_are_those_of_torch_fidelity(subsets: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether each subset has its own pairs, or subsets overlap so much that all pairs are computed once."""
+    monkeypatch.setattr(kid, "ROWS", 32)
+    monkeypatch.setattr(kid, "COLUMNS", 48)
+    fake, real = like_features(1, 90, 32), like_features(2, 140, 32, 0.1)
+    draw = torch.Generator().manual_seed(5)
+    expected = []
+    for _ in range(subsets):
+        x, y = (z[torch.randperm(len(z), generator=draw)[:60]].double().numpy() for z in (fake, real))
+        expected.append(float(kernel_mmd(x, y)))
+    ours = kernel_distance(fake, real, subsets=subsets, subset_size=60, seed=5)
+    assert ours == pytest.approx((np.mean(expected), np.std(expected)), rel=1e-6, abs=1e-12)
 
 
 def test_kid_parity_with_torch_fidelity() -> None:
@@ -451,7 +460,9 @@ def test_no_figure_needs_all_features_in_float64(monkeypatch: pytest.MonkeyPatch
     chances = torch.softmax(rand(0, count, 40), 1)
     fake, real = Features(rand(1, count, dim), chances, "p"), rand(2, count, dim)
     labels = torch.arange(count) % 7
-    for module, name in ((frechet, "CHUNK"), (evaluation, "CHUNK"), (prdc, "ROWS"), (prdc, "COLUMNS")):
+    for module, name in [
+        (frechet, "CHUNK"), (evaluation, "CHUNK"), (kid, "CHUNK"), (prdc, "ROWS"), (prdc, "COLUMNS")
+    ]:  # fmt: skip
         monkeypatch.setattr(module, name, 256)
     monkeypatch.setattr(scores, "COLUMNS", 4)
     with Float64() as seen:

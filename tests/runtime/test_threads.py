@@ -13,7 +13,7 @@ from adanat_toolkit.core import Noise
 from adanat_toolkit.decoding import SamplingPolicy
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy
 from adanat_toolkit.runtime import MicroBatch
-from adanat_toolkit.runtime.threads import LEAST, side_by_side, together
+from adanat_toolkit.runtime.threads import LEAST, Aside, side_by_side, together
 from adanat_toolkit.sampling import collect
 from adanat_toolkit.testing import Control, control_reward
 from adanat_toolkit.training import create_trainer, resolve
@@ -94,6 +94,35 @@ def test_what_goes_together_has_a_thread_each(threads: None) -> None:
 
     torch.set_num_threads(1)
     assert together(threading.current_thread, threading.current_thread) == [threading.current_thread()] * 2
+
+
+def test_what_is_begun_aside_runs_while_a_device_works() -> None:
+    let_go, ended = threading.Event(), []
+
+    def judge(name: str) -> int:
+        assert let_go.wait(timeout=60)
+        ended.append(name)
+        return threading.get_ident()
+
+    with torch.inference_mode(), Aside(torch.device("cuda")) as meanwhile:
+        first = meanwhile.begin(lambda: judge("first"))
+        assert not ended  # the caller goes on
+        let_go.set()
+        second = meanwhile.begin(lambda: judge("second"))
+        assert first.done()  # one at a time
+        failing = meanwhile.begin(lambda: [][0])
+        mode = meanwhile.begin(torch.is_inference_mode_enabled)
+    assert ended == ["first", "second"] and first.result() == second.result() != threading.get_ident()
+    assert mode.result()
+    with pytest.raises(IndexError):
+        failing.result()
+
+
+def test_on_a_cpu_nothing_waits() -> None:
+    with Aside(torch.device("cpu")) as meanwhile:
+        assert meanwhile.begin(threading.get_ident).result() == threading.get_ident()
+        with pytest.raises(IndexError):
+            meanwhile.begin(lambda: [][0])
 
 
 @pytest.mark.parametrize("engine", ["adanat", "offline"])
