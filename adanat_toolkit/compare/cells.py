@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -158,7 +157,6 @@ def read_report(path: Path) -> dict[str, Result]:
     by_hand = [cell.schedule for cell in stored.cells if cell.cell.policy == HAND_MADE and cell.schedule]
     base = facts.default_schedule or (by_hand[0] if by_hand else None)
     out: dict[str, Result] = {}
-    runs: dict[tuple[Any, ...], dict[str, Any]] = {}
     for value in stored.cells:
         result = value.result()
         if result.evaluation is None:
@@ -173,7 +171,6 @@ def read_report(path: Path) -> dict[str, Result]:
                 dtype=facts.dtype,
                 base_schedule=base,
                 schedule=None if result.cell.search else result.schedule,
-                runs=runs,
             )
         except (ConfigError, PluginError) as error:
             raise DataError(f"cannot reuse {file}: {error} {remedy}") from None

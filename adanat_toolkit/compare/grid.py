@@ -181,7 +181,6 @@ def cell_key(
     dtype: str,
     base_schedule: str | None,
     schedule: str | None,
-    runs: dict[tuple[Any, ...], dict[str, Any]],
 ) -> str:
     """Hash of everything that a result depends on but the device.
 
@@ -189,7 +188,6 @@ def cell_key(
         generator, data: fingerprints. dtype: that was computed in: a generator is a few percent better or worse in another
             (docs/evaluation.md). base_schedule: the generator's best known one, which policies and the search start from.
             schedule: of a hand-made row, else None.
-        runs: what the trainings of ``config`` depend on, which all seeds share; empty before the first call, and filled by it.
     """
     spec = config.base.generator
     facts: dict[str, Any] = {
@@ -205,10 +203,7 @@ def cell_key(
         "first_seed": config.first_seed,
     }
     if cell.learned:
-        trained = (cell.policy, cell.reward, cell.steps)
-        if trained not in runs:
-            runs[trained] = config.resolved_run(cell)
-        facts["run"] = {**runs[trained], "seed": cell.seed}
+        facts["run"] = config.resolved_run(cell)
         facts["base"] = base_schedule
     elif cell.search:
         facts["search"] = [config.candidates, config.base.iterations * config.base.batch]

@@ -72,7 +72,6 @@ class Comparison:
     ) -> None:
         config.check()
         self.config, self.out = config, out
-        self._runs: dict[tuple[Any, ...], dict[str, Any]] = {}
         self.files = CellFiles(out / "cells", self._key, reuse=reuse)
         self.progress = progress or (lambda what, done, total: None)
         base = config.base
@@ -285,7 +284,6 @@ class Comparison:
             dtype=dtype_name(self.generator.dtype),
             base_schedule=self.generator.default_schedule,
             schedule=schedule,
-            runs=self._runs,
         )
 
     def _facts(self, results: Sequence[Result]) -> dict[str, Any]:

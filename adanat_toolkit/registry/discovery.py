@@ -8,10 +8,12 @@ Discovery reads metadata only (the ``entrypoints`` package) and imports nothing.
 from __future__ import annotations
 
 import configparser
+import os
 import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +118,26 @@ def _entry_points(group: str) -> Iterator[entrypoints.EntryPoint]:
     """Entry points of a group; of a distribution that is on the path twice, the first one's."""
     seen: dict[str, str] = {}
     for folder in dict.fromkeys(sys.path):
-        try:
-            points = entrypoints.get_group_all(group, path=[folder])
-        except (configparser.Error, UnicodeDecodeError):
-            points = _readable_entry_points(group, folder)
-        for point in points:
+        for point in _points_of_folder(group, folder, _changed(folder)):
             if seen.setdefault(point.distro.name, folder) == folder:
                 yield point
+
+
+def _changed(folder: str) -> int:
+    """When something was last installed in a folder or removed from it."""
+    try:
+        return os.stat(folder or os.curdir).st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=1024)
+def _points_of_folder(group: str, folder: str, changed: int) -> tuple[entrypoints.EntryPoint, ...]:
+    """Read once for each state of the folder: every lookup of a plug-in asks for all of them."""
+    try:
+        return tuple(entrypoints.get_group_all(group, path=[folder]))
+    except (configparser.Error, UnicodeDecodeError):
+        return tuple(_readable_entry_points(group, folder))
 
 
 def _readable_entry_points(group: str, folder: str) -> Iterator[entrypoints.EntryPoint]:
