@@ -108,6 +108,22 @@ def test_the_batch_does_not_change_an_image(generator: LatentGenerator) -> None:
     torch.testing.assert_close(whole, parts, atol=1e-5, rtol=0)
 
 
+def test_statistics_are_of_the_predicted_image(generator: LatentGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes, noise = generator.encode_classes([0, 3, 5]), Noise(SEEDS)
+    state = generator.reset(classes, noise, 4)
+    assert torch.equal(generator.statistics(state), torch.zeros(3, 4))  # nothing is predicted yet
+    time = 0.5 * (generator.path.start + generator.path.end)
+    state = generator.step(state, torch.tensor([[time, 1.0]]).expand(3, -1), noise)
+    given = torch.tensor([2.0, -2.0]).repeat(2).expand(3, 4, 4, 4).clone()  # neighbours in a row differ by 4, in a column by 0
+    state.output, state.null_output, state.features = given, given + torch.arange(3.0)[:, None, None, None], torch.zeros(1)
+    monkeypatch.setattr(type(generator.path), "data", lambda self, latents, output, time: output)
+    found = dict(zip(generator.statistic_names, generator.statistics(state).T, strict=True))
+    assert torch.allclose(found["spread"], given[0].std().expand(3))
+    assert torch.allclose(found["detail"], torch.tensor(8.0).sqrt().expand(3))
+    assert torch.allclose(found["divergence"], torch.arange(3.0))
+    assert torch.equal(found["time"], state.time) and len(generator.statistic_ranges) == len(found)
+
+
 def test_what_it_cannot_do_is_refused(generator: LatentGenerator) -> None:
     with pytest.raises(ConfigError, match="cannot make an image in 1 step"):
         load_policy("fixed", generator, 1)
@@ -179,14 +195,16 @@ def test_a_released_policy_is_given_by_its_file(generator: LatentGenerator, tmp_
         load_policy(f"{tmp_path / 'policy.pth'},guidence=3", generator)
 
 
-@pytest.mark.parametrize("engine", ["adanat", "sb3"])
-def test_a_policy_trains(engine: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("engine", "policy"), [("adanat", "adaptive"), ("adanat", "lean"), ("sb3", "adaptive")])
+def test_a_policy_trains(
+    engine: str, policy: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first action before any forward, one action more than forwards, smoothing: nothing of it shows in PPO."""
     install_tiny(tmp_path / "site", monkeypatch)
     values: dict[str, Any] = {
         "generator": {"name": "sit:xl-2-256", "options": {"weights": str(folder), "heads": 4}},
         "reward": {"name": "dark"},
-        "policy": {"smoothing": 0.6},
+        "policy": {"name": policy, "smoothing": 0.6},
         "engine": engine,
         "steps": 4,
         "batch": 6,
@@ -200,7 +218,7 @@ def test_a_policy_trains(engine: str, folder: Path, tmp_path: Path, monkeypatch:
     rows = trainer.run(tmp_path / "run")
     assert rows is not None
     assert any(not torch.equal(before[key], value) for key, value in trainer.policy.state_dict().items())
-    policy = load_policy(str(tmp_path / "run"), trainer.generator, 4)
-    assert (policy.space.decisions, policy.space.smoothing) == (5, 0.6) and policy.card["action_space"]["smoothing"] == 0.6
-    images = next(sample(trainer.generator, policy, seed_range(0, 2))).images
+    learned = load_policy(str(tmp_path / "run"), trainer.generator, 4)
+    assert (learned.space.decisions, learned.space.smoothing) == (5, 0.6) and learned.card["action_space"]["smoothing"] == 0.6
+    images = next(sample(trainer.generator, learned, seed_range(0, 2))).images
     assert bool(images.isfinite().all())

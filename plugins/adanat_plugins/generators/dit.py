@@ -49,6 +49,10 @@ class LatentTokenizer(Protocol):
     def encode(self, images: Tensor) -> Tensor: ...
 
 
+RANGES = {"spread": (0.65, 0.2), "detail": (0.7, 0.3), "divergence": (0.25, 0.1), "time": (0.5, 0.3)}
+"""Usual value and spread of each statistic over samples and steps, of the embedded ``sit`` and ``dit`` at T = 4."""
+
+
 @dataclass
 class Start:
     """Where an update began: latents and data prediction (B, C, h, w) float32, time (B,) float32."""
@@ -182,6 +186,33 @@ class LatentGenerator(Generator):
             state.null_output = self._predict(state.latents, state.time, null)[0]
         assert state.features is not None
         return state.features
+
+    # --- statistics of the prediction ---------------------------------------------------------------------------------
+
+    @property
+    def statistic_names(self) -> tuple[str, ...]:
+        return tuple(RANGES)
+
+    @property
+    def statistic_ranges(self) -> tuple[tuple[float, float], ...]:
+        return tuple(RANGES.values())
+
+    @torch.no_grad()
+    def statistics(self, state: LatentState) -> Tensor:
+        """Of the image's latents as they are predicted: ``spread``, their standard deviation; ``detail``, the root mean square
+        difference of neighbouring cells; ``divergence``, that of the predictions with and without the class; and ``time``.
+        All are 0 before the first action, when nothing has been predicted."""
+        if state.time is None:
+            return state.latents.new_zeros(len(state.context), len(RANGES))
+        self.observe(state)
+        assert state.output is not None and state.null_output is not None
+        data, null = (self.path.data(state.latents, x, state.time) for x in (state.output, state.null_output))
+
+        def size(*differences: Tensor) -> Tensor:
+            return torch.stack([x.square().flatten(1).mean(1) for x in differences]).mean(0).sqrt()
+
+        detail = size(data.diff(dim=2), data.diff(dim=3))
+        return torch.stack([data.flatten(1).std(1), detail, size(data - null), state.time], 1)
 
     @torch.no_grad()
     def step(self, state: LatentState, action: Tensor, noise: Noise) -> LatentState:
