@@ -14,9 +14,10 @@ import torch
 from ..commands.inputs import begin_run
 from ..core import Generator, ImageSource, RewardModel
 from ..decoding import SamplingPolicy
+from ..errors import ConfigError
 from ..report import Settings, make_report
 from ..runtime import dtype_name
-from ..storage import RunFolder
+from ..storage import RunFolder, shortened
 from ..training import merge, resolve
 from ..training.objects import RewardFunction, as_reward
 from .arguments import NEEDS_GENERATOR, checked, wrong
@@ -129,6 +130,12 @@ def train(
     if generator is not None and not isinstance(generator, str | Generator):
         raise wrong("generator", generator, f"{NEEDS_GENERATOR}, or a registered name")
     reward = as_reward(reward)
+    for name, given_as in (("generator", generator), ("reward", reward)):
+        if settings and name in settings and isinstance(given_as, Generator | RewardModel):
+            raise ConfigError(
+                f"settings say something of the {name} ({shortened(settings[name])}), and it is given as an object, which "
+                "has its own; leave one of the two out."
+            )
     named, path = reward if isinstance(reward, str) else None, None
     if isinstance(data, str | os.PathLike):
         path, data = os.fspath(data), None

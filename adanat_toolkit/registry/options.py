@@ -60,7 +60,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
             last = str(fault["loc"][-1])[:100]
             inside = [f"{name}.{last}" for name in model.model_fields if last in _fields(model, (name,))]
             meant = inside if len(fault["loc"]) == 1 and inside else known
-            parts.append(f"unknown key {shortened(key, 200)}{nearest(last, meant)} Known: {', '.join(known)}")
+            parts.append(f"unknown key {shortened(key, 200)}{nearest(last, meant)} Known: {', '.join(known) or 'none'}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             whole = isinstance(fault["input"], Mapping | BaseModel)  # settings that contradict each other

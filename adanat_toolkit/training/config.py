@@ -30,7 +30,7 @@ class PPOConfig(CheckedModel):
     """Adam's epsilon, for policy and critic. Where a gradient is nothing but rounding, a small one makes whole steps of it."""
     epochs: int = Field(4, ge=1, le=MOST_IMAGES)
     minibatches: int = Field(2, ge=1, le=MOST_IMAGES)
-    """Mini-batches an epoch, cut from all states of all processes."""
+    """Mini-batches an epoch, cut from all states of all processes; at most as many as there are states."""
     clip: float = Field(0.2, gt=0)
     gamma: float = Field(1.0, gt=0, le=1)
     gae_lambda: float = Field(1.0, ge=0, le=1)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..core import ActionSpace, Generator, Policy, RewardModel, seen_shape
+from ..decoding import TokenGenerator
 from ..runtime import distributed
 from ..sampling import forwards_of_an_image
 from .config import RunConfig
@@ -38,13 +39,14 @@ def plan(
     group: int,
 ) -> dict[str, Any]:
     """What ``--dry-run`` prints. Memory and micro-batch are those of one process."""
+    tokens = isinstance(generator, TokenGenerator)
     learned = [sum(p.numel() for p in module.parameters()) for module in (policy, critic)]
     return {
         "iterations": config.iterations,
         "trajectories": config.iterations * config.batch,
         "generator_forwards": config.iterations * config.batch * forwards_of_an_image(generator, space),
-        "generator_forwards_note": "samples times (conditional + unconditional) after the first step; first states are "
-        "computed once per distinct context",
+        "generator_forwards_note": "samples times (conditional + unconditional)"
+        + (" after the first step; first states are computed once per distinct context" if tokens else ""),
         "parameters": {
             **generator.parameters_count(),
             "policy": learned[0],

@@ -268,6 +268,8 @@ def test_an_argument_of_the_wrong_type_says_which_what_and_what_is_needed(genera
         (lambda: adanat.train(generator=3), "generator must be a Generator, .* it is int 3"),
         (lambda: adanat.train(reward=3), "reward must be a RewardModel, a function"),
         (lambda: adanat.train(policy=3), "policy must be .* it is int 3"),
+        (lambda: adanat.train(generator=generator, settings={"generator": {"name": "muse"}}), "settings say .* generator"),
+        (lambda: adanat.train(reward=lambda images, context: images, settings={"reward": {}}), "settings say .* reward"),
         (lambda: adanat.train(settings="ppo"), "settings must be a dictionary .* it is str 'ppo'"),
         (lambda: adanat.train(data=3), "data must be real images"),
         (lambda: adanat.evaluate(generator, 3), "policies must be a list .* it is int 3"),

@@ -242,6 +242,8 @@ def test_options_errors_name_the_key() -> None:
         parse_options("x", Options, {"width": "wide"})
     with pytest.raises(ConfigError, match=r"unknown key 'widht'; did you mean 'width'\? Known: width\."):
         parse_options("x", Options, {"widht": 3})
+    with pytest.raises(ConfigError, match=r"unknown key 'width'.* Known: none\."):
+        parse_options("x", PluginOptions, {"width": 3})
 
 
 @pytest.mark.parametrize(
