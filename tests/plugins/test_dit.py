@@ -14,6 +14,7 @@ from adanat_plugins.generators.dit import LatentGenerator
 from adanat_plugins.generators.dpm_solver import Diffusion, Flow, first_order, second_order
 from adanat_plugins.generators.dpm_solver import Path as NoisePath
 from adanat_plugins.released_policy import ADAGEN
+from adanat_plugins.tokenizers.principal import PrincipalLatents
 from adanat_toolkit.core import Noise
 from adanat_toolkit.errors import ConfigError, WeightsError
 from adanat_toolkit.policies import SIZES, AdaptiveNetwork, load_policy
@@ -222,3 +223,13 @@ def test_a_policy_trains(
     assert (learned.space.decisions, learned.space.smoothing) == (5, 0.6) and learned.card["action_space"]["smoothing"] == 0.6
     images = next(sample(trainer.generator, learned, seed_range(0, 2))).images
     assert bool(images.isfinite().all())
+
+
+def test_the_way_to_the_latents_is_part_of_the_tokenizer() -> None:
+    """A distilled decoder knows its latents by that fingerprint: with another way to them it would decode others."""
+    generators = [create_generator(name, {}, device=CPU, dtype=torch.float32, offline=True) for name in ("sit", "dit")]
+    sit, dit = (made for made in generators if isinstance(made, LatentGenerator))
+    assert sit.tokenizer_fingerprint == dit.tokenizer_fingerprint is not None
+    assert isinstance(sit.tokenizer, PrincipalLatents)
+    sit.tokenizer.into[0, 0] += 1
+    assert sit.tokenizer_fingerprint != dit.tokenizer_fingerprint

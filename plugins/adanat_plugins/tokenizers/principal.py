@@ -21,10 +21,15 @@ class PrincipalLatents(nn.Module):
         mean: (C,). into: (C, k), from its channels less their mean. back: (k, C), the way back. All float32.
     """
 
+    mean: Tensor
+    into: Tensor
+    back: Tensor
+
     def __init__(self, tokenizer: VQModelTokenizer, mean: Tensor, into: Tensor, back: Tensor) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.mean, self.into, self.back = (x.float().to(tokenizer.device) for x in (mean, into, back))
+        for name, values in (("mean", mean), ("into", into), ("back", back)):  # buffers: a fingerprint covers them
+            self.register_buffer(name, values.float().to(tokenizer.device))
         self.channels, self.downsampling = self.into.shape[1], tokenizer.downsampling
 
     @property
