@@ -178,7 +178,7 @@ def _name(
     if isinstance(one, str | os.PathLike):
         return os.fspath(one)
     policy = as_policy(one, generator, steps=steps if one is None else None)  # they are those of hand-made schedules
-    kind = str(policy.card["kind"])
+    kind = str(policy.card.get("kind", policy.network.kind))  # what a trainer exports has no card
     name = f"fixed:{policy.card['schedule']}" if kind == "fixed" else kind
     label, again = name, 2
     while label in ready:

@@ -400,7 +400,7 @@ def explored(generator: Generator, policy: SamplingPolicy) -> SamplingPolicy:
     """
     if policy.rule is not None:
         raise ConfigError("a published sampler takes steps of its own, which no knob moves; give a schedule or a policy.")
-    if policy.network.trainable:
+    if policy.space.acted:
         return policy
     assert policy.space.schedule is not None
     return replace(policy, space=generator.action_space.bind(policy.space.schedule, steps=policy.steps))
@@ -416,9 +416,8 @@ def _trajectories(
         step = torch.full((len(context),), t, dtype=torch.int64, device=generator.device)
         if generator.statistic_names:
             seen.append(generator.statistics(state))
-        raw = moved[:, t]
-        if network.trainable:
-            raw = raw + mean_action(network, see(generator, network, state, context), step)
+        mean = mean_action(network, see(generator, network, state, context), step)
+        raw = moved[:, t] + (mean if mean.shape[1] else 0)  # a hand-made schedule acts on nothing
         smoothed = space.smoothed(raw, step, smoothed)
         state = generator.step(state, space.transformed(smoothed, step), noise)
     return state, torch.stack(seen, 1) if seen else None
@@ -460,7 +459,7 @@ def reward_for(
         chosen,
         options,
         generator=generator,
-        real=real if "real_images" in kind.needs else None,
+        real=real,
         device=generator.device,
         seed=seed,
         offline=offline,

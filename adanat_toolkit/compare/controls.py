@@ -67,22 +67,29 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 
 def _verdict(row: Row, controls: Sequence[Row]) -> str:
-    worse, told = {}, {}
+    worse, told, missing = {}, {}, []
     for control in controls:
         gaps = _gaps(row, control)
-        if len(gaps) < 2:
-            return "whether it adapted cannot be told from fewer than two seeds; give more (--seeds)."
-        low, high = mean_interval(gaps)
         assert control.control is not None
+        if len(gaps) < 2:
+            missing.append(TITLES[control.control])
+            continue
+        low, high = mean_interval(gaps)
         worse[control.control] = low > 0
         told[control.control] = f"{TITLES[control.control]} {sum(gaps) / len(gaps):+.1%} [{low:+.1%}, {high:+.1%}]"
+    if not told:
+        return "whether it adapted cannot be told from fewer than two seeds; give more (--seeds)."
     figures = f"Frechet distance of its controls against its own: {'; '.join(told.values())}."
+    if missing:
+        figures += f" Fewer than two seeds have {' and '.join(missing)}."
     if not worse.get(MEAN, True):
         return f"it did not adapt as far as these seeds tell, its mean schedule is as good for all. {figures}"
     if not worse.get(OVERALL, True):
         return f"it gained by variety, not by adapting: its actions are as good for other samples. {figures}"
     if not worse.get(WITHIN, True):
         return f"it adapted to contexts, not to the samples of one. {figures}"
+    if WITHIN not in worse:
+        return f"it adapted, to contexts or to samples. {figures}"
     return f"it adapted. {figures}"
 
 

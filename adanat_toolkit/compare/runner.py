@@ -174,7 +174,9 @@ class Comparison:
         run = self.out / "runs" / of.name
         found = self.files.load(of)
         if found is None or not (RunFolder(run).policy / "policy.json").is_file():
-            self._train(of, run)
+            _, partial, told = self._train(of, run)  # another process may still be judging it
+        else:
+            partial, told = found.partial, found.told
         if self._replayed is None or self._replayed[0] != of:
             self._replayed = of, self._images(of, str(run))
         own = self._replayed[1]
@@ -186,8 +188,8 @@ class Comparison:
             cell,
             self.yardstick.judge(images),
             images=self.config.run_of(of).iterations * self.config.base.batch,
-            partial=found is not None and found.partial,
-            told=[] if found is None else found.told,
+            partial=partial,
+            told=told,
             knobs={"names": list(self.generator.action_space.names), **_spread(images.knobs)},
             device=self.device.type,
         )

@@ -8,13 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ..evaluation import Count, StoredFigure, StoredInterval
 from ..metrics import Evaluation
-from .grid import CompareConfig
+from .grid import MOST_CELLS, CompareConfig
 from .result import Cell, Result
 
 Text = Annotated[str, Field(max_length=10_000)]
 Name = Annotated[str, Field(max_length=100, pattern=r"^[\w.:+-]*$")]
 """What stands in a table as it is: no Markdown, no line breaks."""
-MOST_CELLS = 1000
 Amount = Annotated[int, Field(ge=0)]
 Curve = list[list[StoredFigure]]
 

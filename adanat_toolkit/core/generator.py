@@ -74,6 +74,9 @@ class Generator(ABC):
     """Schedule text of the best known hand-made baseline (see ``schedules.parse_schedule``)."""
     default_steps: int = 4
     """T of a hand-made schedule where nobody says another."""
+    free_actions: int = 0
+    """Actions of an image that cost no forward of its own: one where first states are shared, or where it chooses where to
+    start before anything is predicted."""
     device: torch.device
     dtype: torch.dtype
     """Compute dtype of the network; logits and features are returned in float32."""

@@ -263,6 +263,18 @@ class AmusedSampler(ClampedSampler):
         }
 
 
+def require_positive(sampler: PublishedSampler, *options: str) -> None:
+    """Refuse temperatures that divide by nothing.
+
+    Raises:
+        ConfigError: one of the options is not above 0.
+    """
+    for option in options:
+        value = getattr(sampler, option)
+        if not value > 0:
+            raise ConfigError(f"sampler {sampler.name!r} has {option} = {value:g}; it must be above 0, such as 1.")
+
+
 @dataclass(frozen=True)
 class HaltonSampler(PublishedSampler):
     """Cells are revealed in the order of the 2-D Halton sequence and never masked again.
@@ -290,6 +302,7 @@ class HaltonSampler(PublishedSampler):
     default_steps: ClassVar[int] = 32
 
     def knob_values(self, steps: int, cells: int) -> dict[str, list[float]]:
+        require_positive(self, "first_temperature", "last_temperature")
         first, last = self.first_temperature, self.last_temperature
         factors = [(first + (last - first) * i / max(steps - 1, 1)) ** self.power for i in range(steps)]
         warm = [0.5 * f if i < self.warmup_steps else f for i, f in enumerate(factors)]
@@ -355,6 +368,7 @@ class HaltonConfidenceSampler(PublishedSampler):
     default_steps: ClassVar[int] = 12
 
     def knob_values(self, steps: int, cells: int) -> dict[str, list[float]]:
+        require_positive(self, "temperature")
         counts = confidence_counts(steps, cells, self.mode).clamp_max(cells)
         counts[-1] = cells  # as published but for a single step, which is the first one and would reveal one cell
         return {

@@ -71,6 +71,7 @@ class TokenGenerator(Generator):
     distinct context.
     """
 
+    free_actions = 1  # the first state
     mask_id: int
     codebook_size: int
     first_state_cache_bytes: int | None = None

@@ -265,10 +265,11 @@ def _is_fixed(spec: str) -> bool:
 def _steps_of_forwards(generator: Generator, space: ActionSpace, times: int) -> int | None:
     """The least T whose images take ``times`` as many forwards as those of ``space``; None where the generator takes no
     such T."""
-    target = times * (space.decisions - 1)
+    free = generator.free_actions
+    target = times * (space.decisions - free)
     for steps in range(space.steps, MOST_STEPS + 1):
         try:
-            if generator.decisions(steps) - 1 >= target:
+            if generator.decisions(steps) - free >= target:
                 return steps
         except ConfigError:
             return None

@@ -84,7 +84,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             (``lean``, ``context``) puts there what such a policy sees (``core.see``) in place of the generator's features.
         data: folder or zip with real images, or an image source; None: the generator's own. The generator draws its
             prompts or classes from the captions or classes there.
-        micro_batch: images that go through the generator at once; None: 32 on a CPU, all of them elsewhere.
+        micro_batch: images that go through the generator at once; None: 64 on a CPU, all of them elsewhere.
         autoreset_mode: gymnasium's: ``SameStep``, ``NextStep`` or ``Disabled``.
         render_mode: None or ``rgb_array``.
         seed: initialises what a reward learns, and decides which real images it sees.

@@ -203,6 +203,9 @@ def _common_slopes(by_action: Tensor, action: Tensor) -> Slopes:
 def _context_slopes(together: Tensor, action: Tensor) -> Slopes:
     """Slopes that differ between contexts: of each context their squares, less their squared errors.
 
+    An error is that of a regression on one coordinate (White's, with each residual divided by the root of what the fit leaves
+    of it, MacKinnon and White's HC2), so that nothing is found where there is nothing, however noise differs between actions.
+
     Args:
         together: (G, C, A) mean rewards without the means of contexts and of actions.
     """
@@ -210,9 +213,11 @@ def _context_slopes(together: Tensor, action: Tensor) -> Slopes:
     scaled = action - action.mean(1, keepdim=True)
     scaled = scaled / scaled.square().mean(1, keepdim=True).sqrt()
     slope = torch.einsum("gca,gatk->gctk", together, scaled) / actions
-    error = together.square().sum((1, 2)) / (contexts * (actions - 1) * actions)
-    # The mean over contexts, which is common to all, took 1 / C of their variance.
-    shares = (slope.square() - error[:, None, None, None]).flatten(0, 1) * contexts / (contexts - 1)
+    rest = together[..., None, None] - slope[:, :, None] * scaled[:, None]
+    left = (1 - (1 + scaled.square()) / actions).clamp_min(1e-12)[:, None]
+    error = (scaled[:, None] * rest).square().div(left).sum(2) / actions**2
+    # The mean over contexts, which is common to all, took 1 / C of their variance, and the mean over actions 1 / A.
+    shares = (slope.square() - error).flatten(0, 1) * contexts / (contexts - 1) * actions / (actions - 1)
     by_knob, spread = shares.mean(0), shares.std(0) / math.sqrt(len(shares))
     return Slopes(_mean(shares.sum((1, 2))), by_knob, by_knob / spread.clamp_min(1e-12), by_knob.numel())
 

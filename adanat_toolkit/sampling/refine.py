@@ -18,9 +18,8 @@ from .scores import checked_scores
 
 
 def forwards_of_an_image(generator: Generator, space: ActionSpace) -> int:
-    """Generator forwards of one image, conditional and unconditional: one less than actions. Tokens start from states that
-    images share, and diffusion chooses its first time before any forward."""
-    return (2 if "guidance" in generator.action_space.names else 1) * (space.decisions - 1)
+    """Generator forwards of one image, conditional and unconditional."""
+    return (2 if "guidance" in generator.action_space.names else 1) * (space.decisions - generator.free_actions)
 
 
 def candidate_seeds(seeds: Tensor, number: int) -> Tensor:

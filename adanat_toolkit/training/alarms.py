@@ -177,13 +177,15 @@ RULES: dict[str, Callable[[Sequence[Row]], str | None]] = {
 }
 
 
-def check(rows: Sequence[Row]) -> list[Alarm]:
+def check(rows: Sequence[Row], before: Sequence[Alarm] = ()) -> list[Alarm]:
     """The alarms that are raised after the last of the rows.
 
     Args:
         rows: of ``metrics.jsonl`` from the run's start on, in order.
+        before: what this gave for all of them but the last: the start of a stretch that goes on is not looked for again.
     """
-    return [alarm for name in RULES if (alarm := _stretch(name, rows)) is not None]
+    since = {alarm.name: alarm.since for alarm in before}
+    return [alarm for name in RULES if (alarm := _stretch(name, rows, since.get(name))) is not None]
 
 
 def raised(rows: Sequence[Row]) -> list[Alarm]:
@@ -199,12 +201,14 @@ def raised(rows: Sequence[Row]) -> list[Alarm]:
     return found
 
 
-def _stretch(name: str, rows: Sequence[Row]) -> Alarm | None:
-    """An alarm that is raised after the last row, with the start of its unbroken stretch."""
+def _stretch(name: str, rows: Sequence[Row], since: int | None = None) -> Alarm | None:
+    """An alarm that is raised after the last row, with the start of its unbroken stretch (``since`` where that is known)."""
     rule = RULES[name]
     message = rule(rows) if rows else None
     if message is None:
         return None
+    if since is not None:
+        return Alarm(name, since, message)
     first = len(rows)
     while first > 1 and rule(rows[: first - 1]) is not None:
         first -= 1

@@ -53,12 +53,13 @@ class AlarmWatch(Callback):
 
     def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
         self.rows = list(rows)
+        self.raised: list[alarms.Alarm] = []
 
     def on_iteration(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        found = alarms.check(self.rows)
-        if found:
-            row["alarms"] = [alarm.to_json() for alarm in found]
+        self.raised = alarms.check(self.rows, self.raised)
+        if self.raised:
+            row["alarms"] = [alarm.to_json() for alarm in self.raised]
 
 
 def held_out_of(

@@ -63,7 +63,8 @@ def prepared_update(
 
     threads = may_go_side_by_side(device, reward)
     with torch.no_grad():
-        embedded = torch.cat(MicroBatch.of(micro_batch).map(embed, len(index), threads=threads))
+        parts = MicroBatch.of(micro_batch).map(embed, len(index), threads=threads)
+        embedded = torch.cat(parts) if parts else embed(slice(0, 0))  # none, or less than one a process
 
     def update() -> dict[str, float]:
         with whole("the reward's update", "lower reward.options.batch or the batch, or use a reward that does not learn"):

@@ -108,6 +108,25 @@ def test_starts_from_a_learned_policy(tmp_path: Path) -> None:
     assert measured(control, 4096, 2).shares.slope.share.value > 0.03
 
 
+def test_starts_from_a_blend() -> None:
+    """Around what the blend does, which is neither of its schedules."""
+    control = Control()
+
+    def around(spec: str) -> Headroom:
+        return find_headroom(control, load_policy(spec, control, 2), REWARD, trajectories=FEWEST, batch=1024)
+
+    blend = around("fixed:knob_0=0.2*0.5+fixed:knob_0=0.8*0.5").to_dict()  # knobs are sigmoids of raw actions
+    middle, first = (around(f"fixed:knob_0={value}").to_dict() for value in (0.5, 0.2))
+    assert blend["reward_mean"] == pytest.approx(middle["reward_mean"], abs=1e-5)
+    assert abs(blend["reward_mean"] - first["reward_mean"]) > 1e-3
+
+
+def test_frozen_rewards_that_read_real_images() -> None:
+    generator = adanat.load_generator("maskgit", device="cpu")
+    reward, told = reward_for("fid:1,clip-score:1", None, generator=generator, real=generator.real_images())
+    assert told == "fid:1,clip-score:1" and not reward.learns
+
+
 # --- what is refused, and what is said ------------------------------------------------------------------------------------
 
 

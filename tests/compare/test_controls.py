@@ -77,7 +77,7 @@ def test_a_comparison_with_controls(tmp_path: Path, tiny_plugins: None, monkeypa
         ({"mean": 5.5, "within": 5.0, "overall": 5.3}, "it adapted to contexts, not to the samples of one"),
         ({"mean": 5.5, "within": 5.0, "overall": 5.0}, "it gained by variety"),
         ({"mean": 5.0, "within": 5.2, "overall": 5.3}, "it did not adapt as far as these seeds tell"),
-        ({"mean": 5.5, "overall": 5.3}, "it adapted. Frechet"),
+        ({"mean": 5.5, "overall": 5.3}, "it adapted, to contexts or to samples. Frechet"),
     ],
 )
 def test_the_sentence(controls: dict[str, float], said: str) -> None:

@@ -66,6 +66,19 @@ def test_unbiased_with_intervals_that_hold(effects: bool) -> None:
         assert not any(low <= -1 or high >= 1 for _, low, high in (run[name] for run in runs))
 
 
+def test_slopes_of_contexts_are_whole_with_few_actions() -> None:
+    """As few actions as are allowed: half of the variance is slopes of contexts, and noise grows with the action's size."""
+    draw, values = torch.Generator().manual_seed(0), []
+    for _ in range(60):
+        action = torch.randn(8, 8, 2, 2, generator=draw)
+        own = torch.randn(8, 8, 2, 2, generator=draw) / 8**0.5
+        noise = torch.randn(8, 8, 8, 2, generator=draw) * action[:, None, :, None, 0, 0].abs() / 2**0.5
+        reward = torch.einsum("gctk,gatk->gca", own, action)[..., None] + noise
+        values.append(variance_shares(reward, action).context_slope.share.value)
+    found = torch.tensor(values)
+    assert float(found.mean()) == pytest.approx(0.5, abs=0.04)  # 0.38 where a slope is taken for its own error
+
+
 def test_shares_sum_to_one_and_name_the_knob() -> None:
     shares = variance_shares(*crossed(3))
     assert shares.action_state is not None and shares.state_slope is not None

@@ -26,6 +26,7 @@ from adanat_plugins.generators import diffusers_pipeline
 from adanat_plugins.generators.diffusers_pipeline import DiffusersPipeline, PipelineState
 from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, WeightsError
 from adanat_toolkit.noise import INITIAL, Noise
+from adanat_toolkit.sampling import forwards_of_an_image
 
 from ..helpers.diffusion_pipelines import PIPELINES, TRAINED, make_pipeline, save_pipeline
 
@@ -151,6 +152,7 @@ def test_only_samples_with_guidance_are_in_the_unconditional_forward(
     follow(generator, prompts, [1, 2, 3, 4], 1, actions, look=True)
     follow(generator, prompts, [1, 2, 3, 4], 1, actions * torch.tensor([0.0, 1, 1]), look=True)
     assert batches == ["++++--", "++++", "--", "++++"]
+    assert forwards_of_an_image(generator, generator.bind(None, 4)) == 8  # both halves at every step
 
 
 def test_eta_adds_noise_of_the_samples_own(generator_of: Callable[..., DiffusersPipeline]) -> None:
@@ -162,6 +164,9 @@ def test_eta_adds_noise_of_the_samples_own(generator_of: Callable[..., Diffusers
     noisy = follow(generator, PROMPTS, [1, 2, 3], 3, table).latents
     torch.testing.assert_close(noisy[[0, 2]], plain[[0, 2]], rtol=0, atol=1e-6)
     assert float((noisy[1] - plain[1]).abs().max()) > 0.1
+    table[0, 0, 2] = 5e-5  # as good as none: it must not depend on what others have
+    beside = follow(generator, PROMPTS, [1, 2, 3], 3, table).latents
+    assert torch.equal(beside[0], noisy[0])
 
 
 def test_a_scheduler_without_times_of_each_sample_leaves_guidance(

@@ -19,7 +19,7 @@ from adanat_toolkit.core import Noise
 from adanat_toolkit.errors import ConfigError, WeightsError
 from adanat_toolkit.policies import SIZES, AdaptiveNetwork, load_policy
 from adanat_toolkit.registry import create_generator
-from adanat_toolkit.sampling import collect, sample, seed_range
+from adanat_toolkit.sampling import collect, forwards_of_an_image, sample, seed_range
 from adanat_toolkit.training import create_trainer, validate
 
 from ..helpers.released import randomise, save_latent
@@ -100,6 +100,7 @@ def test_no_forward_is_run_for_nothing(generator: LatentGenerator, steps: int, g
     hook.remove()
     assert rollout.images is not None and rollout.physical.shape == (6, 5, 2)
     assert rows == [12 if guidance else 6] * 4  # two an update, both halves of guidance in one batch
+    assert not guidance or sum(rows) == 6 * forwards_of_an_image(generator, policy.space)
 
 
 def test_the_batch_does_not_change_an_image(generator: LatentGenerator) -> None:

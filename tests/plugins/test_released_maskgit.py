@@ -132,6 +132,7 @@ def test_sizes_come_from_the_checkpoint(halton_folder: Path, google_folder: Path
     assert (halton.grid, halton.image_size, halton.codebook_size, halton.num_classes) == ((4, 4), (8, 8), 24, 5)
     assert (google.grid, google.image_size, google.codebook_size, google.num_classes) == ((4, 4), (16, 16), 16, 5)
     assert halton.action_space.names == ("mask_ratio", "mask_temperature", "token_temperature", "guidance")
+    assert (halton.released_sampler, google.released_sampler) == ("halton", "maskgit")
     assert google.action_space.names == ("mask_ratio", "mask_temperature", "token_temperature")
     assert set(halton.parameters_count()) == set(google.parameters_count()) == {"generator", "tokenizer"}
 

@@ -15,7 +15,7 @@ from adanat_toolkit.core import Noise, parse_schedule
 from adanat_toolkit.errors import ConfigError, WeightsError
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, SamplingPolicy, load_policy
 from adanat_toolkit.runtime import COMPILED
-from adanat_toolkit.sampling import collect
+from adanat_toolkit.sampling import collect, forwards_of_an_image
 from adanat_toolkit.sampling.rollout import Start
 
 from ..helpers.released import TINY_VAR, save_var
@@ -126,6 +126,7 @@ def test_a_policy_with_features_costs_no_more(generator: NextScale, monkeypatch:
     network = AdaptivePolicy(AdaptiveOptions(), space=space, grid=generator.grid, feature_dim=generator.feature_dim)
     collect(generator, SamplingPolicy(network, space), generator.encode_classes([0, 1, 2, 3, 4]), Noise(SEEDS))
     assert rows.calls == [(2 * size, size)] * 5
+    assert size * forwards_of_an_image(generator, space) == 5 * 2 * size
 
 
 def test_making_up_for_null_rows_gives_the_same_images(generator: NextScale) -> None:

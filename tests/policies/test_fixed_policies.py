@@ -88,6 +88,9 @@ def test_options_are_read_with_their_types() -> None:
         ("fixed:cosin", None, "did you mean 'cosine'"),
         ("fixed:maskgit", 0, "at least 1 step"),
         ("fixed:mage,guidance=1", None, "no option 'guidance'"),
+        ("fixed:halton,last_temperature=0", 4, "last_temperature = 0; it must be above 0"),
+        ("fixed:halton,last_temperature=-1,power=0.5", 4, "last_temperature = -1; it must be above 0"),
+        ("fixed:halton-confidence,temperature=0", 4, "has temperature = 0; it must be above 0"),
     ],
 )
 def test_errors_name_the_remedy(generator: TokenGenerator, spec: str, steps: int | None, message: str) -> None:

@@ -15,6 +15,7 @@ from adanat_toolkit.interfaces import Context
 from adanat_toolkit.storage import RunFolder
 from adanat_toolkit.training import RunConfig, Trainer, alarms, create_trainer, validate
 from adanat_toolkit.training.diversity import context_diversity
+from adanat_toolkit.training.held_out import AlarmWatch
 
 from ..helpers.tiny_plugins import TinyWithData, tiny_plugins
 
@@ -110,6 +111,22 @@ def test_a_resumed_run_raises_the_same_alarms(tmp_path, tiny_plugins):
         Trainer(configuration(**settings)).run(tmp_path / "cut", on_iteration=kill)
     resumed = run(tmp_path / "cut", **settings)
     assert [row.get("alarms") for row in resumed] == [row.get("alarms") for row in whole]
+
+
+def test_a_standing_alarm_is_not_traced_again(monkeypatch):
+    """Its stretch is looked for once, however long a run stands still."""
+    looked: list[int] = []
+    rule = alarms.RULES["reward-flat"]
+    monkeypatch.setitem(alarms.RULES, "reward-flat", lambda seen: looked.append(len(seen)) or rule(seen))
+    found, whole = rows(alarms.FLAT_AFTER + 30), AlarmWatch([])
+    for row in found:
+        whole.on_iteration(row)
+    assert len(looked) <= len(found) + 1
+    assert {alarm["since"] for row in found for alarm in row.get("alarms", ())} == {alarms.FLAT_AFTER}
+    later = AlarmWatch(found[:-1])  # resumed
+    again = {key: value for key, value in found[-1].items() if key != "alarms"}
+    later.on_iteration(again)
+    assert again == found[-1]
 
 
 def test_held_out_readings_do_not_change_the_run(tmp_path, tiny_plugins):

@@ -64,6 +64,24 @@ class Watcher(LearnedReward):
         self.level = state["level"]
 
 
+class Blind(Watcher):
+    """Learns from generated images alone, but is told that it reads real ones."""
+
+    real_per_update = 0
+
+    def update(
+        self, real: Tensor, real_context: Context, fake: Tensor, fake_context: Context, *, seed: int
+    ) -> dict[str, float]:
+        assert real.shape[1:] == fake.shape[1:]
+        self.level = self.level - fake.mean()
+        return {"none": float(len(real)), "level": float(self.level)}
+
+
+def test_a_reward_that_asks_for_no_real_images() -> None:
+    trainer = Trainer(validate(SETTINGS), Teacher(), Blind(), real())
+    assert trainer.step()["reward_model/none"] == 0
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("decoder") / "small.safetensors"

@@ -308,7 +308,7 @@ class DiffusersPipeline(Generator):
         step = Step(state.latents, output, state.place, target, index, schedule.steps)
         eta = knobs.get(ETA.name)
         if eta is not None and bool((eta > NOTHING).any()):
-            step = replace(step, eta=eta, noise=noise.normal(STEP, index, self.latent_shape))
+            step = replace(step, eta=torch.where(eta < NOTHING, 0.0, eta), noise=noise.normal(STEP, index, self.latent_shape))
         latents, memory = self.sampler.step(step, state.memory)
         return PipelineState(
             state.context, schedule, latents, target, state.conditions, state.rows, memory, index + 1

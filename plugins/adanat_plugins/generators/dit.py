@@ -97,6 +97,7 @@ class LatentGenerator(Generator):
     path: ClassVar[Path]
     context_kind: ContextKind = "class"
     default_steps = 16
+    free_actions = 1
     thread_safe = True
     Options: ClassVar[type[PluginOptions]] = PublishedOptions
 

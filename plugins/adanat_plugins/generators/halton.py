@@ -42,6 +42,7 @@ class HaltonMaskGIT(ClassConditional):
     """
 
     Options: ClassVar[type[PublishedOptions]] = HaltonOptions
+    released_sampler = "halton"
 
     def __init__(
         self, name: str, network: HaltonTransformer, tokenizer: Tokenizer, *, device: torch.device, dtype: torch.dtype
