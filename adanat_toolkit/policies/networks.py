@@ -224,6 +224,39 @@ class ContextNetwork(nn.Module):
         return self.head(F.silu(self.middle(x)))
 
 
+class LinearPolicy(Policy):
+    """Sees the step and the class or prompt: a table with one row a step, plus a linear map of the context's vector for each
+    step. Engine ``slopes`` finds its weights in closed form."""
+
+    kind = "linear"
+    reads = "context"
+
+    def __init__(self, options: PluginOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int) -> None:
+        super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
+        self.sizes = feature_dim, space.decisions
+        self.actor = LinearNetwork(*self.sizes, space.size)
+
+    def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
+        return self.actor(features, step)
+
+    def make_critic(self) -> nn.Module:
+        return LinearNetwork(*self.sizes, 1)
+
+
+class LinearNetwork(nn.Module):
+    """table_t + W_t x, all zero at first."""
+
+    def __init__(self, width: int, decisions: int, outputs: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(decisions, outputs))
+        self.weight = nn.Parameter(torch.zeros(decisions, outputs, width))
+
+    def forward(self, features: Tensor, step: Tensor) -> Tensor:
+        """features (B, 1, P), step (B,) -> (B, outputs)."""
+        every = torch.einsum("tap,bp->bta", self.weight, features[:, 0]) + self.table
+        return every.gather(1, step[:, None, None].expand(-1, 1, every.shape[2]))[:, 0]
+
+
 class LeanOptions(PluginOptions):
     hidden: int = Field(32, ge=1, le=512)
     """Width of its one layer."""

@@ -95,7 +95,7 @@ class PPOConfig(CheckedModel):
 
 
 class FitConfig(CheckedModel):
-    """Of engine ``offline`` (``training/offline.py``)."""
+    """Of the engines ``offline`` (``training/offline.py``) and ``slopes`` (``training/slopes.py``)."""
 
     actions: int = Field(8, ge=2, le=MOST_IMAGES)
     """K, sequences of actions that are tried for each context."""
@@ -105,7 +105,10 @@ class FitConfig(CheckedModel):
     """``all``: a policy moves towards actions that gained and away from those that lost, each by what it gained.
     ``best``: it is fitted to the best of the K alone, weighted by what that gained (EVATok)."""
     pull: float = Field(1.0, gt=0)
-    """With ``all``: how far the fit's target is from the policy, in standard deviations of the gain."""
+    """With ``all``: how far the fit's target is from the policy, in standard deviations of the gain. Engine ``slopes``: how
+    far an iteration moves along a slope, in units of sigma times what one sigma gains in standard deviations."""
+    memory: float = Field(0.95, ge=0, lt=1)
+    """Of engine ``slopes``: what an iteration's images count in the next one's slopes."""
 
 
 class RewardConfig(CheckedModel):

@@ -49,14 +49,7 @@ class OfflineTrainer(Trainer):
             )
         if config.batch % group:
             raise ConfigError(f"batch = {config.batch} must be a multiple of {what}; choose another batch.")
-        ppo, names = config.ppo, ("group", "standardise", "normalise_advantages", "target_kl", "gamma", "gae_lambda")
-        for name in names:
-            default = type(ppo).model_fields[name].default
-            if getattr(ppo, name) != default:
-                raise ConfigError(
-                    f"ppo.{name} = {getattr(ppo, name)!r} is PPO's and has no meaning for engine 'offline'; leave it at "
-                    f"{default!r}, or use engine 'adanat'."
-                )
+        refuse_settings_of_ppo(config, "offline")
 
     @classmethod
     def groups(cls, config: RunConfig) -> tuple[int, int]:
@@ -112,3 +105,19 @@ class OfflineTrainer(Trainer):
         )
         mean, _ = distributed.mean_and_std(best)
         return {**{f"fit/{key}": value for key, value in figures.items()}, "fit/best": float(mean)}
+
+
+def refuse_settings_of_ppo(config: RunConfig, engine: str) -> None:
+    """Refuse settings that an engine without ratio, returns and critic would pass over in silence.
+
+    Raises:
+        ConfigError: one of them is not at its default.
+    """
+    for name in ("group", "standardise", "normalise_advantages", "target_kl", "gamma", "gae_lambda"):
+        default = type(config.ppo).model_fields[name].default
+        value = getattr(config.ppo, name)
+        if value != default:
+            raise ConfigError(
+                f"ppo.{name} = {value!r} is PPO's and has no meaning for engine {engine!r}; leave it at {default!r}, or use "
+                "engine 'adanat'."
+            )

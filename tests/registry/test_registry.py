@@ -71,8 +71,8 @@ class Picky(Brightness):
 
 def test_first_party_plugins_are_found() -> None:
     names = {kind: {p.name for p in discover(kind)} for kind in GROUPS}
-    assert {"adaptive", "context", "lean", "residual", "shared", "fixed"} == names["policy"]
-    assert {"maskgit"} <= names["generator"] and {"adanat", "offline", "sb3"} == names["engine"]
+    assert {"adaptive", "context", "lean", "linear", "residual", "shared", "fixed"} == names["policy"]
+    assert {"maskgit"} <= names["generator"] and {"adanat", "offline", "sb3", "slopes"} == names["engine"]
     assert "adversarial" in names["reward"]
     for kind, base in (("generator", Generator), ("reward", RewardModel), ("policy", Policy), ("engine", Engine)):
         for plugin in discover(kind):

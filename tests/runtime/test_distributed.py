@@ -141,6 +141,7 @@ CASES: dict[str, dict[str, Any]] = {
         "policy": {"name": "residual", "options": {"penalty": 0.01}},
         "fit": {"actions": 2},
     },
+    "linear, engine slopes": {"engine": "slopes", "policy": {"name": "linear"}, "fit": {"actions": 2}},
     "paper's rule": {"ppo": {"standardise": "returns", "minibatches": 1}, "reward": {"options": {"loss": "hinge"}}},
     "pairs, and part of the images": {
         "policy": {"name": "shared"},
