@@ -346,6 +346,7 @@ def test_every_logged_name_is_explained(tmp_path: Path) -> None:
         "alone": smaller_discriminator(),
         "sb3": [*smaller_discriminator(), "--engine", "sb3"],
         "offline": [*smaller_discriminator(), "--engine", "offline"],
+        "slopes": [*smaller_discriminator(), "--engine", "slopes", "--policy", "linear"],
     }
     logged: dict[str, set[str]] = {}
     for name, options in runs.items():
