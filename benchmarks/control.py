@@ -18,17 +18,33 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from adanat_toolkit.core import TOKEN, Noise
 from adanat_toolkit.testing import Control, control_reward
+from adanat_toolkit.testing.control import ControlState
 from adanat_toolkit.training import create_trainer, resolve
 
 STEPS = 4
 
 
+class DrawnAnew(Control):
+    """Another action draws another image, as where tokens are drawn: images of one seed share no noise of the reward."""
+
+    def step(self, state: ControlState, action: Tensor, noise: Noise) -> ControlState:
+        after = super().step(state, action, noise)
+        if after.step == after.steps:
+            own = Noise(noise.seeds ^ (after.total.double().view(torch.int64) >> 1 & 2**62 - 1))
+            size = self.law(after.steps).noise
+            after.total = after.total + size * (own.normal(TOKEN, 0, ()) - noise.normal(TOKEN, 0, ()))
+        return after
+
+
 def train(policy: str, effect: float, seed: int, arguments: argparse.Namespace) -> None:
     """One run, without a folder."""
     name, _, options = policy.partition(":")
-    control = Control(shared=effect, by_context=effect, by_state=effect, seed=seed)
+    kind = DrawnAnew if arguments.drawn_anew else Control
+    control = kind(shared=effect, by_context=effect, by_state=effect, seed=seed)
     possible = control.possible(STEPS)
     flags: dict[str, Any] = {
         "steps": STEPS,
@@ -50,7 +66,7 @@ def train(policy: str, effect: float, seed: int, arguments: argparse.Namespace) 
                 "policy": policy,
                 "effect": effect,
                 "seed": seed,
-                "settings": arguments.set,
+                "settings": [*(["drawn anew"] if arguments.drawn_anew else []), *arguments.set],
                 "trajectories": trainer.iteration * config.batch,
                 "gain": round(control.gain(trainer.exported()), 4),
                 "of_possible": round(control.gain(trainer.exported()) / possible["adaptive"], 3),
@@ -69,6 +85,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--readings", type=int, default=8)
+    parser.add_argument("--drawn-anew", action="store_true", help="images of one seed share no noise")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
