@@ -247,8 +247,9 @@ def test_a_checkpoint_is_of_the_iteration_that_its_folder_names(iteration: Any, 
         load_checkpoint(folder)
 
 
-def test_the_policies_that_ship_are_of_the_format_before() -> None:
-    assert {read_card(p.parent, "policy", PolicyCard)["format"] for p in FOLDER.glob("policies/*/policy.json")} == {1}
+def test_some_policies_that_ship_are_of_the_format_before() -> None:
+    found = {p.parent.name: read_card(p.parent, "policy", PolicyCard)["format"] for p in FOLDER.glob("policies/*/policy.json")}
+    assert found == {"maskgit": 1, "muse": 1, "mage": 2, "sit-T4": 2}
 
 
 # --- small files must not take the machine ----------------------------------------------------------------------------
