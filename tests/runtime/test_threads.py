@@ -125,15 +125,16 @@ def test_on_a_cpu_nothing_waits() -> None:
             meanwhile.begin(lambda: [][0])
 
 
-@pytest.mark.parametrize("engine", ["adanat", "offline"])
-def test_training_is_the_same_with_two_threads(engine: str, threads: None) -> None:
+@pytest.mark.parametrize(("engine", "policy"), [("adanat", "adaptive"), ("offline", "adaptive"), ("slopes", "linear")])
+def test_training_is_the_same_with_two_threads(engine: str, policy: str, threads: None) -> None:
     """To the last bit: each thread has samples, images or an update of its own."""
     flags = {"batch": 2 * LEAST, "trajectories": 2 * LEAST, "steps": 2, "device": "cpu", "dtype": "float32"}
+    flags |= {"engine": engine, "policy": {"name": policy}}
     small = ["evaluate_every=0", "reward.options.updates=1", "reward.options.batch=32"]
     states = []
     for number in (1, 2):
         torch.set_num_threads(number)
-        trainer = create_trainer(resolve(preset="demo", flags={**flags, "engine": engine}, overrides=small))
+        trainer = create_trainer(resolve(preset="demo", flags=flags, overrides=small))
         row = trainer.step()
         assert row["seconds_policy"] > 0 and row["seconds_reward"] > 0
         states.append(trainer.state())
