@@ -91,6 +91,15 @@ def test_the_sentence(controls: dict[str, float], said: str) -> None:
     assert "cannot be told from fewer than two seeds" in unknown
 
 
+def test_a_control_that_failed_hides_no_other() -> None:
+    results = [judged("hand-made", None, 6.0, seed, None) for seed in range(3)]
+    results += [judged("adaptive", "r", 5.0, seed, None) for seed in range(3)]
+    results += [judged("adaptive", "r", 5.4, seed, name) for name in ("mean", "overall") for seed in range(3)]
+    (sentence,) = build_table([*results, judged("adaptive", "r", 5.2, 0, "within")], FACTS).adapted
+    assert "it adapted, to contexts or to samples" in sentence and "mean schedule for all" in sentence
+    assert sentence.endswith("Fewer than two seeds have actions shuffled within contexts.")
+
+
 def judged(policy: str, reward: str | None, frechet: float, seed: int, control: str | None) -> Result:
     value = frechet * (1 + 0.01 * seed) + (0.01 * (seed - 1) if control else 0)
     evaluation = Evaluation("pixels-v1", 64, 300, "tiny-images", {"frechet": value})
