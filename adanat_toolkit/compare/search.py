@@ -33,9 +33,6 @@ Progress = Callable[[int, int], None]
 SEARCHES = {"schedule": "search", "constant": "search-constant", "interval": "search-interval"}
 """Kinds of search, and the policy that each is called in a table."""
 
-SEARCHED = {"mask_ratio", "mask_temperature", "token_temperature", "guidance", "time", "top_k", "top_p", "time_shift", "eta"}
-"""Knobs that a search varies; others stay as the generator has them."""
-
 
 @dataclass(frozen=True)
 class SearchSpace:
@@ -181,9 +178,9 @@ def check_kind(kind: str, generator: Generator | None = None) -> None:
         raise ConfigError(
             f"a search of the kind {kind!r} is one of guidance, which {generator.name} does not have; use the kind schedule."
         )
-    if generator is not None and not SEARCHED & set(generator.action_space.names):
+    if generator is not None and not SearchSpace().draw(generator, random.Random(0)):
         raise ConfigError(
-            f"a search knows the knobs {', '.join(sorted(SEARCHED))}, of which {generator.name} has none: leave it out "
+            f"a search varies none of the knobs of {generator.name} ({', '.join(generator.action_space.names)}): leave it out "
             "(--candidates 0)."
         )
 

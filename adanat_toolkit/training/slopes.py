@@ -1,9 +1,9 @@
 """Engine ``slopes``: which way the reward rises for each context, estimated in closed form and shrunk by how sure it is.
 
 PPO and ``offline`` follow gradients with Adam, which moves every weight alike, whatever its gradient: weights whose gradients
-are noise wander as far as those that matter. Small effects of contexts are lost in that (docs/results/control.md). Here a
-policy is linear in the context's vector (``policies.LinearPolicy``), and the exploration is independent noise of known
-variance, so that slopes are means of products and their errors are known.
+are noise wander as far as those that matter (docs/results/ablation.md). Here a policy is linear in the context's vector
+(``policies.LinearPolicy``), and the exploration is independent noise of known variance, so that slopes are means of products
+and their errors are known.
 
 An iteration makes images of groups: K of one context and one token noise, which differ in their exploration alone
 (``fit.actions``). What an image gained is its score above the mean of the others of its group, in standard deviations of that.
@@ -82,7 +82,7 @@ class SlopesTrainer(Trainer):
         fit, (_, decisions, size) = self.config.fit, rollout.actions.shape
         assert rollout.features is not None
         gain = scores.view(-1, fit.actions).to(self.home).double()
-        gain = ((gain - gain.mean(1, keepdim=True)) * (fit.actions / (fit.actions - 1))).flatten()
+        gain = (gain - gain.mean(1, keepdim=True)).flatten()  # that of the others is a multiple, which the next line undoes
         gain = gain / (distributed.mean_and_std(gain)[1] + 1e-12)
         tried = gain[:, None, None] * explored_by(explore, decisions, size).to(self.home).double()  # (B, T, A)
         seen = rollout.features[:, 0, 0].to(self.home).double()  # (B, P): the same at every step

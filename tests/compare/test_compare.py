@@ -26,7 +26,7 @@ from adanat_toolkit.compare.grid import LARGEST_SEED
 from adanat_toolkit.compare.plots import _one_seed
 from adanat_toolkit.compare.render import markdown, to_csv
 from adanat_toolkit.compare.result import Cell, Result
-from adanat_toolkit.compare.search import SEARCH_SEED, SearchSpace, search_schedule
+from adanat_toolkit.compare.search import SEARCH_SEED, SearchSpace, check_kind, search_schedule
 from adanat_toolkit.compare.table import build_table
 from adanat_toolkit.core import GUIDANCE, TIME, ActionSpace, next_scale_knobs, parse_schedule
 from adanat_toolkit.errors import CheckpointError, ConfigError, DataError, PluginError
@@ -34,6 +34,7 @@ from adanat_toolkit.evaluation import Yardstick
 from adanat_toolkit.metrics import FIGURES, Evaluation, mean_interval
 from adanat_toolkit.runtime import MemoryShortage
 from adanat_toolkit.storage import held
+from adanat_toolkit.testing import Control
 from adanat_toolkit.training import Trainer, validate
 from adanat_toolkit.training.held_out import HELD_OUT_SEED
 
@@ -423,6 +424,11 @@ def test_the_search_stays_within_its_budget_and_halves_its_candidates(yardstick)
     second = sorted(found.tried, key=lambda each: each["frechet"][0])[:3]
     assert all(len(each["frechet"]) > 1 for each in second)
     assert search_schedule(yardstick, 3, budget=1000, candidates=9, seed=4).to_json() == found.to_json()
+
+
+def test_a_search_that_would_vary_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"varies none of the knobs of control \(knob_0, knob_1\): leave it out"):
+        check_kind("schedule", Control())
 
 
 def test_the_search_finds_what_is_better(yardstick):
