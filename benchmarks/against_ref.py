@@ -31,6 +31,7 @@ from adanat_toolkit.training import create_trainer, resolve
 
 torch.set_num_threads(int(sys.argv[5]))
 flags = {"generator": {"name": sys.argv[1]}, "dtype": sys.argv[2], "batch": int(sys.argv[3]), "device": "cpu"}
+flags["policy"] = {"name": "adaptive"}
 trainer = create_trainer(resolve(preset="demo", flags=flags))
 trainer.step()  # fills caches
 rows = []

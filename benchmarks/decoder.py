@@ -55,6 +55,7 @@ def iterations(generator_name: str, dtype: str, batch: int, rounds: int) -> list
     for decoder in ("own", "distilled"):
         flags = {
             "generator": {"name": generator_name}, "dtype": dtype, "batch": batch, "device": "cpu", "decoder": decoder,
+            "policy": {"name": "adaptive"},
         }  # fmt: skip
         trainers[decoder], found[decoder] = Trainer(resolve(preset="demo", flags=flags)), []
         trainers[decoder].step()

@@ -70,6 +70,7 @@ def _measure(case: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
         "steps": case["steps"],
         "device": options.device,
         "dtype": options.dtype,
+        "policy": {"name": "adaptive"},
     }
     fused.use_kernels(case["way"] != "eager")
     trainer = create_trainer(resolve(preset="demo", flags=flags))

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--generator", default="maskgit")
+    parser.add_argument("--policy", default="adaptive")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--set", action="append", default=[])
@@ -43,6 +44,7 @@ def main() -> None:
         "dtype": arguments.dtype,
         "device": arguments.device,
         "steps": arguments.steps,
+        "policy": {"name": arguments.policy},
     }
     trainer = Trainer(resolve(preset=arguments.preset, flags=flags, overrides=arguments.set))
     batch = trainer.config.batch

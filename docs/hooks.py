@@ -240,12 +240,16 @@ def _default(field: Any) -> str:
 def presets_text() -> str:
     import yaml
 
-    from adanat_toolkit.training import PRESETS
+    from adanat_toolkit.training import BY_POLICY, PRESETS
+
+    def block(title: str, values: dict[str, Any]) -> str:
+        body = yaml.safe_dump(values, sort_keys=False).strip() if values else "# the defaults above"
+        return f"{title}\n\n```yaml\n{body}\n```"
 
     parts = []
     for name, values in PRESETS.items():
-        body = yaml.safe_dump(values, sort_keys=False).strip() if values else "# the defaults above"
-        parts.append(f"**`{name}`**\n\n```yaml\n{body}\n```")
+        parts.append(block(f"**`{name}`**", values))
+        parts += [block(f"`{name}` with policy `{policy}` also:", more) for policy, more in BY_POLICY.get(name, {}).items()]
     return "\n\n".join(parts)
 
 

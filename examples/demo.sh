@@ -11,11 +11,8 @@ trajectories=$(python -c 'from adanat_toolkit.runtime import fastest_dtype, reso
 import torch
 print(8192 if fastest_dtype(resolve_device("auto"))[0] == torch.bfloat16 else 6144)')
 
-# A lean policy sees statistics of each prediction and has a few thousand weights: so few images are enough for it, at a
-# larger learning rate and with as much exploration at the end as at the start (docs/results/quality.md).
 echo "1/3 train: $out/run" >&2
-adanat train --preset demo --policy lean --set ppo.learning_rate=0.01 --set ppo.sigma_drop=0 \
-    --trajectories "$trajectories" --seed "$seed" --out "$out/run"
+adanat train --preset demo --trajectories "$trajectories" --seed "$seed" --out "$out/run"
 
 echo "2/3 sample: the same seeds under both" >&2
 adanat sample --policy "$out/run" --num 64 --seed 1000 --out "$out/samples/learned"

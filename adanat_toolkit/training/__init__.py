@@ -2,7 +2,7 @@
 
 from .callbacks import Callback
 from .checkpoint import as_begun
-from .config import PRESETS, DataConfig, PPOConfig, RunConfig, differences, merge, resolve, validate
+from .config import BY_POLICY, PRESETS, DataConfig, PPOConfig, RunConfig, differences, merge, resolve, validate
 from .describe import describe, describe_shares, describe_statistics
 from .engines import create_trainer
 from .judge import load_judge
@@ -13,6 +13,7 @@ from .same_run import IGNORED_ON_RESUME
 from .trainer import Trainer
 
 __all__ = [
+    "BY_POLICY",
     "IGNORED_ON_RESUME",
     "PRESETS",
     "Callback",

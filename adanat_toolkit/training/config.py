@@ -193,7 +193,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 4,
         "trajectories": 8192,
         "ppo": {"learning_rate": 1.5e-3, "learning_rate_decay": "linear"},
-        "policy": {"average": 0.9},
+        "policy": {"name": "lean", "average": 0.9},
     },
     "gpu": {"batch": 1024, "trajectories": 153_600, "checkpoint_every": 20},
     "paper": {
@@ -210,6 +210,15 @@ PRESETS["adagen"] = {**PRESETS["paper"], "policy": {**PRESETS["paper"]["policy"]
 AdaGen published for the generator (``Generator.preset_settings``). ``paper``: the published algorithm (ImageNet
 recipe: no residual). Add ``--set policy.residual=true --set policy.schedule=adanat`` for the published CC3M recipe."""
 
+BY_POLICY: dict[str, dict[str, dict[str, Any]]] = {
+    "demo": {
+        "lean": {"ppo": {"learning_rate": 1e-2, "sigma_drop": 0.0}},
+        "residual": {"ppo": {"learning_rate": 5e-3, "sigma_drop": 0.0}},
+    },
+}
+"""What a preset adds where such a policy is trained: small ones learn more from few images at a larger rate
+(docs/results/quality.md)."""
+
 
 def resolve(
     *,
@@ -218,12 +227,14 @@ def resolve(
     flags: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     generator: str | None = None,
+    by_policy: bool = True,
 ) -> RunConfig:
     """Merge all sources and validate.
 
     Args:
         flags: nested mapping of flags that were given. overrides: ``a.b=c`` texts, values read as YAML.
         generator: name of the one that is given as an object, for what a preset says of its family alone.
+        by_policy: whether what a preset adds for a kind of policy counts; a comparison trains all kinds alike.
 
     Raises:
         ConfigError: unknown preset or key, unreadable file, or a value out of range.
@@ -234,9 +245,10 @@ def resolve(
     sources += [flags or {}, *map(parse_override, overrides)]
     config = validate(functools.reduce(_merge_source, sources, merge({}, PRESETS[preset])))
     family = _family_settings(preset, generator or config.generator.name)
-    if not family:
+    small = BY_POLICY.get(preset, {}).get(config.policy.name, {}) if by_policy else {}
+    if not family and not small:
         return config
-    return validate(functools.reduce(_merge_source, sources, merge(PRESETS[preset], family)))
+    return validate(functools.reduce(_merge_source, sources, merge(merge(PRESETS[preset], family), small)))
 
 
 def _family_settings(preset: str, generator: str) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def compare(
         "generator": _given(name=generator, options=_given(weights=weights)),
         "data": _given(path=data),
     }
-    base = resolve(preset=preset, file=config, flags=_given(**flags), overrides=set_ or ())
+    base = resolve(preset=preset, file=config, flags=_given(**flags), overrides=set_ or (), by_policy=False)
     if evaluate_every is None and not base.evaluate_every:
         base = base.model_copy(update={"evaluate_every": max(1, base.iterations // 8)})
     settings = configure(

@@ -57,6 +57,7 @@ class Counted(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["maskgit", "muse"])
 def test_an_iteration_costs_no_more(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = {"generator": {"name": name}, "batch": BATCH, "dtype": "float32", "device": "cpu"}
+    flags["policy"] = {"name": "adaptive"}
     trainer = create_trainer(resolve(preset="demo", flags=flags))
     generator, backbone = trainer.generator, trainer.reward.backbone  # type: ignore[attr-defined]
     assert isinstance(generator, TokenGenerator)

@@ -33,6 +33,18 @@ def test_defaults_are_valid_and_presets_are_too() -> None:
     assert resolve(preset="paper").ppo == PPOConfig.paper()
 
 
+def test_a_preset_suits_the_policy() -> None:
+    """``demo`` trains a small policy with its own rate; what is given wins, and another policy keeps the preset's."""
+    small = resolve(preset="demo")
+    assert (small.policy.name, small.ppo.learning_rate, small.ppo.sigma_drop) == ("lean", 1e-2, 0)
+    assert small.ppo.learning_rate_decay == "linear" and small.policy.average == 0.9
+    assert resolve(preset="demo", overrides=["ppo.learning_rate=0.002"]).ppo.learning_rate == 0.002
+    large = resolve(preset="demo", flags={"policy": {"name": "adaptive"}})
+    assert (large.ppo.learning_rate, large.ppo.sigma_drop) == (1.5e-3, RunConfig().ppo.sigma_drop)
+    assert resolve(flags={"policy": {"name": "lean"}}).ppo == RunConfig().ppo
+    assert resolve(preset="demo", by_policy=False).ppo == large.ppo  # in a comparison all kinds are trained alike
+
+
 def test_iterations_round_up() -> None:
     assert resolve(overrides=["trajectories=100", "batch=32"]).iterations == 4
     assert resolve(overrides=["trajectories=96", "batch=32"]).iterations == 3
