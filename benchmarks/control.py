@@ -44,7 +44,7 @@ def train(policy: str, effect: float, seed: int, arguments: argparse.Namespace) 
     """One run, without a folder."""
     name, _, options = policy.partition(":")
     kind = DrawnAnew if arguments.drawn_anew else Control
-    control = kind(shared=effect, by_context=effect, by_state=effect, seed=seed)
+    control = kind(context=arguments.context, shared=effect, by_context=effect, by_state=effect, seed=seed)
     possible = control.possible(STEPS)
     flags: dict[str, Any] = {
         "steps": STEPS,
@@ -85,6 +85,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--readings", type=int, default=8)
+    parser.add_argument("--context", type=float, default=0.16, help="the context's share of the reward's variance")
     parser.add_argument("--drawn-anew", action="store_true", help="images of one seed share no noise")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()

@@ -233,6 +233,8 @@ class SB3Trainer(Trainer):
         if distributed.world_size() > 1:
             raise ConfigError("engine 'sb3' runs in one process; use engine 'adanat' on several.")
         ppo = config.ppo
+        if ppo.context_baseline:
+            raise ConfigError("engine 'sb3' has no ppo.context_baseline; leave it out, or use engine 'adanat'.")
         if ppo.standardise == "returns" and (ppo.gamma, ppo.gae_lambda) != (1.0, 1.0):
             raise ConfigError(
                 f"ppo.standardise = 'returns' with gamma = {ppo.gamma:g} and gae_lambda = {ppo.gae_lambda:g} cannot be "

@@ -37,7 +37,7 @@ FIXED = (
     Panel("Clip fraction", (("clip fraction", "ppo/clip_fraction"),), "Healthy: below 0.3.", True),
     Panel(
         "Explained variance",
-        (("explained variance", "ppo/explained_variance"),),
+        (("explained variance", "ppo/explained_variance"), ("by the context", "ppo/context_explained")),
         "1: a perfect critic; 0: no better than the mean.",
     ),
 )

@@ -192,3 +192,20 @@ def load_module(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
             f"(expected {own.get(first)}, found {given.get(first)}). It belongs to another configuration."
         )
     module.load_state_dict(state)
+
+
+def load_sums(sums: dict[str, Tensor], state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Running sums from a checkpoint's state: copies, where ``sums`` are.
+
+    Raises:
+        CheckpointError: one is missing, or of another shape or type.
+    """
+    out = {}
+    for name, value in sums.items():
+        found = state.get(prefix + name)
+        if found is None or found.shape != value.shape or found.dtype != value.dtype:
+            raise CheckpointError(
+                f"the checkpoint does not hold {prefix}{name}. It is damaged or of another engine or configuration."
+            )
+        out[name] = found.to(value.device, copy=True)
+    return out

@@ -55,6 +55,9 @@ class PPOConfig(CheckedModel):
     group_baseline: Literal["mean", "shrunk"] = "mean"
     """What is subtracted with ``group`` of 2 or more: ``mean`` is the group's mean; ``shrunk`` the mean of the group's other
     trajectories, shrunk towards that of the other groups by as much as it is noisier than they differ."""
+    context_baseline: bool = False
+    """Take off what the class or prompt alone lets expect of a score, by a ridge regression on earlier iterations. For
+    policies that do not see the context, where scores differ much between contexts (docs/rewards.md)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> PPOConfig:
@@ -65,6 +68,11 @@ class PPOConfig(CheckedModel):
             )
         if self.group_baseline == "shrunk" and self.group < 2:
             raise ValueError("group_baseline = 'shrunk' needs groups; set ppo.group to 2 or more")
+        if self.context_baseline and (self.group > 1 or self.standardise == "returns"):
+            raise ValueError(
+                "context_baseline = true goes with neither ppo.group, whose baseline takes the context off already, nor "
+                "standardise = 'returns', the paper's rule; leave ppo.group at 1 and standardise at 'reward'"
+            )
         return self
 
     @classmethod

@@ -113,7 +113,7 @@ def refuse_settings_of_ppo(config: RunConfig, engine: str) -> None:
     Raises:
         ConfigError: one of them is not at its default.
     """
-    for name in ("group", "standardise", "normalise_advantages", "target_kl", "gamma", "gae_lambda"):
+    for name in ("group", "context_baseline", "standardise", "normalise_advantages", "target_kl", "gamma", "gae_lambda"):
         default = type(config.ppo).model_fields[name].default
         value = getattr(config.ppo, name)
         if value != default:

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 from ..core import Noise
-from ..errors import CheckpointError, ConfigError
+from ..errors import ConfigError
 from ..policies import LinearPolicy
 from ..runtime import distributed
 from ..sampling import Rollout, explored_by
+from .checkpoint import load_sums
 from .config import RunConfig
 from .offline import refuse_settings_of_ppo
 from .trainer import Trainer
@@ -110,11 +111,7 @@ class SlopesTrainer(Trainer):
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
-        for name, value in self.sums.items():
-            found = state.get(f"slopes.{name}")
-            if found is None or found.shape != value.shape or found.dtype != value.dtype:
-                raise CheckpointError(f"the checkpoint does not hold slopes.{name}. It is damaged or of another engine.")
-            self.sums[name] = found.to(self.home, copy=True)
+        self.sums = load_sums(self.sums, state, "slopes.")
 
 
 def slopes(count: Tensor, vector: Tensor, vectors: Tensor, slope: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -53,11 +53,13 @@ from ..runtime import (
 )
 from ..sampling import Rollout, WholeStep, collect
 from ..storage import MetricsLog, RunFolder, held, prepare_folder
+from .baseline import ContextBaseline
 from .callbacks import Callback, Calls, Checkpoints, MetricsFile, watched
 from .checkpoint import (
     copied,
     load_module,
     load_optimiser,
+    load_sums,
     open_run,
     optimiser_state,
     same_in_all_processes,
@@ -220,6 +222,13 @@ class Trainer(Engine):
         self.optimiser: Adam | torch.optim.Adam = Adam(
             self.parameters, lr=config.ppo.learning_rate, eps=config.ppo.adam_epsilon
         )
+        self.baseline: ContextBaseline | None = None
+        if config.ppo.context_baseline:
+            if generator.context_dim == 0:
+                raise ConfigError(
+                    f"ppo.context_baseline = true: {generator.name} has no context to expect a score of; leave it out."
+                )
+            self.baseline = ContextBaseline(generator.context_dim, self.device)
 
     # --- one iteration ----------------------------------------------------------------------------------------------------
 
@@ -295,7 +304,11 @@ class Trainer(Engine):
 
     def _update_policy(self, rollout: Rollout, scores: Tensor, explore: Noise, sigma: float, start: int) -> dict[str, Any]:
         """PPO: the standardised score is each trajectory's terminal reward; some epochs on the B x T states."""
-        config = self.config
+        config, found = self.config, dict[str, Any]()
+        if self.baseline is not None:
+            left = self.baseline.take(scores, self.generator.context_vectors(rollout.context))
+            found["ppo/context_explained"] = explained_variance(scores - left, scores)
+            scores = left
         goal, advantages = targets(scores, rollout.values, config.ppo)
         figures = ppo_update(
             self.policy,
@@ -310,7 +323,7 @@ class Trainer(Engine):
             on_step=self._average_weights,
             penalty=self.policy.penalty,
         )
-        found = {f"ppo/{key}": value for key, value in figures.items()}
+        found |= {f"ppo/{key}": value for key, value in figures.items()}
         return {**found, "ppo/explained_variance": explained_variance(rollout.values, goal)}
 
     def _rollout(self, sigma: float) -> tuple[Rollout, Noise, int]:
@@ -535,6 +548,8 @@ class Trainer(Engine):
         out |= {f"critic.{k}": v for k, v in self.critic.state_dict().items()}
         out |= {f"average.{k}": v for k, v in self.average.items()}
         out |= optimiser_state(self.optimiser, "optimiser.")
+        if self.baseline is not None:
+            out |= {f"baseline.{k}": v for k, v in self.baseline.sums.items()}
         return out | {f"reward.{k}": v for k, v in self.reward.state().items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -559,6 +574,8 @@ class Trainer(Engine):
             )
         self.average = average
         load_optimiser(self.optimiser, part("optimiser."))
+        if self.baseline is not None:
+            self.baseline.sums = load_sums(self.baseline.sums, state, "baseline.")
         self.reward.load_state(part("reward."))
 
 

@@ -344,6 +344,7 @@ def test_every_logged_name_is_explained(tmp_path: Path) -> None:
     runs = {
         "mixture": [*watched, *smaller_discriminator("reward.options.options.adversarial.")],
         "alone": smaller_discriminator(),
+        "baseline": [*smaller_discriminator(), "--set", "ppo.context_baseline=true"],
         "sb3": [*smaller_discriminator(), "--engine", "sb3"],
         "offline": [*smaller_discriminator(), "--engine", "offline"],
         "slopes": [*smaller_discriminator(), "--engine", "slopes", "--policy", "linear"],

@@ -48,7 +48,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "reward": {"options": {"replay": 16}},
         "data": {"shift": 2},
     },
-    "shared": {"policy": {"name": "shared"}, "reward": {"warmup": 1}, "ppo": {"gae_lambda": 0.9}},
+    "shared": {"policy": {"name": "shared"}, "reward": {"warmup": 1}, "ppo": {"gae_lambda": 0.9, "context_baseline": True}},
 }
 KILLS: dict[str, list[dict[str, Any]]] = {
     "adaptive": [

@@ -1,0 +1,78 @@
+"""What an image's context alone says of its score: a baseline from earlier iterations.
+
+Some prompts and classes score higher than others whatever a policy does. That difference is noise to the policy's gradient,
+and a critic takes it away only as far as the policy sees the context (``shared`` and ``lean`` do not). A baseline for each
+prompt is the usual remedy (Black et al. 2023, arXiv:2305.13301, keep a mean and a standard deviation of each prompt). Prompts
+that never come twice have none, so here a ridge regression on the context's vector says what a context scores: with classes
+that is a mean of each class, drawn towards the mean of all. How far it is drawn is what generalised cross-validation (Golub,
+Heath and Wahba 1979) finds best, and that may be all the way.
+
+An image's baseline is made of earlier iterations alone. So it does not depend on the image's own noise and actions, and the
+gradient stays unbiased.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..runtime import distributed
+
+MEMORY = 0.95
+"""What an iteration's images count in the next one's baseline: a reward that learns, and a policy, move on."""
+STRENGTHS = torch.logspace(-4, 3, 43, dtype=torch.float64)
+"""Strengths of the ridge that are tried, in units of the vectors' mean variance along a direction."""
+
+
+class ContextBaseline:
+    """Sums over earlier images, with weights that fall from iteration to iteration.
+
+    Args:
+        width: P, of the contexts' vectors (``Generator.context_vectors``). device: where the sums are kept.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.device = torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs have no float64
+        shapes = {"count": (2,), "vector": (width,), "vectors": (width, width), "products": (width,), "square": ()}
+        self.sums = {name: torch.zeros(shape, dtype=torch.float64, device=self.device) for name, shape in shapes.items()}
+
+    def take(self, scores: Tensor, vectors: Tensor) -> Tensor:
+        """(B,) scores of an iteration less what their contexts (B, P) let expect; then learns from them.
+
+        All processes call it together, each with its own images.
+        """
+        mean, std = distributed.mean_and_std(scores)
+        seen = vectors.to(self.device).double()
+        wanted = ((scores - mean) / (std + 1e-7)).to(self.device).double()
+        expected = seen @ self.slope()
+        made = {
+            "count": torch.full((2,), float(len(wanted)), dtype=torch.float64, device=self.device),
+            "vector": seen.sum(0),
+            "vectors": seen.T @ seen,
+            "products": seen.T @ wanted,
+            "square": wanted.square().sum(),
+        }
+        self.sums["count"][1] *= MEMORY  # the squares of weights are forgotten twice
+        self.sums = {key: MEMORY * value + distributed.sum_over_ranks(made[key]) for key, value in self.sums.items()}
+        return scores - std * expected.to(scores)
+
+    def slope(self) -> Tensor:
+        """(P,) float64: what a context's vector adds to a score, in standard deviations of the scores."""
+        weight, squares = self.sums["count"]
+        if not weight:
+            return torch.zeros_like(self.sums["vector"])
+        centre = self.sums["vector"] / weight
+        # Scores have mean 0 in every iteration, so that only the vectors need centring.
+        values, directions = torch.linalg.eigh(self.sums["vectors"] / weight - torch.outer(centre, centre))
+        values = values.clamp_min(0)
+        along = directions.T @ (self.sums["products"] / weight)
+        strengths = STRENGTHS.to(values) * values.mean()
+        kept = values / (values + strengths[:, None] + 1e-300)  # (S, P), of each direction
+        whole, images = self.sums["square"] / weight, weight**2 / squares
+        explained = along.square() / values.clamp_min(1e-12 * values.max())
+        left = (whole - (explained * kept * (2 - kept)).sum(1)).clamp_min(0)
+        risk = left / (1 - (kept.sum(1) / images).clamp_max(1 - 1e-6)).square()
+        best = risk.argmin()
+        if risk[best] >= whole:
+            return torch.zeros_like(along)
+        return directions @ (along / (values + strengths[best]))
