@@ -184,8 +184,8 @@ def _check_class(folder: Path, part: str, library: str, name: Any) -> None:
         found = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, kinds)):
         raise ConfigError(
-            f"{folder}: the {part} is of the class {shortened(str(name))}, and the installed {library} has no network, scheduler "
-            f"or tokenizer of that name; use a pipeline whose parts are the library's own, or another version of it."
+            f"{folder}: the {part} is of the class {shortened(str(name))}, and the installed {library} has no network, "
+            f"scheduler or tokenizer of that name; use a pipeline whose parts are the library's own, or another version of it."
         )
 
 
