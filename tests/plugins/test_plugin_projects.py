@@ -211,6 +211,25 @@ class IgnoresGuidance(TinyGenerator):
         return super().predict(tokens, self.encode_classes([0] * len(tokens)))[0], features
 
 
+class ScaleByScale(TinyGenerator):
+    """No more steps than scales, as with next-scale generators."""
+
+    scales = 3
+
+    def decisions(self, steps: int) -> int:
+        if steps > self.scales:
+            raise ConfigError(f"steps is {steps}, and there are {self.scales} scales.")
+        return steps
+
+
+class NoScales(ScaleByScale):
+    scales = 0
+
+
+def test_a_generator_may_refuse_numbers_of_steps() -> None:
+    testing.check_generator(ScaleByScale("class"))
+
+
 @pytest.mark.parametrize(
     ("generator", "complaint"),
     [
@@ -219,6 +238,7 @@ class IgnoresGuidance(TinyGenerator):
         (OutOfRange, r"must lie in \[0, 1\]"),
         (DeafToContext, "do not depend on the context"),
         (IgnoresGuidance, "declares the knob guidance, but turning it changes nothing"),
+        (NoScales, "decisions refuses 2, 3, 5 steps"),
     ],
 )
 def test_the_contract_of_generators_finds_faults(generator: type[TinyGenerator], complaint: str) -> None:
