@@ -30,7 +30,7 @@ def load_generator(
         name: ``NAME`` or ``NAME:VARIANT`` (see :func:`list_generators`).
         weights: a file, a folder or a hub id; None: those that ship, or those of the hub's cache.
         options: further options of the generator by name, such as ``{"tokenizer": "vq.safetensors"}``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. dtype: ``auto``, ``float32`` or ``bfloat16``, or
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. dtype: ``auto``, ``float32`` or ``bfloat16``, or
             ``torch.float32`` or ``torch.bfloat16``.
         offline: never reach out for weights.
 

@@ -134,7 +134,7 @@ def _devices() -> list[dict[str, Any]]:
         note = f"CUDA {torch.version.cuda}, compute capability {facts.major}.{facts.minor}"
         found.append(row(f"cuda:{index}", facts.name, facts.total_memory, note))
     if torch.backends.mps.is_available():
-        found.append(row("mps", "Apple GPU", None, "experimental"))
+        found.append(row("mps", "Apple GPU", None, "not used: it has no float64"))
     return found
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core import Context, Generator, Noise, as_seeds
 from ..decoding import SamplingPolicy
-from ..errors import OutputError
+from ..errors import ConfigError, OutputError
 from ..images import GRID_LIMIT, grid, read_facts, read_png, write_png
 from ..registry import toolkit_version
 from ..runtime import distributed, dtype_name, float32_by_default
@@ -75,6 +75,7 @@ def sample_to_folder(
         ``out``, ``images`` (asked for), ``made``, ``kept``, ``grid`` and ``list``.
 
     Raises:
+        ConfigError: a seed is given twice.
         OutputError: the folder cannot be written, is not empty and not ours, or holds images made otherwise. Nothing in it
             is changed then.
     """
@@ -130,6 +131,13 @@ def save_samples(samples: Samples, names: Sequence[str], settings: dict[str, Any
 
 def _begin(folder: Path, settings: dict[str, Any], seeds: Tensor, context: Context) -> list[int]:
     """Look at the folder, make it, and give the positions of the images that it lacks."""
+    values, counts = seeds.unique(return_counts=True)
+    if len(values) < len(seeds):
+        seed = int(values[counts > 1][0])
+        raise ConfigError(
+            f"seed {seed} is given {int(counts[counts > 1][0])} times, and files are named by their seeds; give "
+            "each image a seed of its own, or save them in folders of their own. Nothing was written."
+        )
     _check_folder(folder, settings)
     missing = _missing(folder, seeds, context)
     prepare_folder(folder)

@@ -304,7 +304,15 @@ class HaltonSampler(PublishedSampler):
     def knob_values(self, steps: int, cells: int) -> dict[str, list[float]]:
         require_positive(self, "first_temperature", "last_temperature")
         first, last = self.first_temperature, self.last_temperature
-        factors = [(first + (last - first) * i / max(steps - 1, 1)) ** self.power for i in range(steps)]
+        try:
+            factors = [(first + (last - first) * i / max(steps - 1, 1)) ** self.power for i in range(steps)]
+        except OverflowError:
+            factors = [math.inf]
+        if not all(0 < 0.5 * f < math.inf and math.isfinite(1 / f) for f in factors):
+            raise ConfigError(
+                f"sampler {self.name!r}: temperatures from {first:g} to {last:g} to the power of {self.power:g} leave the "
+                "range of numbers; give a smaller power."
+            )
         warm = [0.5 * f if i < self.warmup_steps else f for i, f in enumerate(factors)]
         return {
             "mask_ratio": (1 - halton_counts(steps, cells).clamp_max(cells).double() / cells).tolist(),

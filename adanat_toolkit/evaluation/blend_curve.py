@@ -13,7 +13,7 @@ from ..storage import write_file
 from .evaluate import Comparison
 
 CURVE = "blend.png"
-DRAWN = ("frechet", "precision", "recall", "diversity", "clip")
+DRAWN = ("frechet", "precision", "recall", "diversity", "clip_score")
 
 
 def blend_specs(first: str, second: str, weights: Sequence[float]) -> list[str]:

@@ -27,7 +27,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from ..core import ACTION, Context, Generator, ImageSource, Noise, Policy, RewardModel, derive, sample_seeds
+from ..core import ACTION, Context, Generator, ImageSource, Noise, Policy, RewardModel, derive, sample_seeds, seen_shape
 from ..errors import ConfigError, NotFiniteError
 from ..runtime import distributed, float32_by_default
 from ..training import RunConfig, Trainer, describe, describe_shares, describe_statistics, targets
@@ -235,6 +235,11 @@ class SB3Trainer(Trainer):
         ppo = config.ppo
         if ppo.context_baseline:
             raise ConfigError("engine 'sb3' has no ppo.context_baseline; leave it out, or use engine 'adanat'.")
+        if ppo.normalise_advantages and ppo.minibatches > 1 and config.batch * config.steps // ppo.minibatches < 2:
+            raise ConfigError(
+                f"ppo.minibatches = {ppo.minibatches} cuts {config.batch} images of {config.steps} steps into single states, "
+                "whose advantages cannot be normalised; give fewer, or a larger batch."
+            )
         if ppo.standardise == "returns" and (ppo.gamma, ppo.gae_lambda) != (1.0, 1.0):
             raise ConfigError(
                 f"ppo.standardise = 'returns' with gamma = {ppo.gamma:g} and gae_lambda = {ppo.gae_lambda:g} cannot be "
@@ -348,8 +353,9 @@ class SB3Trainer(Trainer):
         found = super().plan()
         key = "stored features of one iteration"
         if found["memory_bytes"][key]:
-            rows = self.config.batch * self.space.decisions * self.generator.grid[0] * self.generator.grid[1]
-            found["memory_bytes"][key] = 2 * 4 * rows * self.generator.feature_dim
+            (height, width), features = seen_shape(self.generator, self.policy)
+            rows = self.config.batch * self.space.decisions * height * width
+            found["memory_bytes"][key] = 2 * 4 * rows * features
         return found
 
     def load_state(self, state: dict[str, Tensor]) -> None:

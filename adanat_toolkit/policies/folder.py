@@ -188,6 +188,11 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
             f"{generator.name} (weights {generator.fingerprint}). Use --generator {made_name} with the same weights."
         )
     space = generator.action_space.rebind(card["action_space"])
+    if space.decisions != generator.decisions(space.steps):
+        raise CheckpointError(
+            f"{folder / 'policy.json'} has {space.decisions} actions for {space.steps} steps, and {generator.name} takes "
+            f"{generator.decisions(space.steps)}: it was changed, or is of another version."
+        )
     if steps is not None and steps != space.steps:
         raise ConfigError(
             f"the policy at {spec} makes an image in {space.steps} steps, not {steps}; leave --steps out or train one with it."

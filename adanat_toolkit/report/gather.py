@@ -93,7 +93,7 @@ class Look:
 
 @dataclass
 class Group:
-    """The runs of one generator that have the same number of steps.
+    """The runs of one generator that have the same number of steps and draw the same contexts.
 
     Attributes:
         schedule: text of the hand-made schedule. hand_made: its images of the first seeds. looks: of each run.
@@ -249,7 +249,7 @@ def _with_hint(error: AdaNATError) -> AdaNATError:
 def _look(
     generator: Generator, runs: Sequence[Run], settings: Settings, notes: list[str], progress: Progress
 ) -> list[Group]:
-    groups: dict[int, Group] = {}
+    groups: dict[tuple[int, bool], Group] = {}
     seeds = seed_range(settings.seed, PROBED)
     contexts_in = cache(partial(_contexts_in, generator))
     for run in runs:
@@ -264,9 +264,10 @@ def _look(
                 missing = f"It was trained with {run.config.data.path!r}. {_GIVE_DATA}"
             if missing is not None:
                 notes.append(f"{run.name}: its pictures show contexts of the generator's own distribution. {missing}")
-        if steps not in groups:
+        key = steps, contexts_from is None  # pictures of one group show the same contexts
+        if key not in groups:
             images = probe(generator, by_hand, seeds[:SHOWN], contexts_from=contexts_from, batch=settings.batch)
-            groups[steps] = Group(generator.name, steps, generator.default_schedule, images)
+            groups[key] = Group(generator.name, steps, generator.default_schedule, images)
 
         def done(count: int, name: str = run.name) -> None:
             progress(f"{name}: pictures", count, PROBED)
@@ -281,7 +282,7 @@ def _look(
             Traced(why, found.seeds[i], found.labels[i], ranking.values[i] if ranking.values else None, *both)
             for (why, i), both in zip(chosen.items(), zip(ours, theirs, strict=True), strict=True)
         ]
-        groups[steps].looks.append(Look(run, found, ranking, traced, policy.space.acted))
+        groups[key].looks.append(Look(run, found, ranking, traced, policy.space.acted))
     return list(groups.values())
 
 

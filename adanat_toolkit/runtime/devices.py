@@ -32,7 +32,7 @@ COMPILED: dict[str, Any] = {"dynamic": True}
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps`` -> a device that exists.
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1`` -> a device that exists.
 
     In one of several processes ``auto`` and ``cuda`` are the process's own CUDA device (see ``launching.join``).
 
@@ -48,7 +48,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
         if device.type not in ("cpu", "cuda", "mps") or not isinstance(name, str | torch.device):
             raise ValueError
     except (RuntimeError, TypeError, ValueError):
-        raise ConfigError(f"device {name!r} is not a device; use auto, cpu, cuda, cuda:N or mps.") from None
+        raise ConfigError(f"device {name!r} is not a device; use auto, cpu, cuda or cuda:N.") from None
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
@@ -56,8 +56,11 @@ def resolve_device(name: str | torch.device) -> torch.device:
                 f"{count} CUDA device(s) found" if count else "no CUDA device was found (driver or CPU build of torch)"
             )
             raise ConfigError(f"device {name!r} is not available: {found}. Use --device cpu, or see adanat doctor.")
-    elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device 'mps' is not available on this machine. Use --device cpu.")
+    elif device.type == "mps":
+        raise ConfigError(
+            "device 'mps' is not supported: contexts and figures are computed in float64, which Apple's GPUs do not have. Use "
+            "--device cpu."
+        )
     return device
 
 

@@ -54,6 +54,12 @@ class Refinement:
                 "give a run with a per-sample reward, such as adversarial."
             )
 
+        if self.reward.reads_latents:
+            raise ConfigError(
+                f"the reward of {self.judge} reads latents, and candidates are finished images; give a run whose reward "
+                "reads images."
+            )
+
     def facts(self, generator: Generator, space: ActionSpace) -> dict[str, Any]:
         """JSON-able: candidates, judge, and forwards of an image, of which ``extra_forwards`` are refinement's."""
         own = forwards_of_an_image(generator, space)

@@ -22,6 +22,8 @@ MEMORY = 0.95
 """What an iteration's images count in the next one's baseline: a reward that learns, and a policy, move on."""
 STRENGTHS = torch.logspace(-4, 3, 43, dtype=torch.float64)
 """Strengths of the ridge that are tried, in units of the vectors' mean variance along a direction."""
+SPREAD = 1e-6
+"""Share of the largest variance of the contexts' vectors below which a direction is rounding."""
 
 
 class ContextBaseline:
@@ -32,7 +34,7 @@ class ContextBaseline:
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
-        self.device = torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs have no float64
+        self.device = device
         shapes = {"count": (2,), "vector": (width,), "vectors": (width, width), "products": (width,), "square": ()}
         self.sums = {name: torch.zeros(shape, dtype=torch.float64, device=self.device) for name, shape in shapes.items()}
 
@@ -63,16 +65,24 @@ class ContextBaseline:
             return torch.zeros_like(self.sums["vector"])
         centre = self.sums["vector"] / weight
         # Scores have mean 0 in every iteration, so that only the vectors need centring.
-        values, directions = torch.linalg.eigh(self.sums["vectors"] / weight - torch.outer(centre, centre))
-        values = values.clamp_min(0)
+        values, directions = spread(self.sums["vectors"] / weight - torch.outer(centre, centre))
+        if not len(values):  # one context alone
+            return torch.zeros_like(centre)
         along = directions.T @ (self.sums["products"] / weight)
         strengths = STRENGTHS.to(values) * values.mean()
-        kept = values / (values + strengths[:, None] + 1e-300)  # (S, P), of each direction
+        kept = values / (values + strengths[:, None])  # (S, p), of each direction
         whole, images = self.sums["square"] / weight, weight**2 / squares
-        explained = along.square() / values.clamp_min(1e-12 * values.max())
+        explained = along.square() / values
         left = (whole - (explained * kept * (2 - kept)).sum(1)).clamp_min(0)
         risk = left / (1 - (kept.sum(1) / images).clamp_max(1 - 1e-6)).square()
         best = risk.argmin()
         if risk[best] >= whole:
-            return torch.zeros_like(along)
+            return torch.zeros_like(centre)
         return directions @ (along / (values + strengths[best]))
+
+
+def spread(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances (p,) and directions (P, p) in which contexts' vectors, of length 1, differ by more than rounding."""
+    variances, directions = torch.linalg.eigh(covariance)
+    real = variances > SPREAD * variances[-1].clamp_min(SPREAD)
+    return variances[real], directions[:, real]

@@ -30,13 +30,11 @@ from ..errors import ConfigError
 from ..policies import LinearPolicy
 from ..runtime import distributed
 from ..sampling import Rollout, explored_by
+from .baseline import spread
 from .checkpoint import load_sums
 from .config import RunConfig
 from .offline import refuse_settings_of_ppo
 from .trainer import Trainer
-
-SPREAD = 1e-6
-"""Share of the largest variance of the contexts' vectors below which a direction is rounding."""
 
 
 class SlopesTrainer(Trainer):
@@ -60,6 +58,12 @@ class SlopesTrainer(Trainer):
                 f"batch = {config.batch} must be a multiple of fit.actions = {config.fit.actions}; choose another batch."
             )
         refuse_settings_of_ppo(config, "slopes")
+        for name in ("repeats", "keep"):
+            if getattr(config.fit, name) != type(config.fit).model_fields[name].default:
+                raise ConfigError(
+                    f"fit.{name} = {getattr(config.fit, name)!r} is of engine 'offline' alone, and engine 'slopes' would pass "
+                    "over it; leave it out."
+                )
 
     @classmethod
     def groups(cls, config: RunConfig) -> tuple[int, int]:
@@ -76,19 +80,18 @@ class SlopesTrainer(Trainer):
             "slope": (decisions, size),
             "slopes": (width, decisions, size),
         }
-        self.home = torch.device("cpu") if self.device.type == "mps" else self.device  # Apple's GPUs have no float64
-        self.sums = {name: torch.zeros(shape, dtype=torch.float64, device=self.home) for name, shape in shapes.items()}
+        self.sums = {name: torch.zeros(shape, dtype=torch.float64, device=self.device) for name, shape in shapes.items()}
 
     def _update_policy(self, rollout: Rollout, scores: Tensor, explore: Noise, sigma: float, start: int) -> dict[str, Any]:
         fit, (_, decisions, size) = self.config.fit, rollout.actions.shape
         assert rollout.features is not None
-        gain = scores.view(-1, fit.actions).to(self.home).double()
+        gain = scores.view(-1, fit.actions).double()
         gain = (gain - gain.mean(1, keepdim=True)).flatten()  # that of the others is a multiple, which the next line undoes
         gain = gain / (distributed.mean_and_std(gain)[1] + 1e-12)
-        tried = gain[:, None, None] * explored_by(explore, decisions, size).to(self.home).double()  # (B, T, A)
-        seen = rollout.features[:, 0, 0].to(self.home).double()  # (B, P): the same at every step
+        tried = gain[:, None, None] * explored_by(explore, decisions, size).double()  # (B, T, A)
+        seen = rollout.features[:, 0, 0].double()  # (B, P): the same at every step
         made = {
-            "count": torch.full((2,), float(len(gain)), dtype=torch.float64, device=self.home),
+            "count": torch.full((2,), float(len(gain)), dtype=torch.float64, device=self.device),
             "vector": seen.sum(0),
             "vectors": seen.T @ seen,
             "slope": tried.sum(0),
@@ -127,10 +130,10 @@ def slopes(count: Tensor, vector: Tensor, vectors: Tensor, slope: Tensor, slopes
     """
     weight, squares = count
     centre, common = vector / weight, slope / weight
-    variances, directions = torch.linalg.eigh(vectors / weight - torch.outer(centre, centre))
-    real = variances > SPREAD * variances[-1].clamp_min(SPREAD)
-    whiten = directions[:, real] / variances[real].sqrt()  # (P, p)
+    variances, directions = spread(vectors / weight - torch.outer(centre, centre))
+    whiten = directions / variances.sqrt()  # (P, p)
     along = torch.einsum("pk,pta->kta", whiten, slopes / weight - centre[:, None, None] * common)
     noise = len(along) * squares / weight**2
-    kept = (1 - noise / along.square().sum(0).clamp_min(1e-12)).clamp_min(0)
+    seen = along.square().sum(0)  # all 0 where there is one context alone
+    kept = torch.where(seen > 0, 1 - noise / seen.clamp_min(1e-12), 0).clamp_min(0)
     return common, torch.einsum("pk,kta->pta", whiten, along * kept), kept

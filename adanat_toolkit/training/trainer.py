@@ -383,9 +383,12 @@ class Trainer(Engine):
     @torch.no_grad()
     def _average_weights(self) -> None:
         values = self.policy.state_dict(keep_vars=True)  # without a view of each
+        averaged = [key for key, value in self.average.items() if value.is_floating_point()]
         torch._foreach_lerp_(
-            list(self.average.values()), [values[key] for key in self.average], 1 - self.config.policy.average
+            [self.average[key] for key in averaged], [values[key] for key in averaged], 1 - self.config.policy.average
         )
+        for key in self.average.keys() - averaged:  # counters and tables of a plug-in's own
+            self.average[key].copy_(values[key])
 
     def _reward_update(self, rollout: Rollout) -> Callable[[], dict[str, float]]:
         """The update of a reward that learns, which gives ``reward_model/FIGURE``; nothing of another."""

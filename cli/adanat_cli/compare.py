@@ -68,7 +68,7 @@ def compare(
     evaluate_every: Annotated[
         int | None, typer.Option(min=0, help="Iterations between held-out readings in training; default: eight a run.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Compute type of the generator: auto, float32 or bfloat16.")] = None,
     data: options.Data = None,
     weights: options.Weights = None,

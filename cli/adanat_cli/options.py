@@ -40,7 +40,7 @@ Data = Annotated[
         metavar="FOLDER|ZIP", help="Real images; default: those the generator was trained on, where they ship."
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="Compute type of the generator: auto, float32 or bfloat16.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Download nothing.")]
 Gpus = Annotated[

@@ -30,7 +30,7 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Trajectories of one iteration.")] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Images in flight at once.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Compute type of the generator: auto, float32 or bfloat16.")] = None,
     decoder: Annotated[
         str | None,

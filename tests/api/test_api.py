@@ -126,6 +126,13 @@ def test_no_policy_is_the_one_that_ships(generator: Generator) -> None:
     assert not torch.equal(default.images, adanat.sample(generator, "fixed", seeds=range(2)).images)
 
 
+def test_two_images_of_one_seed_are_not_written_over_each_other(generator: Generator, tmp_path: Path) -> None:
+    samples = adanat.sample(generator, "fixed:linear", steps=1, seeds=[4, 5, 5], classes=[3, 3, 7])
+    with pytest.raises(ConfigError, match="seed 5 is given 2 times"):
+        samples.save(tmp_path / "here")
+    assert not (tmp_path / "here").exists()
+
+
 def test_save_writes_what_the_command_writes(generator: Generator, tmp_path: Path) -> None:
     samples = adanat.sample(generator, "fixed", seeds=range(3), classes=[3, 17])
     result = samples.save(tmp_path / "here")

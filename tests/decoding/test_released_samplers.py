@@ -195,6 +195,12 @@ def test_amused_equals_the_stock_scheduler_for_the_same_noise(monkeypatch: pytes
     assert (own.tokens != CODES).all()
 
 
+def test_halton_temperatures_that_leave_the_range_of_numbers_are_refused() -> None:
+    for first, power in ((0.5, 1e5), (10.0, 1e3), (1e-200, 2.0)):
+        with pytest.raises(ConfigError, match="leave the range of numbers; give a smaller power"):
+            HaltonSampler(first_temperature=first, last_temperature=first, power=power).schedule(SPACE, 3, CELLS)
+
+
 @pytest.mark.parametrize("steps", [1, 5, 12, 20, 33])
 def test_halton_reveals_exactly_its_order(steps: int) -> None:
     order, counts = halton_order(GRID), halton_counts(steps, CELLS)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 import adanat_toolkit as adanat
 from adanat_plugins.generators.amused import Amused
-from adanat_toolkit.core import GUIDANCE, ActionSpace, Noise
+from adanat_toolkit.core import GUIDANCE, ActionSpace, Noise, seen_shape
 from adanat_toolkit.errors import ConfigError
-from adanat_toolkit.policies import FixedPolicy, SamplingPolicy, load_policy
+from adanat_toolkit.policies import FixedPolicy, SamplingPolicy, build_policy, export_policy, load_policy
+from adanat_toolkit.registry import load
 from adanat_toolkit.sampling import collect
 
 from ..helpers.applied import featured_policy
@@ -31,6 +32,17 @@ ROUNDING = 2e-5
 
 def policy_folder(generator: Any, folder: Path, **space: Any) -> Path:
     return featured_policy(generator, folder, "cosine,guidance=3,mask_temperature=2:0", STEPS, **space)
+
+
+def unfit_policy(generator: Any, folder: Path, kind: str) -> Path:
+    """A fresh policy that sees something else than features."""
+    policy_class = load("policy", kind)
+    space = generator.bind("cosine,guidance=3,mask_temperature=2:0", STEPS)
+    grid, width = seen_shape(generator, policy_class)
+    network, _ = build_policy(policy_class, policy_class.Options(), space=space, grid=grid, feature_dim=width, seed=0)
+    facts = {"trajectories": 8, "reward": "dark", "seed": 0, "engine": "adanat"}
+    export_policy(folder, SamplingPolicy(network, space), network.state_dict(), options={}, generator=generator, facts=facts)
+    return folder
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["full", "halved"])
@@ -187,6 +199,13 @@ def test_what_does_not_fit_is_refused_with_both_named(folder: Path, tmp_path: Pa
     ):
         with pytest.raises(ConfigError, match=f"(?s){message}"):
             adanat.apply(pipe, changed(name, where, value))
+    generator = generator_of(folder)
+    for kind, reads in (("context", "context"), ("lean", "statistics")):
+        for unreadable in (told := unfit_policy(generator, tmp_path / kind, kind), load_policy(told, generator)):
+            with pytest.raises(ConfigError, match=f"policy '{kind}' reads the {reads}, which a pipeline does not show"):
+                adanat.apply(pipe, unreadable)
+    with pytest.raises(ConfigError, match="policy 'context' reads the context"):
+        adanat.apply(pipe, f"{spec}*0.5+{tmp_path / 'context'}*0.5")
     space = ActionSpace((GUIDANCE,)).bind(torch.ones(STEPS, 1), acted=(), residual=False)
     foreign = SamplingPolicy(FixedPolicy(FixedPolicy.Options(), space=space, grid=(1, 1), feature_dim=1), space)
     with pytest.raises(ConfigError, match=r"the policy sets .*, and the AmusedPipeline"):

@@ -15,7 +15,7 @@ import adanat_toolkit as adanat
 from adanat_plugins.generators.diffusers_pipeline import DiffusersPipeline
 from adanat_toolkit.core import Noise
 from adanat_toolkit.errors import CheckpointError, ConfigError
-from adanat_toolkit.policies import load_policy
+from adanat_toolkit.policies import ContextPolicy, SamplingPolicy, export_policy, load_policy
 from adanat_toolkit.sampling import collect
 
 from ..helpers.applied import featured_policy
@@ -153,6 +153,13 @@ def test_what_does_not_fit_is_refused_with_both_named(case: Case, tmp_path: Path
         policy = featured_policy(other, tmp_path / where, "guidance=3", STEPS, acted=["guidance"])
         with pytest.raises(ConfigError, match=message):
             case.images(case.pipeline(AdanatGuider.from_pretrained(policy)), PROMPTS[:1])
+    space = case.generator().bind("guidance=3", STEPS, acted=["guidance"])
+    network = ContextPolicy(ContextPolicy.Options(), space=space, grid=(1, 1), feature_dim=8)
+    facts = {"trajectories": 8, "reward": "dark", "seed": 0, "engine": "adanat"}
+    made = SamplingPolicy(network, space)
+    export_policy(tmp_path / "sees", made, network.state_dict(), options={}, generator=case.generator(), facts=facts)
+    with pytest.raises(ConfigError, match="policy 'context' reads the context, which a pipeline does not show"):
+        AdanatGuider.from_pretrained(tmp_path / "sees")
     other = case.generator()
     other.name = "amused:256"
     policy = featured_policy(other, tmp_path / "tokens", "guidance=3", STEPS, acted=["guidance"])

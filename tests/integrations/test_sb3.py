@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_checker import check_env
 
+from adanat_toolkit.core import seen_shape
 from adanat_toolkit.errors import CheckpointError, ConfigError, PluginError
 from adanat_toolkit.integrations.gym_env import GenerationEnv, GenerationVectorEnv
 from adanat_toolkit.integrations.sb3 import GenerationPolicy, GenerationVecEnv, SB3Trainer
@@ -173,6 +174,19 @@ def test_engines_agree(settings):
         assert set(other) <= set(row)
     for key, value in theirs.average.items():
         torch.testing.assert_close(value, theirs.policy.state_dict()[key])
+
+
+def test_single_states_cannot_be_normalised() -> None:
+    with pytest.raises(ConfigError, match="cuts 8 images of 2 steps into single states"):
+        create_trainer(configuration(ppo={"minibatches": 16, "normalise_advantages": True}))
+
+
+@pytest.mark.parametrize("policy", ["lean", "context", "adaptive"])
+def test_memory_is_planned_for_what_the_policy_sees(policy: str) -> None:
+    trainer = create_trainer(configuration(policy={"name": policy}))
+    row = trainer.plan()["memory_bytes"]["stored features of one iteration"]
+    (height, width), features = seen_shape(trainer.generator, trainer.policy)
+    assert row == 2 * 4 * BATCH * STEPS * height * width * features
 
 
 def test_run_folder_resume_and_sampling(tmp_path: Path, generator):

@@ -361,6 +361,17 @@ def _foreign_code(folder: Path) -> None:
     change(folder / "model_index.json", unet=["my_unet", "MyUNet"])
 
 
+def _pipeline_within(folder: Path) -> None:
+    """Some versions of diffusers import the module that such a folder names."""
+    change(folder / "model_index.json", scheduler=["diffusers", "DiffusionPipeline"])
+    (folder / "scheduler" / "model_index.json").write_text('{"_class_name": ["evil", "Evil"]}')
+    (folder / "scheduler" / "evil.py").write_text("raise SystemExit('ran')")
+
+
+def _model_of_another_kind(folder: Path) -> None:
+    change(folder / "model_index.json", text_encoder=["transformers", "pipeline"])
+
+
 def _unknown_family(folder: Path) -> None:
     change(folder / "model_index.json", _class_name="StableDiffusionInpaintPipeline")
 
@@ -397,6 +408,8 @@ def _no_index(folder: Path) -> None:
         (_no_vae, WeightsError, "lacks vae"),
         (_null_text_encoder, WeightsError, "lacks text_encoder"),
         (_foreign_code, ConfigError, "'my_unet', whose code is not run"),
+        (_pipeline_within, ConfigError, "the scheduler is of the class 'DiffusionPipeline'"),
+        (_model_of_another_kind, ConfigError, "the text_encoder is of the class 'pipeline'"),
         (_unknown_family, ConfigError, "'StableDiffusionInpaintPipeline' are not known"),
         (_quantised, ConfigError, "unet is quantised"),
         (_tensor_missing, WeightsError, "conv_out.weight"),

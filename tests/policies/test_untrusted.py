@@ -24,7 +24,7 @@ from adanat_toolkit.policies import SamplingPolicy, export_policy, load_policy
 from adanat_toolkit.policies.folder import PolicyCard
 from adanat_toolkit.policies.networks import SharedOptions, SharedPolicy
 from adanat_toolkit.storage import facts_of, load_checkpoint, read_card, read_header, save_tensors
-from adanat_toolkit.storage.files import load_tensors
+from adanat_toolkit.storage.files import card_digest, load_tensors
 from adanat_toolkit.storage.tensors import DTYPES
 from adanat_toolkit.training import RunConfig
 
@@ -221,6 +221,18 @@ def test_values_of_the_format_before_are_checked(where: str, value: Any, message
         edit(folder / "policy.json", "options", {})
     with pytest.raises((CheckpointError, ConfigError), match=message):
         load_policy(str(folder), TinyGenerator())
+
+
+@pytest.mark.parametrize("rows", [3, 1])
+def test_a_policy_with_more_or_fewer_actions_than_its_steps_take(rows: int, tmp_path: Path) -> None:
+    folder = small_policy(tmp_path / "policy")
+    card = json.loads((folder / "policy.json").read_text())
+    card["action_space"]["schedule"] = [card["action_space"]["schedule"][0]] * rows
+    card["action_space"]["steps"] = 2
+    card["digest"] = card_digest(card)
+    (folder / "policy.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match=f"has {rows} actions for 2 steps"):
+        load_policy(folder, TinyGenerator())
 
 
 def test_a_policy_with_numbers_that_are_not_finite(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adanat_toolkit.runtime import fastest_dtype, resolve_dtype
+from adanat_toolkit.errors import ConfigError
+from adanat_toolkit.runtime import fastest_dtype, resolve_device, resolve_dtype
 from adanat_toolkit.storage import RunFolder, write_json
 from adanat_toolkit.training import RunConfig, as_begun
 
@@ -33,6 +34,11 @@ def test_a_cpu_is_asked_for_its_instructions(
     assert resolve_dtype("float32", CPU) == torch.float32 and resolve_dtype("bfloat16", CPU) == torch.bfloat16
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert fastest_dtype(CPU)[0] == torch.float32
+
+
+def test_apples_gpu_is_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match=r"'mps' is not supported: .* float64"):
+        resolve_device("mps")
 
 
 def test_a_torch_that_cannot_tell_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,16 @@ def test_where_contexts_decide_nothing_nothing_is_taken_off() -> None:
     assert 0.98 < sum(left) / len(left) < 1.02
 
 
+@pytest.mark.parametrize("width", [1, 2, 32])
+def test_a_single_context_has_no_baseline(width: int) -> None:
+    baseline = ContextBaseline(width, CPU)
+    draw = torch.Generator().manual_seed(0)
+    vector = torch.nn.functional.normalize(torch.randn(width, generator=draw), dim=0)
+    for _ in range(5):
+        scores = 100 + torch.randn(64, generator=draw)
+        assert torch.equal(baseline.take(scores, vector.expand(64, -1)), scores)
+
+
 def test_an_image_has_no_part_in_its_own_baseline() -> None:
     first, second = ContextBaseline(8, CPU), ContextBaseline(8, CPU)
     made = iterations(0.5, 8, 50, number=3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from adanat_toolkit.registry import create_generator
 from adanat_toolkit.report import Settings, make_report
 from adanat_toolkit.sampling import sample, seed_range
 from adanat_toolkit.storage import RunFolder
-from adanat_toolkit.training import Trainer, validate
+from adanat_toolkit.training import RunConfig, Trainer, merge, validate
+from adanat_toolkit.training.checkpoint import BEFORE
 
 RUNS = Path(__file__).parents[1] / "fixtures" / "run_0_1_0"
 
@@ -33,6 +35,17 @@ def test_it_goes_on_to_the_end(old: Path) -> None:
     assert [row["iteration"] for row in RunFolder(old).metrics()] == [1, 2, 3, 4]
     assert (old / "metrics.jsonl").read_bytes().startswith(before)
     assert RunFolder(old).checkpoints() == [2, 4]
+
+
+def test_every_setting_that_came_later_has_a_value_for_older_runs() -> None:
+    stored = json.loads((RUNS / "finished" / "config.json").read_text())
+
+    def named(values: dict[str, Any], prefix: str = "") -> set[str]:
+        settings = [(prefix + k, v) for k, v in values.items() if k != "options"]  # those are the plug-ins'
+        return set().union(*(named(v, f"{k}.") if isinstance(v, dict) else {k} for k, v in settings))
+
+    missing = named(RunConfig().model_dump(mode="json")) - named(merge(BEFORE, stored))
+    assert not missing, f"checkpoint.BEFORE lacks {sorted(missing)}: runs of before cannot be resumed"
 
 
 def test_its_policy_samples(old: Path) -> None:

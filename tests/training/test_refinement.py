@@ -120,6 +120,14 @@ def test_a_reward_that_judges_sets_is_refused() -> None:
         Refinement(Sets(), 2, "a mixture")
 
 
+def test_a_reward_that_reads_latents_is_refused() -> None:
+    class Latents(Dark):
+        reads_latents = True
+
+    with pytest.raises(ConfigError, match="reads latents, and candidates are finished images"):
+        Refinement(Latents(), 2, "a run")
+
+
 def test_the_commands(run: Path, tmp_path: Path) -> None:
     common = ["--device", "cpu", "--dtype", "float32", "--policy", run]
     result = adanat("sample", *common, "--num", "3", "--refine", "3", "--out", tmp_path / "best", "--json")

@@ -80,6 +80,17 @@ def test_slopes_that_are_noise_are_left_out() -> None:
     assert float(away[0]) > 5 * float(away[1:].mean())
 
 
+def test_where_there_is_one_context_nothing_of_its_own_is_kept() -> None:
+    seen = torch.ones(100, 1, dtype=torch.float64)
+    products = torch.randn(100, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    count = torch.tensor([100.0, 100.0], dtype=torch.float64)
+    common, own, kept = slopes(
+        count, seen.sum(0), seen.T @ seen, products.sum(0), torch.einsum("bp,bta->pta", seen, products)
+    )
+    torch.testing.assert_close(common, products.mean(0))
+    assert not own.any() and not kept.any()
+
+
 def test_a_run_that_goes_on_is_the_same_run(tmp_path: Path) -> None:
     control, settings = Control(), {"checkpoint_every": 1, "trajectories": 1024}
     trainer(control, **settings).run(tmp_path / "whole")
@@ -111,6 +122,8 @@ def test_a_linear_policy_may_be_trained_by_ppo_too() -> None:
     [
         ({"policy": "adaptive"}, "engine 'slopes' trains the policy 'linear' alone, and policy.name = 'adaptive'"),
         ({"batch": 100}, "batch = 100 must be a multiple of fit.actions = 8"),
+        ({"fit": {"repeats": 4}}, "fit.repeats = 4 is of engine 'offline' alone"),
+        ({"fit": {"keep": "best"}}, "fit.keep = 'best' is of engine 'offline' alone"),
         ({"ppo": {"group": 4}}, "ppo.group = 4 is PPO's and has no meaning for engine 'slopes'"),
     ],
 )

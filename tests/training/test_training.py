@@ -531,6 +531,16 @@ def test_optimiser_state_round_trip() -> None:
     assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), other.parameters(), strict=True))
 
 
+def test_a_policy_may_have_tables_that_are_no_weights(tiny: dict[str, Any]) -> None:
+    trainer = Trainer(validate(merge(tiny, {"policy": {"name": "shared", "average": 0.5}})))
+    trainer.policy.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+    trainer.average["calls"] = torch.zeros((), dtype=torch.int64)
+    trainer.policy.calls += 3
+    trainer.step()
+    assert int(trainer.exported().network.calls) == 3
+    assert any(not torch.equal(v, trainer.policy.state_dict()[k]) for k, v in trainer.average.items())
+
+
 def test_adams_epsilon_is_that_the_run_was_started_with(interrupted: tuple[dict[str, Any], Path]) -> None:
     """Runs of versions without the setting had 1e-8, and go on with it."""
     settings, out = interrupted

@@ -17,8 +17,10 @@ from ...core import GUIDANCE, ActionSpace, Knob
 from ...decoding import SamplingPolicy
 from ...errors import ConfigError
 from ...policies import load_policy, policy_card, policy_folder
+from ...registry import load
 from ...storage import POLICY_FILES, shortened
 from .calls import family_of_denoiser
+from .target import require_readable
 
 KNOBS: dict[str, Knob] = {knob.name: knob for knob in (GUIDANCE, TIME_SHIFT, ETA)}
 GENERATOR = "diffusers"
@@ -37,11 +39,16 @@ class PipelineNetwork(DiffusersPipeline):
 class _Stored(DiffusersPipeline):
     """The pipeline that a stored policy was trained for, as far as the policy tells."""
 
-    def __init__(self, made_for: dict[str, Any], knobs: tuple[Knob, ...]) -> None:
+    def __init__(self, made_for: dict[str, Any], knobs: tuple[Knob, ...], decisions: int) -> None:
         self.name, self.fingerprint = made_for["name"], made_for["fingerprint"]
         self.grid, self.feature_dim = tuple(made_for["grid"]), made_for["feature_dim"]
         self.action_space = ActionSpace(knobs)
         self.device, self.dtype = torch.device("cpu"), torch.float32
+        self._decisions = decisions
+
+    def decisions(self, steps: int) -> int:
+        """What the policy says: its scheduler is not there."""
+        return self._decisions
 
 
 def stored_policy(spec: str | os.PathLike[str]) -> tuple[SamplingPolicy, str]:
@@ -67,7 +74,9 @@ def stored_policy(spec: str | os.PathLike[str]) -> tuple[SamplingPolicy, str]:
             f"the policy at {folder} was trained for {shortened(made_for['name'])[1:-1]} (knobs {shortened(names)}), and a "
             f"guider needs one of the generator {GENERATOR!r}; adanat.apply(pipe, policy) takes those of aMUSEd."
         )
-    policy = load_policy(folder, _Stored(made_for, tuple(KNOBS[name] for name in names)))  # refuses what is no file of ours
+    require_readable(card["kind"], load("policy", card["kind"]))
+    stored = _Stored(made_for, tuple(KNOBS[name] for name in names), len(card["action_space"]["schedule"]))
+    policy = load_policy(folder, stored)  # refuses what is no file of ours
     digest = hashlib.sha256()
     for name in POLICY_FILES:
         digest.update((folder / name).read_bytes())

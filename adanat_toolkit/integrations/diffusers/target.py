@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from ...core import Generator
+from ...core import Generator, Policy, PolicySpec
 from ...decoding import SamplingPolicy
 from ...errors import ConfigError
 from ...policies import load_policy, policy_card
+from ...registry import load
 from ...storage import shortened
 
 log = logging.getLogger("adanat_toolkit")
@@ -42,13 +43,36 @@ def policy_for(pipe: Any, view: Generator, policy: PolicyOrSpec, *, exact: Colle
         )
     if "generator" in card:
         _require_fit(pipe, view, card["generator"], exact)
+    for kind in _kinds(policy):
+        require_readable(kind, load("policy", kind))
     ready = policy if isinstance(policy, SamplingPolicy) else load_policy(policy, view)
+    require_readable(ready.network.kind, ready.network)
     if ready.space.names != view.action_space.names:
         raise ConfigError(
             f"the policy sets {', '.join(ready.space.names)}, and {_named(pipe)} obeys "
             f"{', '.join(view.action_space.names)}; give a policy that was trained for it."
         )
     return ready
+
+
+def require_readable(name: str, policy: Policy | type[Policy]) -> None:
+    """
+    Raises:
+        ConfigError: the policy reads what cannot be taken from a pipeline while it runs.
+    """
+    if policy.needs_features and policy.reads != "features":
+        raise ConfigError(
+            f"policy {shortened(name)} reads the {policy.reads}, which a pipeline does not show while it runs; give one that "
+            "reads features (adaptive, residual) or the step alone (shared), or make the images with adanat sample."
+        )
+
+
+def _kinds(policy: PolicyOrSpec) -> list[str]:
+    """Kinds of the stored policies that a spec names."""
+    if isinstance(policy, SamplingPolicy):
+        return []
+    terms = [term for term in PolicySpec.parse(os.fspath(policy)).terms if not term.fixed]
+    return [str(card["kind"]) for term in terms if (card := policy_card(term.text)) is not None]
 
 
 def _require_fit(pipe: Any, view: Generator, made_for: dict[str, Any], exact: Collection[torch.dtype]) -> None:

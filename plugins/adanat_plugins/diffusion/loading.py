@@ -157,11 +157,35 @@ def _check_components(folder: Path, index: dict[str, Any], family: Family) -> No
                 f"{folder}: the {name} is of the library {shortened(library)}, whose code is not run; use a pipeline whose "
                 "parts are diffusers' and transformers' own."
             )
+        _check_class(folder, name, library, index[name][1])
     config = folder / family.denoiser / "config.json"
     if "quantization_config" in read_document(config, dict[str, Any], error=WeightsError, remedy=_REMEDY):
         raise ConfigError(
             f"{config}: the {family.denoiser} is quantised, which training on it does not support; give the pipeline in "
             "bfloat16 (--dtype bfloat16 halves the memory of float32)."
+        )
+
+
+def _check_class(folder: Path, part: str, library: str, name: Any) -> None:
+    """Refuse what is no network, scheduler or tokenizer of the library: a pipeline inside a pipeline may bring code of its own,
+    which some versions of diffusers run unasked.
+
+    Raises:
+        ConfigError: the class is another one, or unknown to the installed version.
+    """
+    import diffusers
+    import transformers
+
+    if library == "diffusers":
+        kinds: tuple[type, ...] = (diffusers.ModelMixin, diffusers.SchedulerMixin)
+        found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    else:
+        kinds = (transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, kinds)):
+        raise ConfigError(
+            f"{folder}: the {part} is of the class {shortened(str(name))}, and the installed {library} has no network, "
+            f"scheduler or tokenizer of that name; use a pipeline whose parts are the library's own, or another version of it."
         )
 
 

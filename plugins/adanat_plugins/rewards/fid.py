@@ -93,9 +93,9 @@ class FidReward(RewardModel):
         if name == "auto":
             name = "emoji64" if "emoji64" in generator.name else "inception-fidelity"
         self.extractor = create_features(name, options.feature_options, device=device, offline=offline)
-        self.algebra = torch.device("cpu") if device.type == "mps" else device  # float64
+        self.device = device
         reference = self._reference(options.reference, real, generator)
-        self.mean, self.covariance = (t.to(self.algebra) for t in (reference.mean, reference.covariance))
+        self.mean, self.covariance = (t.to(self.device) for t in (reference.mean, reference.covariance))
         self.group = options.group
         self.history = HISTORY_PER_FEATURE * len(self.mean) if options.history is None else options.history
         self.past: Moments | None = None
@@ -138,7 +138,7 @@ class FidReward(RewardModel):
 
     @torch.no_grad()
     def score_embedded(self, embedded: Tensor, context: Context) -> Tensor:
-        features = embedded.to(self.algebra).double()
+        features = embedded.to(self.device).double()
         if self.options.variant == "shared":
             scores = -self._group_distances(features)
             self._distances = -scores
@@ -183,7 +183,7 @@ class FidReward(RewardModel):
         Returns:
             history: samples it stands for. distance: of the history's distribution, as the influence defines it.
         """
-        batch = Moments.of(gather(fake).to(self.algebra))
+        batch = Moments.of(gather(fake).to(self.device))
         if self.past is None:
             self.past = batch
         else:
@@ -210,7 +210,7 @@ class FidReward(RewardModel):
                 f"the checkpoint does not fit reward 'fid:influence': it has {given}, expected "
                 f"{expected}. Resume with the features that the run was started with."
             )
-        mean, covariance = (state[name].to(self.algebra, torch.float64) for name in ("mean", "covariance"))
+        mean, covariance = (state[name].to(self.device, torch.float64) for name in ("mean", "covariance"))
         self.past = Moments(float(state["weight"]), mean, covariance)
 
 
