@@ -87,8 +87,8 @@ def distill(
     """Teach a decoder.
 
     Args:
-        real: images whose codes are half of the lessons, for a token generator with an encoder; None: the generator's own
-            images alone. extractor: features of the Frechet distance; None: it is not taken.
+        real: images whose codes are up to half of the lessons, each once, for a token generator with an encoder; the rest is
+            the generator's own. None: these alone. extractor: features of the Frechet distance; None: it is not taken.
         images: lessons. steps: of Adam, in batches of 32. width: channels at the finest resolution that is computed.
         progress: called with (what, done, in all).
 
@@ -168,7 +168,7 @@ def _lessons(
     generator: Generator, real: ImageSource | None, count: int, seed: int, told: Progress
 ) -> tuple[Tensor, Tensor]:
     """Latents (n, C, h, w) float32 and the own decoder's images of them (n, 3, H, W) uint8, on the CPU."""
-    encoded = count // 2 if real is not None and isinstance(generator, TokenGenerator) else 0
+    encoded = min(count // 2, len(real)) if real is not None and isinstance(generator, TokenGenerator) else 0
     latents: list[Tensor] = []
     targets: list[Tensor] = []
 
@@ -201,7 +201,7 @@ def _lessons(
     if real is not None and encoded:
         draw = torch.Generator().manual_seed(derive(seed, 1))
         chosen = torch.randperm(len(real), generator=draw)[:encoded]
-        at_once.map(rebuilt, len(chosen))
+        at_once.map(rebuilt, encoded)
     return torch.cat(latents), torch.cat(targets)
 
 

@@ -89,7 +89,8 @@ class CompareConfig(BaseModel):
 
         Raises:
             ConfigError: a T or seed out of range, a policy that cannot be trained, an option that nothing in the grid has or
-                whose value does not fit, too small a budget for the search.
+                whose value does not fit, too small a budget for the search, kinds or T of a search where nothing is searched,
+                controls where nothing has any.
             PluginError: an unknown policy or reward.
         """
         wrong = [s for s in self.seeds if not 0 <= s < LARGEST_SEED]
@@ -122,6 +123,19 @@ class CompareConfig(BaseModel):
         cells = self.cells()
         if any(cell.search for cell in cells):
             check_search(self.base.iterations * self.base.batch, self.candidates)
+        elif self.search_steps or set(self.searches) - {"schedule"}:
+            kinds = ", ".join(self.searches) or "none"
+            at = ", ".join(map(str, self.steps if self.search_steps is None else self.search_steps)) or "none"
+            raise ConfigError(
+                f"a search of kind {kinds} at T = {at} with {self.candidates} candidates searches nothing; give 2 candidates "
+                "or more and a T, or leave kind and T of the search out."
+            )
+        if self.controls and not any(cell.control for cell in cells):
+            raise ConfigError(
+                "controls are of learned policies that see their samples, and of "
+                f"{', '.join(self.policies) or 'no policy'} none does; add adaptive, residual, lean or context, or leave "
+                "controls out."
+            )
         for kind, options in (("policy", self.base.policy.options), ("reward", self.base.reward.options)):
             known = {name for each in classes[kind] for name in each.Options.model_fields}
             for key in options:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +13,8 @@ from .search import SEARCHES
 
 HAND_MADE = "hand-made"
 """The generator's best known schedule: what every ratio is relative to."""
+_AMBIGUOUS = re.compile(r"[^\w.:,=-]|\d_\d")
+"""What would be taken for another text once it is a folder's name: ``0/3`` and ``0:3`` both become ``0_3``."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Safe as a folder's name."""
-        parts = [self.policy, *([self.reward] if self.reward else []), f"T{self.steps}", f"s{self.seed}"]
+        texts = [self.policy, *([self.reward] if self.reward else [])]
+        parts = [*map(_distinct, texts), f"T{self.steps}", f"s{self.seed}"]
         parts += [self.control] if self.control else []
         return folder_name("-".join(parts))
 
@@ -50,6 +55,11 @@ class Cell:
     def row(self) -> tuple[str, str | None, int, str | None]:
         """What the cells of a row of the table have in common."""
         return self.policy, self.reward, self.steps, self.control
+
+
+def _distinct(text: str) -> str:
+    """The text, with a hash of it where it is ambiguous as a folder's name. Others keep the names of older grids."""
+    return f"{text}-{hashlib.sha256(text.encode()).hexdigest()[:8]}" if _AMBIGUOUS.search(text) else text
 
 
 @dataclass(frozen=True)

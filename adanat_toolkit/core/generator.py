@@ -120,7 +120,11 @@ class Generator(ABC):
     # --- actions ------------------------------------------------------------------------------------------------------
 
     def decisions(self, steps: int) -> int:
-        """How many actions make an image in ``steps`` steps; the rows of its schedule."""
+        """How many actions make an image in ``steps`` steps; the rows of its schedule.
+
+        Raises:
+            ConfigError: it makes no image in so many steps.
+        """
         return steps
 
     def bind(

@@ -43,7 +43,7 @@ class Policy(nn.Module, ABC):
 
         Args:
             features: (B, N, D) float32, what it ``reads``, or None when ``needs_features`` is False.
-            step: (B,) int64, the step index 0..T-1.
+            step: (B,) int64, the decision 0..space.decisions - 1; not all generators have as many as steps.
 
         Returns:
             (B, A) float32.

@@ -56,7 +56,7 @@ _TEST = """\
 
 from __future__ import annotations
 
-from adanat_toolkit.plugin_check import check_plugin
+from adanat_toolkit.testing.check import check_plugin
 
 
 def test_contract() -> None:
@@ -65,7 +65,12 @@ def test_contract() -> None:
 """
 
 _USE = {
-    "generator": "adanat train --generator $name --reward clip-score --steps 4 --trajectories 1024",
+    # Nothing is the default for generators of others: what judges must be named.
+    "generator": r"""# The embedded CLIP judges. It needs no files, but knows emoji alone.
+adanat train --generator $name --reward clip-score --set reward.options.model=emoji64 --steps 4 --trajectories 1024
+# Better: images of your own, in a folder for each class. Without backbone=none it wants the weights of DINO.
+adanat train --generator $name --reward adversarial --data FOLDER --set reward.options.backbone=none \
+  --steps 4 --trajectories 1024""",
     "reward": "adanat train --reward $name --steps 4 --trajectories 1024",
     "policy": "adanat train --policy $name --steps 4 --trajectories 1024",
 }

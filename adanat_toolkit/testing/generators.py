@@ -99,11 +99,17 @@ def generator_declares(case: GeneratorCase) -> None:
         )
     for part, count in g.parameters_count().items():
         require(count > 0, f"{g.name}: parameters_count()[{part!r}] is {count}; leave out what has none.")
-    for steps in (2, 5):
-        rows = g.decisions(steps)
+    tried, taken = (2, case.steps, 5), 0
+    for steps in tried:
+        try:
+            rows = g.decisions(steps)
+        except ConfigError:  # one that draws scale by scale has no more steps than scales
+            continue
+        taken += 1
         require(rows >= 1, f"{g.name}: decisions({steps}) is {rows}; an image needs at least one action.")
         shape = parse_schedule(g.default_schedule, g.action_space, rows).shape
         require(shape == (rows, len(names)), f"{g.name}: default_schedule gives {tuple(shape)} for {steps} steps.")
+    require(taken > 0, f"{g.name}: decisions refuses {', '.join(map(str, tried))} steps; it must take some number of them.")
     variants = type(g).variants()
     require(
         isinstance(variants, tuple) and len(variants) > 0,

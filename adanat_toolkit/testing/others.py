@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,10 +24,14 @@ class PolicyCase:
     grid: tuple[int, int] = (3, 5)
     feature_dim: int = 24
     steps: int = 3
+    """Decisions that make an image."""
+    generation_steps: int | None = None
+    """T where it is another number."""
 
     def space(self) -> ActionSpace:
         space, acted = ActionSpace(TOKEN_KNOBS), None if self.policy.trainable else ()
-        return space.bind(parse_schedule("cosine,guidance=0:3", space, self.steps), acted=acted)
+        table = parse_schedule("cosine,guidance=0:3", space, self.steps)
+        return space.bind(table, acted=acted, steps=self.generation_steps)
 
     def seen(self) -> tuple[int, int]:
         """The grid that it is built with: a single cell for one that reads no features."""
@@ -69,6 +73,20 @@ def policy_forward(case: PolicyCase) -> None:
         )
 
 
+def policy_decides(case: PolicyCase) -> None:
+    """Policy and critic answer at each decision, also where an image takes fewer steps."""
+    fewer, (features, step) = replace(case, generation_steps=case.steps - 1), case.inputs()
+    for network in fewer.make():
+        try:
+            if network is not None:
+                network(features, step)
+        except Exception as error:  # the plug-in's own code
+            raise AssertionError(
+                f"policy {case.policy.kind!r} fails where {case.steps} decisions make an image in {case.steps - 1} steps, as "
+                f"with some generators ({type(error).__name__}: {error}); use space.decisions, not space.steps."
+            ) from error
+
+
 def policy_learns(case: PolicyCase) -> None:
     """A trainable policy has a critic of the same kind, and gradients reach both."""
     policy, critic = case.make()
@@ -96,7 +114,12 @@ def policy_state(case: PolicyCase) -> None:
     require(same, f"policy {policy.kind!r}: its state dict does not hold all that the mean depends on.")
 
 
-POLICY_CHECKS: tuple[Callable[[PolicyCase], None], ...] = (policy_forward, policy_learns, policy_state)
+POLICY_CHECKS: tuple[Callable[[PolicyCase], None], ...] = (
+    policy_forward,
+    policy_decides,
+    policy_learns,
+    policy_state,
+)
 
 
 POLICY_GRIDS = ((3, 5), (8, 8))

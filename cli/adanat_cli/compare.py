@@ -117,7 +117,7 @@ def compare(
         "data": _given(path=data),
     }
     base = resolve(preset=preset, file=config, flags=_given(**flags), overrides=set_ or (), by_policy=False)
-    if evaluate_every is None and not base.evaluate_every:
+    if "evaluate_every" not in base.model_fields_set:
         base = base.model_copy(update={"evaluate_every": max(1, base.iterations // 8)})
     settings = configure(
         base=base,

@@ -12,11 +12,13 @@ from .console import print_json, stdout
 
 def weights(
     variant: Annotated[
-        str | None, typer.Argument(metavar="[NAME[:VARIANT]]", help="Only the files of this generator or reward.")
+        str | None,
+        typer.Argument(metavar="[NAME[:VARIANT]]", help="Only the files of this generator, reward or feature protocol."),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """List the weights of every generator and reward: files, sizes, sources, licences, and what is present."""
+    """List the weights of generators, and of rewards and feature protocols by default: files, sizes, sources, licences, and
+    what is present."""
     from adanat_plugins.catalogue import list_assets
     from adanat_plugins.weights import weights_folder
     from adanat_toolkit.errors import ConfigError, nearest

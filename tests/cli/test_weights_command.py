@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from adanat_plugins.catalogue import list_assets
 from adanat_plugins.rewards.imagereward import SCORER, VOCABULARY
+from adanat_toolkit.errors import WeightsError
+from adanat_toolkit.registry import create_features
 
 from ..helpers.cli import adanat, refused
 
@@ -27,6 +30,23 @@ def test_the_files_of_rewards_are_listed(tmp_path: Path, monkeypatch: pytest.Mon
     assert backbone["hub"] == "timm/vit_small_patch16_224.dino"
     files = [asset.file for asset in list_assets()]
     assert len(files) == len(set(files))
+
+
+@pytest.mark.parametrize("protocol", ["inception-fidelity", "inception-adanat", "dinov2", "clip"])
+def test_the_file_of_a_feature_protocol_is_listed_where_it_looks_for_it(
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADANAT_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    (row,) = json.loads(adanat("weights", protocol, "--json").stdout)
+    with pytest.raises(WeightsError) as missing:
+        create_features(protocol, {}, device=torch.device("cpu"), offline=True)
+    assert row["path"].startswith(str(tmp_path)) and row["path"] in str(missing.value)
+
+
+def test_the_network_that_fid_reads_is_listed() -> None:
+    (row,) = json.loads(adanat("weights", "fid", "--json").stdout)
+    assert "inception-fidelity" in row["variants"]
 
 
 def test_an_unknown_reward_gets_the_nearest_name() -> None:

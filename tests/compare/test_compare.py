@@ -90,6 +90,23 @@ def test_the_grid_has_every_combination_once():
     ]  # fmt: skip
 
 
+def test_cells_of_different_texts_have_different_names():
+    kept = {
+        "shared": "shared",
+        "hand-made": "hand-made",
+        "search-interval": "search-interval",
+        "fixed:cosine": "fixed_cosine",
+        "fixed:cosine,guidance=0:3,mask_temperature=4.5:0": "fixed_cosine_guidance_0_3_mask_temperature_4.5_0",
+        "fixed:guidance=1,time_shift=0.42": "fixed_guidance_1_time_shift_0.42",
+    }
+    for text, name in kept.items():  # grids of before go on
+        assert Cell(text, None, 4, 0).name == f"{name}-T4-s0"
+        assert Cell("shared", text, 4, 0).name == f"shared-{name}-T4-s0"
+    alike = ("0:3", "0/3", "0:3^2", "0:3/2", "0_3", "0_3 ", "0:3*2", "0+3")
+    names = [Cell(f"fixed:cosine,guidance={text}", None, 4, 0).name for text in alike]
+    assert len({*names}) == len(alike) and all(re.fullmatch(r"[\w.-]+", name) for name in names)
+
+
 def test_settings_that_cannot_work_are_refused_before_any_work(tmp_path, tiny_plugins):
     for settings, error, message in (
         ({"policies": ("adaptve",)}, PluginError, "did you mean 'adaptive'"),
@@ -103,6 +120,10 @@ def test_settings_that_cannot_work_are_refused_before_any_work(tmp_path, tiny_pl
         ({"policies": ("fixed:lineer",)}, ConfigError, "did you mean 'linear'"),
         ({"searches": ("intervall",)}, ConfigError, "did you mean 'interval'"),
         ({"candidates": 32}, ConfigError, "at least 2 schedules and 16 images each"),
+        ({"candidates": 0, "searches": ("interval",)}, ConfigError, "of kind interval at T = 2 with 0 candidates"),
+        ({"candidates": 0, "search_steps": (4, 8)}, ConfigError, "of kind schedule at T = 4, 8 with 0 candidates"),
+        ({"search_steps": (), "searches": ("interval",)}, ConfigError, "at T = none with 2 candidates"),
+        ({"policies": ("shared", "fixed:linear"), "controls": True}, ConfigError, "of shared, fixed:linear none does"),
         ({"rewards": ("adversarial",), "base": {"reward": {"options": {"updates": 0}}}}, ConfigError, "updates"),
     ):
         with pytest.raises(error, match=message):
@@ -677,3 +698,26 @@ def test_the_command(tmp_path, tiny_plugins):
     assert "FAILED (seed 3)" in (tmp_path / "report" / "compare.md").read_text()
     wrong = runner.invoke(app, ["compare", "--seeds", "a"])
     assert wrong.exit_code == 1 and "no list of whole numbers" in wrong.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "readings"),
+    [
+        ([], 8),
+        (["--preset", "demo"], 8),
+        (["--evaluate-every", "0"], 0),
+        (["--set", "evaluate_every=0"], 0),
+        (["--config", "zero.yaml"], 0),
+        (["--config", "zero.yaml", "--set", "evaluate_every=4"], 3),  # the first one too
+    ],
+)
+def test_readings_are_the_default_only_where_nobody_set_them(flags, readings, tmp_path, tiny_plugins, monkeypatch):
+    from adanat_cli.main import app
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zero.yaml").write_text("evaluate_every: 0\n")
+    some = ["--generator", "tiny", "--policy", "shared", "--reward", "contrast", "--seeds", "0", "--candidates", "0"]
+    some += ["--trajectories", "128", "--batch", "16", "--device", "cpu", "--set", "evaluate_images=16", "--dry-run"]
+    done = CliRunner().invoke(app, ["compare", *some, *flags])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["plan"]["images_for_held_out_readings"] == 16 * readings

@@ -17,6 +17,7 @@ from adanat_toolkit.commands.distill import distill
 from adanat_toolkit.decoding import DecoderCard, DistilledDecoder, load_decoder, read_decoder
 from adanat_toolkit.decoding.distilled import KEY, widths_for
 from adanat_toolkit.errors import ConfigError, NotFiniteError, WeightsError
+from adanat_toolkit.interfaces import Context
 from adanat_toolkit.registry import create_generator
 
 from ..helpers.distilling import Teacher
@@ -49,6 +50,29 @@ def test_lessons_reduce_the_error_and_the_same_seed_gives_the_same_decoder(dtype
     assert all(torch.equal(a, b) for a, b in zip(many.decoder.parameters(), again.decoder.parameters(), strict=True))
     other = distill(teacher, images=128, steps=2, width=8, seed=2)
     assert not torch.equal(other.decoder.mean, many.decoder.mean)
+
+
+@pytest.mark.parametrize("real", [5, 32, 40])
+def test_there_are_as_many_lessons_as_asked_for_however_few_real_images_there_are(real: int) -> None:
+    class Few:
+        fingerprint = "few"
+
+        def __len__(self) -> int:
+            return real
+
+        def images(self, index: torch.Tensor) -> torch.Tensor:
+            seen.extend(index.tolist())
+            return torch.rand(len(index), 3, 12, 20, generator=torch.Generator().manual_seed(0))
+
+        def contexts(self, index: torch.Tensor) -> Context:
+            return Context(len(index))
+
+    seen: list[int] = []
+    told: list[tuple[str, int, int]] = []
+    found = distill(Teacher(), real=Few(), images=64, steps=1, width=8, progress=lambda *said: told.append(said))
+    assert found.figures["images"] + found.figures["held_out"] == 64
+    assert [said for said in told if said[0] == "images"][-1] == ("images", 64, 64)
+    assert len({*seen}) == len(seen) == min(real, 32)
 
 
 def test_a_file_is_what_was_taught(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,21 @@ import pytest
 
 from ..helpers.cli import adanat
 
-SCRIPT = (Path(__file__).parents[2] / "examples" / "demo.sh").read_text().replace("\\\n", "")
+ROOT = Path(__file__).parents[2]
+SCRIPT = (ROOT / "examples" / "demo.sh").read_text().replace("\\\n", "")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("venv", [None, "other", "/elsewhere/venv"])
+def test_it_runs_in_the_environment_that_make_is_given(venv: str | None, tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    command = ["make", "--dry-run", "demo", *([] if venv is None else [f"VENV={venv}"])]
+    shown = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    (first,) = re.findall(r'^PATH="(.*?):\$PATH" sh examples/demo\.sh$', shown, re.MULTILINE)
+    assert Path(first) == folder / (venv or ".venv") / "bin"
 
 
 def test_it_decides_how_long_to_train() -> None:

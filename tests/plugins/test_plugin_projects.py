@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from adanat_toolkit import testing
+from adanat_toolkit.actions import ActionSpace
 from adanat_toolkit.errors import ConfigError, OutputError, PluginError
 from adanat_toolkit.interfaces import Context, PluginOptions
-from adanat_toolkit.registry import discover, load, new_plugin
+from adanat_toolkit.policies import SharedPolicy
+from adanat_toolkit.registry import GROUPS, discover, load, new_plugin
 from adanat_toolkit.registry.scaffold import KINDS
 from adanat_toolkit.testing.check import check_plugin
 from adanat_toolkit.training import Trainer, validate
 
+from ..helpers.cli import adanat
 from ..helpers.tiny import Dark, TinyGenerator, install_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -87,9 +94,8 @@ def test_a_new_project_installs_and_keeps_the_contract(
     pip_install(project, site)
     monkeypatch.syspath_prepend(str(site))
     assert [p.distribution for p in discover(kind) if p.name == name] == [f"adanat-{name}"]
-    outcomes = check_plugin(name, kind=kind)
-    assert len(outcomes) >= 5
-    assert [f"{o.check} {o.error}" for o in outcomes if o.error is not None] == []
+    assert len(check_plugin(name, kind=kind)) >= 5
+    runpy.run_path(str(project / "tests" / "test_contract.py"))["test_contract"]()
     install_tiny(tmp_path / "tiny", monkeypatch)
     parts = {"generator": {"name": "tiny"}, "reward": {"name": "dark"}, "policy": {"name": "adaptive"}}
     parts[kind] = {"name": name}
@@ -97,6 +103,29 @@ def test_a_new_project_installs_and_keeps_the_contract(
     assert Trainer(config).run(tmp_path / "run")["iteration"] == 2
     with pytest.raises(PluginError, match="already has a"):
         new_plugin(name, kind, tmp_path / "again")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_commands_of_a_new_project_are_understood(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = new_plugin("mine", kind, tmp_path / "project")
+    info = project / "adanat_mine-0.1.0.dist-info"
+    info.mkdir()
+    registered = tomllib.loads((project / "pyproject.toml").read_text())["project"]["entry-points"]
+    lines = [f"{name} = {target}" for name, target in registered[GROUPS[kind]].items()]
+    (info / "entry_points.txt").write_text("\n".join([f"[{GROUPS[kind]}]", *lines]))
+    monkeypatch.syspath_prepend(str(project))
+    monkeypatch.delitem(sys.modules, "adanat_mine", raising=False)
+    for colour in ("red", "green", "blue", "grey"):
+        (tmp_path / "FOLDER" / colour).mkdir(parents=True)
+        Image.new("RGB", (48, 48), colour).save(tmp_path / "FOLDER" / colour / "0.png")
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^adanat (train .*)$", (project / "README.md").read_text().replace("\\\n", ""), re.MULTILINE)
+    for command in commands:
+        done = adanat(*shlex.split(command), "--dry-run")
+        assert done.exit_code == 0, f"{command}: {done.stderr}"
+    assert len(commands) == (2 if kind == "generator" else 1)
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
@@ -182,6 +211,25 @@ class IgnoresGuidance(TinyGenerator):
         return super().predict(tokens, self.encode_classes([0] * len(tokens)))[0], features
 
 
+class ScaleByScale(TinyGenerator):
+    """No more steps than scales, as with next-scale generators."""
+
+    scales = 3
+
+    def decisions(self, steps: int) -> int:
+        if steps > self.scales:
+            raise ConfigError(f"steps is {steps}, and there are {self.scales} scales.")
+        return steps
+
+
+class NoScales(ScaleByScale):
+    scales = 0
+
+
+def test_a_generator_may_refuse_numbers_of_steps() -> None:
+    testing.check_generator(ScaleByScale("class"))
+
+
 @pytest.mark.parametrize(
     ("generator", "complaint"),
     [
@@ -190,12 +238,29 @@ class IgnoresGuidance(TinyGenerator):
         (OutOfRange, r"must lie in \[0, 1\]"),
         (DeafToContext, "do not depend on the context"),
         (IgnoresGuidance, "declares the knob guidance, but turning it changes nothing"),
+        (NoScales, "decisions refuses 2, 3, 5 steps"),
     ],
 )
 def test_the_contract_of_generators_finds_faults(generator: type[TinyGenerator], complaint: str) -> None:
     testing.check_generator(TinyGenerator("class"))
     with pytest.raises(AssertionError, match=complaint):
         testing.check_generator(generator("class"))
+
+
+class SizedBySteps(SharedPolicy):
+    """A table with a row a step, where it needs one a decision."""
+
+    def __init__(self, options: Any, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int) -> None:
+        super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
+        self.table = torch.nn.Embedding(space.steps, space.size)
+
+    def forward(self, features: torch.Tensor | None, step: torch.Tensor) -> torch.Tensor:
+        return self.table(step)
+
+
+def test_the_contract_of_policies_finds_a_table_that_is_too_short() -> None:
+    with pytest.raises(AssertionError, match=r"3 decisions make an image in 2 steps.*use space\.decisions"):
+        testing.check_policy(SizedBySteps)
 
 
 def test_a_plugin_that_is_not_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,13 +20,16 @@ SIDE = 224
 GPU_CHUNK = 64
 
 
+DEFAULT = "vit_large_patch14_dinov2.lvd142m"
+
+
 class DINOv2Options(WeightsOptions):
     """``model``: timm's name of a DINOv2 vision transformer."""
 
-    model: str = "vit_large_patch14_dinov2.lvd142m"
+    model: str = DEFAULT
 
 
-def dinov2_asset(model: str) -> FeatureAsset:
+def dinov2_asset(model: str = DEFAULT) -> FeatureAsset:
     """Where the weights are published and looked for."""
     hub = f"timm/{model}"
     return FeatureAsset(

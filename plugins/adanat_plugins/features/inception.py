@@ -28,10 +28,10 @@ SIDE, FEATURES, CLASSES = 299, 2048, 1008
 GPU_CHUNK = 128
 
 
-def inception_asset(protocol: str) -> FeatureAsset:
-    """Where the weights are published and looked for."""
+def inception_asset(*users: str) -> FeatureAsset:
+    """Where the weights of the protocols (or rewards) that are named are published and looked for: one file for all."""
     return FeatureAsset(
-        (protocol,), "InceptionV3 weights", f"inception/{FILE}", URL, "Apache-2.0 (tensorflow/models)",
+        users, "InceptionV3 weights", f"inception/{FILE}", URL, "Apache-2.0 (tensorflow/models)",
         f"download {URL}", 23_850_960, sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     )  # fmt: skip
 

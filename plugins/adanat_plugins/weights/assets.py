@@ -33,7 +33,7 @@ class Asset:
     """One file (or diffusers folder) that a variant needs.
 
     Attributes:
-        variants: the generator variants (or rewards) that use it.
+        variants: the generator variants (or rewards, or feature protocols) that use it.
         role: what it holds: generator, tokenizer, generator and tokenizer, text encoder, policy, pipeline.
         file: path below the weights folder; for embedded files the name in the package.
         parameters: number of parameters, where known.
