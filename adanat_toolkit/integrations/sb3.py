@@ -235,7 +235,7 @@ class SB3Trainer(Trainer):
         ppo = config.ppo
         if ppo.context_baseline:
             raise ConfigError("engine 'sb3' has no ppo.context_baseline; leave it out, or use engine 'adanat'.")
-        if ppo.normalise_advantages and ppo.minibatches > 1 and config.batch * config.steps // ppo.minibatches < 2:
+        if ppo.normalise_advantages and ppo.minibatches >= config.batch * config.steps:
             raise ConfigError(
                 f"ppo.minibatches = {ppo.minibatches} cuts {config.batch} images of {config.steps} steps into single states, "
                 "whose advantages cannot be normalised; give fewer, or a larger batch."
