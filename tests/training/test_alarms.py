@@ -298,6 +298,19 @@ def test_updates_of_a_discriminator_are_forgotten():
     assert raised == list(range(9, alarms.LOOK_BACK + 1))  # then the first of the five is too long ago
 
 
+def test_a_discriminator_that_recovers_is_not_saturated():
+    columns = {f"reward_model/{name}": lambda i: 1.0 if i < 10 else 0.5 for name in ("accuracy_real", "accuracy_fake")}
+    assert stretches("discriminator-saturated", rows(20, **columns)) == list(range(5, 10))
+
+
+def test_of_two_saturated_or_collapsed_figures_the_first_is_named():
+    columns = {f"reward_model/{term}/accuracy_{side}": 1.0 for term in "ba" for side in ("real", "fake")}
+    columns |= {name: lambda i: 1 / i for name in ("diversity", "yardstick/diversity")}
+    found = rows(20, **columns)
+    assert str(message("discriminator-saturated", found)).startswith("reward_model/a/accuracy_real ")
+    assert str(message("diversity-collapse", found)).startswith("yardstick/diversity ")
+
+
 def test_a_learned_reward_is_a_frozen_one_when_its_last_update_is_long_ago():
     found = rows(300, **{"reward_model/loss": lambda i: 0.6 if i == 20 else None})
     assert stretches("reward-flat", found) == list(range(20 + alarms.LOOK_BACK, 301))
@@ -325,6 +338,21 @@ def test_a_reward_is_measured_from_the_best_reading_on(best):
 def test_the_first_of_equal_readings_is_the_best():
     found = rows(9, reward__mean=float, yardstick__frechet=lambda i: 5.0 if i in (2, 4) else 9.0)
     assert "(iteration 2)" in str(message("reward-against-yardstick", found))
+
+
+def test_after_a_better_reading_two_more_must_fall_behind():
+    readings = {10: 5.0, 11: 6.0, 12: 6.0, 13: 4.0, 14: 6.0, 15: 6.0}
+    found = rows(15, reward__mean=float, yardstick__frechet=readings.get)
+    assert stretches("reward-against-yardstick", found) == [12, 15]
+    assert "from 11 to 14.5," in str(message("reward-against-yardstick", found))  # means of 9 to 13, and of 14 and 15
+
+
+def test_rows_without_an_update_leave_the_terms_of_the_last_one():
+    columns = {name: lambda i, value=value: value if i <= 50 else None for name, value in
+               (("ppo/approx_kl", 0.01), ("reward/term/mean", 3.0))}  # fmt: skip
+    assert str(message("reward-flat", rows(60, **columns))).startswith(
+        "reward/term/mean was 3 at the start and is 3 after 50 "
+    )
 
 
 @pytest.mark.parametrize(
