@@ -206,7 +206,7 @@ class Comparison:
             result = replace(
                 result,
                 images=config.run_of(cell).iterations * config.base.batch,
-                alarms=[alarm.to_json() for alarm in alarms.raised(rows)],
+                alarms=[alarm.to_json() for alarm in alarms.Watch(rows).ever],
                 training=[_training_row(row) for row in rows],
                 partial=partial,
                 told=told,

@@ -94,8 +94,9 @@ def _read(path: Path, name: str) -> Run:
         )
     card = _card(path)
     evaluation, stale = (None, False) if card is None else _evaluation(path, card)
-    active = frozenset(alarm.name for alarm in alarms.check(rows))
-    return Run(name, path, stored, config, rows, alarms.raised(rows), active, card, evaluation, stale)
+    watch = alarms.Watch(rows)
+    active = frozenset(alarm.name for alarm in watch.now)
+    return Run(name, path, stored, config, rows, watch.ever, active, card, evaluation, stale)
 
 
 def _what(path: Path) -> str:

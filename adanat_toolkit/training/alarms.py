@@ -1,16 +1,19 @@
 """Alarms over the rows of ``metrics.jsonl``: what goes wrong in a run, since when, and what helps.
 
-Pure functions of the rows. Each rule looks at a short window that ends at a row, so that an alarm can go out again;
-the limits stand below, ``docs/logged-names.md`` explains the names.
+Functions of the rows alone. A rule walks over them once, in order, and keeps the little that it needs of them: an alarm
+can go out again, and a row more costs the same in a run of any length. The limits stand below, ``docs/logged-names.md``
+explains the names.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Protocol
 
 from ..limits import LARGEST_FIGURE
 from ..metrics import title
@@ -59,160 +62,227 @@ class Alarm:
         return asdict(self)
 
 
-def reward_against_yardstick(rows: Sequence[Row]) -> str | None:
+class Rule(Protocol):
+    """What an alarm is raised by; a new one for each run."""
+
+    def see(self, row: Row) -> str | None:
+        """Takes the next row of the run, and gives the alarm's message if it is raised after this row."""
+
+
+class RewardAgainstYardstick:
     """The reward has risen since the held-out yardstick was at its best, and the yardstick has fallen behind since."""
-    readings = [i for i, row in enumerate(rows) if figure(row, "yardstick/frechet") is not None]
-    if len(readings) <= YARDSTICK_READINGS:
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._recent: deque[Row] = deque(maxlen=WINDOW)
+        self._best, self._best_iteration = math.inf, 0
+        self._later: deque[float] = deque(maxlen=YARDSTICK_READINGS)
+        """The last readings after the best one."""
+        self._before = _Part(())
+        self._after: deque[Row] = deque(maxlen=WINDOW)
+
+    def see(self, row: Row) -> str | None:
+        self._seen += 1
+        self._recent.append(row)
+        self._after.append(row)
+        reading = figure(row, "yardstick/frechet")
+        if reading is not None and reading < self._best:
+            self._best, self._best_iteration = reading, row["iteration"]
+            self._later.clear()
+            self._after.clear()
+            self._before = _Part(self._recent)
+        elif reading is not None:
+            self._later.append(reading)
+        if self._seen <= WINDOW:  # a single row has no noise to be told from
+            self._before = _Part(self._recent)
+        if len(self._later) < YARDSTICK_READINGS or min(self._later) <= YARDSTICK_WORSE * self._best:
+            return None
+        after = _Part(self._after)
+        for name in _terms(row) or ["reward/mean"]:
+            if (rise := _improved(self._before, after, name)) is not None:
+                what = "the reward" if name == "reward/mean" else name
+                return (
+                    f"{what} went from {rise[0]:.4g} to {rise[1]:.4g}, which is better, while the held-out "
+                    f"{title('frechet')} went from {self._best:.4g} (iteration {self._best_iteration}) to "
+                    f"{self._later[-1]:.4g}: the policy exploits the reward. Train shorter, keep enough checkpoints to go "
+                    "back to (keep_checkpoints), or mix the reward with another (--reward A:1,B:0.3)."
+                )
         return None
-    values = [float(rows[i]["yardstick/frechet"]) for i in readings]
-    best = min(range(len(values)), key=values.__getitem__)
-    recent = values[-YARDSTICK_READINGS:]
-    if best >= len(values) - YARDSTICK_READINGS or min(recent) <= YARDSTICK_WORSE * values[best]:
-        return None
-    at = readings[best]
-    before = rows[max(0, at + 1 - WINDOW) : max(at + 1, WINDOW)]  # a single row has no noise to be told from
-    after = rows[max(at + 1, len(rows) - WINDOW) :]
-    names = _terms(rows[-1]) or ["reward/mean"]
-    rises = {name: rise for name in names if (rise := _improved(before, after, name)) is not None}
-    if not rises:
-        return None
-    name, rise = next(iter(rises.items()))
-    what = "the reward" if name == "reward/mean" else name
-    return (
-        f"{what} went from {rise[0]:.4g} to {rise[1]:.4g}, which is better, while the held-out {title('frechet')} went from "
-        f"{values[best]:.4g} (iteration {rows[at]['iteration']}) to {values[-1]:.4g}: the policy exploits the reward. "
-        "Train shorter, keep enough checkpoints to go back to (keep_checkpoints), or mix the reward with another "
-        "(--reward A:1,B:0.3)."
-    )
 
 
-def diversity_collapse(rows: Sequence[Row]) -> str | None:
+class DiversityCollapse:
     """Images have become much more alike than at the start of the run."""
-    for name, window, top in (("yardstick/diversity", 1, 1.0), ("diversity", WINDOW, math.inf)):
-        values = _figures(rows, name)
-        if len(values) < 2 * window:
-            continue
+
+    def __init__(self) -> None:
         # The yardstick's scale has a meaning: 1 is as diverse as the data, and coming down to it is no loss.
-        first, last = min(fmean(values[:window]), top), fmean(values[-window:])
-        if not last > DIVERSITY_LEFT * first:
-            return (
-                f"{name} is {last:.4g}, below {DIVERSITY_LEFT:g} of {first:.4g}: the images become alike. Lower "
-                "ppo.learning_rate or ppo.sigma, add a reward that sees sets of images (fid:influence) to a mixture, or keep "
-                "guidance out of policy.knobs."
-            )
-    return None
+        scales = (("yardstick/diversity", 1, 1.0), ("diversity", WINDOW, math.inf))
+        self._scales = [(*scale, list[float](), deque[float](maxlen=scale[1])) for scale in scales]
+        """Name, window, the largest start that counts, and the values of the run's start and of its end."""
+
+    def see(self, row: Row) -> str | None:
+        found = None
+        for name, window, top, start, end in self._scales:
+            if (value := figure(row, name)) is not None:
+                (start if len(start) < window else end).append(value)
+            if found or len(end) < window:
+                continue
+            first, last = min(fmean(start), top), fmean(end)
+            if not last > DIVERSITY_LEFT * first:
+                found = (
+                    f"{name} is {last:.4g}, below {DIVERSITY_LEFT:g} of {first:.4g}: the images become alike. Lower "
+                    "ppo.learning_rate or ppo.sigma, add a reward that sees sets of images (fid:influence) to a mixture, or "
+                    "keep guidance out of policy.knobs."
+                )
+        return found
 
 
-def discriminator_saturated(rows: Sequence[Row]) -> str | None:
+class DiscriminatorSaturated:
     """The discriminator tells nearly all generated images from real ones, so that its scores hardly rank them."""
-    for prefix in _prefixes(rows, "accuracy_real"):
-        pairs = [
-            (real, fake)
-            for row in rows[-LOOK_BACK:]
-            if (real := figure(row, f"{prefix}accuracy_real")) is not None
-            and (fake := figure(row, f"{prefix}accuracy_fake")) is not None
-        ][-WINDOW:]
-        if len(pairs) == WINDOW and min(fmean(p[side] for p in pairs) for side in (0, 1)) > SATURATED:
-            return (
-                f"{prefix}accuracy_real and accuracy_fake have a mean above {SATURATED:g} over {WINDOW} iterations: the "
-                "discriminator tells everything apart, and its scores hardly rank the images. Weaken it "
-                "(--set reward.options.learning_rate=..., reward.options.updates=1, label_smoothing, r1 or augment)."
-            )
-    return None
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._pairs: dict[str, tuple[tuple[int, float, float], ...]] = {}
+        """Number of the row and both accuracies at the last updates, by prefix: ``reward_model/`` or, in a mixture,
+        ``reward_model/TERM/``."""
+        self._until: dict[str, int] = {}
+        """Those that are saturated, with the number of the row at which the first of their updates is too long ago."""
+
+    def see(self, row: Row) -> str | None:
+        self._seen += 1
+        for key in row:
+            if not (key.startswith("reward_model/") and key.endswith("accuracy_real")):
+                continue
+            prefix = key.removesuffix("accuracy_real")
+            real, fake = figure(row, key), figure(row, f"{prefix}accuracy_fake")
+            if real is None or fake is None:
+                continue
+            pairs = self._pairs[prefix] = (*self._pairs.get(prefix, ()), (self._seen, real, fake))[-WINDOW:]
+            if len(pairs) == WINDOW and min(fmean(p[side] for p in pairs) for side in (1, 2)) > SATURATED:
+                self._until[prefix] = pairs[0][0] + LOOK_BACK
+            else:
+                self._until.pop(prefix, None)
+        self._until = {prefix: until for prefix, until in self._until.items() if self._seen < until}
+        if not self._until:
+            return None
+        prefix = min(self._until)
+        return (
+            f"{prefix}accuracy_real and accuracy_fake have a mean above {SATURATED:g} over {WINDOW} iterations: the "
+            "discriminator tells everything apart, and its scores hardly rank the images. Weaken it "
+            "(--set reward.options.learning_rate=..., reward.options.updates=1, label_smoothing, r1 or augment)."
+        )
 
 
-def kl_explodes(rows: Sequence[Row]) -> str | None:
+class KlExplodes:
     """Updates move the policy far from the one that made the trajectories, or the numbers are no longer finite."""
-    updated = [row for row in rows[-10 * KL_WINDOW :] if row.get("ppo/approx_kl") is not None][-KL_WINDOW:]
-    values = _figures(updated, "ppo/approx_kl")
-    if updated and figure(updated[-1], "ppo/approx_kl") is None:
-        what = f"ppo/approx_kl is {updated[-1]['ppo/approx_kl']}"
-    elif len(values) == KL_WINDOW and fmean(values) > KL_LIMIT:
-        what = f"ppo/approx_kl is {fmean(values):.3g} over {KL_WINDOW} iterations, above {KL_LIMIT:g}"
-    else:
-        return None
-    return (
-        f"{what}: one iteration moves the policy too far for its clipped objective. Lower ppo.learning_rate or ppo.epochs, "
-        "or set ppo.target_kl=0.05."
-    )
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._updated: deque[tuple[int, Row]] = deque(maxlen=KL_WINDOW)
+
+    def see(self, row: Row) -> str | None:
+        self._seen += 1
+        if row.get("ppo/approx_kl") is not None:
+            self._updated.append((self._seen, row))
+        updated = [row for number, row in self._updated if number > self._seen - 10 * KL_WINDOW]
+        values = _figures(updated, "ppo/approx_kl")
+        if updated and figure(updated[-1], "ppo/approx_kl") is None:
+            what = f"ppo/approx_kl is {updated[-1]['ppo/approx_kl']}"
+        elif len(values) == KL_WINDOW and fmean(values) > KL_LIMIT:
+            what = f"ppo/approx_kl is {fmean(values):.3g} over {KL_WINDOW} iterations, above {KL_LIMIT:g}"
+        else:
+            return None
+        return (
+            f"{what}: one iteration moves the policy too far for its clipped objective. Lower ppo.learning_rate or "
+            "ppo.epochs, or set ppo.target_kl=0.05."
+        )
 
 
-def reward_flat(rows: Sequence[Row]) -> str | None:
+class RewardFlat:
     """All images of a batch score alike; or a frozen reward has not risen since the start.
 
     A reward that learns is judged by its spread alone: its mean stands still because the discriminator keeps up.
     """
-    recent = rows[-WINDOW:]
-    if len(recent) == WINDOW and all(
-        row["reward/std"] <= FLAT_SPREAD * max(abs(row["reward/mean"]), FLAT_SPREAD) for row in recent
-    ):
+
+    def __init__(self) -> None:
+        self._alike = 0
+        """So many of the last rows have batches whose images score alike."""
+        self._learned = LOOK_BACK
+        """So many rows ago the reward was updated: with lazy updates not every row has figures of it."""
+        self._updates = 0
+        self._start = _Part(())
+        self._end: deque[Row] = deque(maxlen=WINDOW)
+
+    def see(self, row: Row) -> str | None:
+        std, mean = row.get("reward/std"), row.get("reward/mean")
+        alike = std is not None and mean is not None and std <= FLAT_SPREAD * max(abs(mean), FLAT_SPREAD)
+        self._alike = self._alike + 1 if alike else 0
+        self._learned = 0 if any(key.startswith("reward_model/") for key in row) else self._learned + 1
+        if "ppo/approx_kl" in row:
+            self._updates += 1
+            self._end.append(row)
+            if self._updates <= WINDOW:
+                self._start = _Part(self._end)
+        if self._alike >= WINDOW:
+            return (
+                f"all images of a batch get the reward {mean:.4g}: there is nothing to learn from. Check that the reward "
+                "fits the generator (prompts, image size), or use another one."
+            )
+        if self._updates < FLAT_AFTER or self._learned < LOOK_BACK:
+            return None
+        end = _Part(self._end)
+        terms = _terms(self._end[-1])
+        if any(_improved(self._start, end, name) for name in ("reward/mean", *terms)):
+            return None
+        name = terms[0] if terms else "reward/mean"
+        first, last = self._start.sample(name), end.sample(name)
+        if first is None or last is None:
+            return None
         return (
-            f"all images of a batch get the reward {recent[-1]['reward/mean']:.4g}: there is nothing to learn from. Check "
-            "that the reward fits the generator (prompts, image size), or use another one."
+            f"{name} was {first.mean:.4g} at the start and is {last.mean:.4g} after {self._updates} updates: nothing is "
+            "learned. Raise ppo.learning_rate or the batch, or compare trajectories on common noise (ppo.group=4)."
         )
-    updated = [row for row in rows if "ppo/approx_kl" in row]
-    # With lazy updates not every row has figures of the reward's update.
-    if len(updated) < FLAT_AFTER or any(key.startswith("reward_model/") for row in rows[-LOOK_BACK:] for key in row):
-        return None
-    terms = _terms(updated[-1])
-    if any(_improved(updated[:WINDOW], updated[-WINDOW:], name) for name in ("reward/mean", *terms)):
-        return None
-    name = terms[0] if terms else "reward/mean"
-    ends = [_figures(part, name) for part in (updated[:WINDOW], updated[-WINDOW:])]
-    if not all(ends):
-        return None
-    first, last = map(fmean, ends)
-    return (
-        f"{name} was {first:.4g} at the start and is {last:.4g} after {len(updated)} updates: nothing is learned. Raise "
-        "ppo.learning_rate or the batch, or compare trajectories on common noise (ppo.group=4)."
-    )
 
 
-RULES: dict[str, Callable[[Sequence[Row]], str | None]] = {
-    "reward-against-yardstick": reward_against_yardstick,
-    "diversity-collapse": diversity_collapse,
-    "discriminator-saturated": discriminator_saturated,
-    "kl-explodes": kl_explodes,
-    "reward-flat": reward_flat,
+RULES: dict[str, Callable[[], Rule]] = {
+    "reward-against-yardstick": RewardAgainstYardstick,
+    "diversity-collapse": DiversityCollapse,
+    "discriminator-saturated": DiscriminatorSaturated,
+    "kl-explodes": KlExplodes,
+    "reward-flat": RewardFlat,
 }
 
 
-def check(rows: Sequence[Row], before: Sequence[Alarm] = ()) -> list[Alarm]:
-    """The alarms that are raised after the last of the rows.
+class Watch:
+    """The alarms of a run, as its rows come.
 
     Args:
-        rows: of ``metrics.jsonl`` from the run's start on, in order.
-        before: what this gave for all of them but the last: the start of a stretch that goes on is not looked for again.
+        rows: of ``metrics.jsonl`` from the run's start on, in order; :meth:`see` takes those that follow.
+
+    Attributes:
+        now: the alarms that are raised after the last row, in the order of :data:`RULES`.
     """
-    since = {alarm.name: alarm.since for alarm in before}
-    return [alarm for name in RULES if (alarm := _stretch(name, rows, since.get(name))) is not None]
 
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self.now: list[Alarm] = []
+        self._rules = {name: rule() for name, rule in RULES.items()}
+        self._last: dict[str, Alarm] = {}
+        for row in rows:
+            self.see(row)
 
-def raised(rows: Sequence[Row]) -> list[Alarm]:
-    """Every alarm that was raised at some time of a run, in its last stretch; in the order of :data:`RULES`."""
-    found = []
-    for name, rule in RULES.items():
-        last = len(rows)
-        while last and rule(rows[:last]) is None:
-            last -= 1
-        alarm = _stretch(name, rows[:last])
-        if alarm is not None:
-            found.append(alarm)
-    return found
+    def see(self, row: Row) -> None:
+        """Takes the next row."""
+        since = {alarm.name: alarm.since for alarm in self.now}
+        self.now = []
+        for name, rule in self._rules.items():
+            if (message := rule.see(row)) is not None:
+                alarm = Alarm(name, since[name] if name in since else int(row["iteration"]), message)
+                self.now.append(alarm)
+                self._last[name] = alarm
 
-
-def _stretch(name: str, rows: Sequence[Row], since: int | None = None) -> Alarm | None:
-    """An alarm that is raised after the last row, with the start of its unbroken stretch (``since`` where that is known)."""
-    rule = RULES[name]
-    message = rule(rows) if rows else None
-    if message is None:
-        return None
-    if since is not None:
-        return Alarm(name, since, message)
-    first = len(rows)
-    while first > 1 and rule(rows[: first - 1]) is not None:
-        first -= 1
-    return Alarm(name, int(rows[first - 1]["iteration"]), message)
+    @property
+    def ever(self) -> list[Alarm]:
+        """Every alarm that was raised at some time, as it was at the end of its last stretch; in the order of :data:`RULES`."""
+        return [self._last[name] for name in RULES if name in self._last]
 
 
 def figure(row: Row, name: str) -> float | None:
@@ -223,7 +293,7 @@ def figure(row: Row, name: str) -> float | None:
     return float(value) if abs(value) <= LARGEST_FIGURE else None  # a comparison with NaN is false
 
 
-def _figures(rows: Sequence[Row], name: str) -> list[float]:
+def _figures(rows: Iterable[Row], name: str) -> list[float]:
     return [value for row in rows if (value := figure(row, name)) is not None]
 
 
@@ -233,27 +303,51 @@ def _terms(row: Row) -> list[str]:
     return [key for key in row if key.startswith("reward/") and key.endswith("/mean") and key != "reward/mean"]
 
 
-def _improved(before: Sequence[Row], after: Sequence[Row], name: str) -> tuple[float, float] | None:
+class _Sample:
+    """A figure's values in a few rows: their mean, and its squared standard error."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values, self.mean = values, fmean(values)
+
+    @cached_property
+    def variance(self) -> float:
+        return stdev(self.values) ** 2 / len(self.values) if len(self.values) > 1 else 0.0
+
+    @cached_property
+    def rough_variance(self) -> float:
+        """The same but for rounding, and far cheaper."""
+        n = len(self.values)
+        return sum((value - self.mean) ** 2 for value in self.values) / (n - 1) / n if n > 1 else 0.0
+
+
+class _Part:
+    """A few rows whose figures are compared; each is summarised once."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = tuple(rows)
+        self._samples: dict[str, _Sample | None] = {}
+
+    def sample(self, name: str) -> _Sample | None:
+        """Of the rows that have the figure; None where none has."""
+        if name not in self._samples:
+            values = _figures(self._rows, name)
+            self._samples[name] = _Sample(values) if values else None
+        return self._samples[name]
+
+
+def _improved(before: _Part, after: _Part, name: str) -> tuple[float, float] | None:
     """Means before and after, where the figure has become better beyond its noise; None where it has not."""
-    if not name.endswith("frechet/mean"):
-        return _risen(before, after, name)
-    fallen = _risen(after, before, name)  # the one term that improves downwards
-    return None if fallen is None else fallen[::-1]
-
-
-def _risen(before: Sequence[Row], after: Sequence[Row], name: str = "reward/mean") -> tuple[float, float] | None:
-    """Means of a figure before and after, where it has risen beyond its noise; None where it has not."""
-    first, last = (_figures(rows, name) for rows in (before, after))
-    if not first or not last:
+    first, last = before.sample(name), after.sample(name)
+    if first is None or last is None:
         return None
-    variance = sum(stdev(v) ** 2 / len(v) for v in (first, last) if len(v) > 1)
-    low, high = fmean(first), fmean(last)
-    return (low, high) if high - low > STANDARD_ERRORS * math.sqrt(variance) else None
+    # A distance is the one term that improves downwards.
+    gain = first.mean - last.mean if name.endswith("frechet/mean") else last.mean - first.mean
+    return (first.mean, last.mean) if gain > 0 and _beyond_noise(gain, first, last) else None
 
 
-def _prefixes(rows: Sequence[Row], figure: str) -> list[str]:
-    """``reward_model/`` or, in a mixture, ``reward_model/TERM/``: where a figure of a learned reward stands."""
-    recent = rows[-LOOK_BACK:]
-    return sorted(
-        {k.removesuffix(figure) for row in recent for k in row if k.startswith("reward_model/") and k.endswith(figure)}
-    )
+def _beyond_noise(gain: float, first: _Sample, last: _Sample) -> bool:
+    limit = STANDARD_ERRORS * math.sqrt(first.rough_variance + last.rough_variance)
+    # The exact deviation is slow; it is needed only where rounding could decide.
+    if abs(gain - limit) < 1e-9 * max(gain, abs(first.mean), abs(last.mean), 1e-90):
+        limit = STANDARD_ERRORS * math.sqrt(first.variance + last.variance)
+    return gain > limit

@@ -52,14 +52,12 @@ class AlarmWatch(Callback):
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
-        self.rows = list(rows)
-        self.raised: list[alarms.Alarm] = []
+        self.watch = alarms.Watch(rows)
 
     def on_iteration(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        self.raised = alarms.check(self.rows, self.raised)
-        if self.raised:
-            row["alarms"] = [alarm.to_json() for alarm in self.raised]
+        self.watch.see(row)
+        if self.watch.now:
+            row["alarms"] = [alarm.to_json() for alarm in self.watch.now]
 
 
 def held_out_of(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import random
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -42,6 +45,14 @@ def names(found: list[alarms.Alarm]) -> list[str]:
     return [alarm.name for alarm in found]
 
 
+def check(found: list[dict[str, Any]]) -> list[alarms.Alarm]:
+    return alarms.Watch(found).now
+
+
+def message(name: str, found: list[dict[str, Any]]) -> str | None:
+    return next((alarm.message for alarm in check(found) if alarm.name == name), None)
+
+
 def configuration(**settings: Any) -> RunConfig:
     values: dict[str, Any] = {
         "generator": {"name": "tiny"},
@@ -70,7 +81,7 @@ def test_a_huge_learning_rate_makes_the_divergence_explode(tmp_path, tiny_plugin
     assert any("kl-explodes" in [a["name"] for a in row.get("alarms", [])] for row in found)
     calm = run(tmp_path / "calm", engine=engine)
     assert not any("kl-explodes" in [a["name"] for a in row.get("alarms", [])] for row in calm)
-    assert "ppo.target_kl" in next(a for a in alarms.raised(found) if a.name == "kl-explodes").message
+    assert "ppo.target_kl" in next(a for a in alarms.Watch(found).ever if a.name == "kl-explodes").message
 
 
 def test_a_constant_reward_is_flat(tmp_path, tiny_plugins):
@@ -92,7 +103,7 @@ def test_a_reward_that_pays_for_the_wrong_thing_rises_while_the_yardstick_falls(
     readings = {row["iteration"]: row["yardstick/frechet"] for row in found if "yardstick/frechet" in row}
     assert list(readings) == [1, 4, 8, 12]
     assert found[-1]["reward/mean"] > found[0]["reward/mean"] and readings[12] > 2 * readings[1]
-    alarm = next(a for a in alarms.check(found) if a.name == "reward-against-yardstick")
+    alarm = next(a for a in check(found) if a.name == "reward-against-yardstick")
     assert 4 < alarm.since <= 12 and "Frechet" in alarm.message
 
 
@@ -111,22 +122,6 @@ def test_a_resumed_run_raises_the_same_alarms(tmp_path, tiny_plugins):
         Trainer(configuration(**settings)).run(tmp_path / "cut", on_iteration=kill)
     resumed = run(tmp_path / "cut", **settings)
     assert [row.get("alarms") for row in resumed] == [row.get("alarms") for row in whole]
-
-
-def test_a_standing_alarm_is_not_traced_again(monkeypatch):
-    """Its stretch is looked for once, however long a run stands still."""
-    looked: list[int] = []
-    rule = alarms.RULES["reward-flat"]
-    monkeypatch.setitem(alarms.RULES, "reward-flat", lambda seen: looked.append(len(seen)) or rule(seen))
-    found, whole = rows(alarms.FLAT_AFTER + 30), AlarmWatch([])
-    for row in found:
-        whole.on_iteration(row)
-    assert len(looked) <= len(found) + 1
-    assert {alarm["since"] for row in found for alarm in row.get("alarms", ())} == {alarms.FLAT_AFTER}
-    later = AlarmWatch(found[:-1])  # resumed
-    again = {key: value for key, value in found[-1].items() if key != "alarms"}
-    later.on_iteration(again)
-    assert again == found[-1]
 
 
 def test_held_out_readings_do_not_change_the_run(tmp_path, tiny_plugins):
@@ -165,7 +160,7 @@ def test_nothing_is_raised_where_nothing_is_wrong():
         diversity=lambda i: 3 + 0.2 * math.sin(i),
         **{"reward_model/accuracy_real": 0.8, "reward_model/accuracy_fake": 0.75},
     )
-    assert alarms.raised(healthy) == [] and alarms.check([]) == []
+    assert alarms.Watch(healthy).ever == [] and alarms.Watch().now == []
 
 
 def test_reward_against_yardstick_needs_both():
@@ -175,16 +170,17 @@ def test_reward_against_yardstick_needs_both():
     def distance(i: int) -> float | None:  # best at 20
         return 5 + 0.05 * abs(i - 20) if i % 5 == 0 else None
 
-    found = alarms.check(rows(60, reward__mean=reward(0.01), yardstick__frechet=distance))
+    found = check(rows(60, reward__mean=reward(0.01), yardstick__frechet=distance))
     assert names(found) == ["reward-against-yardstick"]
     # 5.25 at 25 is no worse than the limit, 30 and 35 are the first two readings above it.
     assert found[0].since == 35 and "iteration 20" in found[0].message
     for slope in (0.0, -0.01):
         assert (
-            alarms.reward_against_yardstick(rows(60, reward__mean=reward(slope), yardstick__frechet=distance)) is None
+            message("reward-against-yardstick", rows(60, reward__mean=reward(slope), yardstick__frechet=distance))
+            is None
         )
     falling = rows(60, reward__mean=reward(0.01), yardstick__frechet=lambda i: 10 - 0.1 * i)
-    assert alarms.reward_against_yardstick(falling) is None
+    assert message("reward-against-yardstick", falling) is None
 
 
 def test_a_mixture_and_a_distance_are_held_against_the_yardstick_by_their_terms():
@@ -193,13 +189,13 @@ def test_a_mixture_and_a_distance_are_held_against_the_yardstick_by_their_terms(
         "yardstick/frechet": lambda i: 5 + 0.1 * i if i % 5 == 0 else None,
     }
     exploited = {"reward/clip-score/mean": lambda i: 20 + 0.1 * i, "reward/aesthetic/mean": 5.0}
-    found = alarms.reward_against_yardstick(rows(60, **columns, **exploited))
+    found = message("reward-against-yardstick", rows(60, **columns, **exploited))
     assert found is not None and "reward/clip-score/mean went from" in found
     for frechet, raised in ((lambda i: 10 - 0.05 * i, True), (lambda i: 10 + 0.05 * i, False)):
         own = rows(60, **columns, **{"reward/frechet/mean": frechet})
-        assert (alarms.reward_against_yardstick(own) is not None) == raised
+        assert (message("reward-against-yardstick", own) is not None) == raised
     still = {"reward/clip-score/mean": 20.0, "reward/aesthetic/mean": 5.0}
-    assert alarms.reward_against_yardstick(rows(60, **columns, **still)) is None
+    assert message("reward-against-yardstick", rows(60, **columns, **still)) is None
 
 
 def test_a_single_noisy_row_is_no_reward_to_have_risen_from():
@@ -207,24 +203,24 @@ def test_a_single_noisy_row_is_no_reward_to_have_risen_from():
         return 0.4 if i == 1 else 0.5 + 0.05 * (-1) ** i
 
     noisy = rows(40, reward__mean=reward, yardstick__frechet=lambda i: 5 + 0.1 * i if i % 5 in (0, 1) else None)
-    assert alarms.reward_against_yardstick(noisy) is None
+    assert message("reward-against-yardstick", noisy) is None
 
 
 def test_an_alarm_goes_out_again_and_is_remembered():
     found = rows(
         60, reward__mean=lambda i: 0.01 * i, yardstick__frechet=lambda i: 9.0 if 20 < i <= 40 else 5.0 - 0.001 * i
     )
-    assert alarms.check(found) == []
-    (past,) = alarms.raised(found)
+    assert check(found) == []
+    (past,) = alarms.Watch(found).ever
     assert past.name == "reward-against-yardstick" and past.since == 22
 
 
 @pytest.mark.parametrize("name", ["yardstick/diversity", "diversity"])
 def test_diversity_collapse(name):
     sound, collapsed = (rows(30, **{name: lambda i, end=end: max(1 - i / 30, end)}) for end in (0.7, 0.2))
-    assert alarms.diversity_collapse(sound) is None
-    assert names(alarms.check(collapsed)) == ["diversity-collapse"]
-    assert name in alarms.check(collapsed)[0].message
+    assert message("diversity-collapse", sound) is None
+    assert names(check(collapsed)) == ["diversity-collapse"]
+    assert name in check(collapsed)[0].message
 
 
 @pytest.mark.parametrize("prefix", ["reward_model/", "reward_model/adversarial/"])
@@ -237,46 +233,233 @@ def test_discriminator_saturated(prefix, every):
             **{prefix + name: (lambda i, v=value: v if i % every == 0 else None) for name, value in columns.items()},
         )
 
-    assert names(alarms.check(figures(0.995, 1.0))) == ["discriminator-saturated"]
-    assert alarms.discriminator_saturated(figures(0.995, 0.9)) is None
-    assert alarms.discriminator_saturated(figures(0.9, 1.0)) is None
+    assert names(check(figures(0.995, 1.0))) == ["discriminator-saturated"]
+    assert message("discriminator-saturated", figures(0.995, 0.9)) is None
+    assert message("discriminator-saturated", figures(0.9, 1.0)) is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_divergence_that_is_no_number(value):
-    found = alarms.check(rows(10, **{"ppo/approx_kl": lambda i: value if i == 10 else 0.01}))
+    found = check(rows(10, **{"ppo/approx_kl": lambda i: value if i == 10 else 0.01}))
     assert names(found) == ["kl-explodes"] and found[0].since == 10
 
 
 def test_one_large_update_is_no_explosion():
-    assert alarms.check(rows(10, **{"ppo/approx_kl": lambda i: 0.9 if i == 10 else 0.01})) == []
+    assert check(rows(10, **{"ppo/approx_kl": lambda i: 0.9 if i == 10 else 0.01})) == []
 
 
 def test_a_frozen_reward_that_does_not_rise_is_flat_but_a_learned_one_may_stand_still():
-    assert names(alarms.check(rows(alarms.FLAT_AFTER))) == ["reward-flat"]
-    assert alarms.check(rows(alarms.FLAT_AFTER - 1)) == []
-    assert alarms.check(rows(60, reward__mean=lambda i: min(i, 10) / 10)) == []  # risen, then at its best
-    assert alarms.check(rows(60, **{"reward_model/loss": 0.6})) == []
+    assert names(check(rows(alarms.FLAT_AFTER))) == ["reward-flat"]
+    assert check(rows(alarms.FLAT_AFTER - 1)) == []
+    assert check(rows(60, reward__mean=lambda i: min(i, 10) / 10)) == []  # risen, then at its best
+    assert check(rows(60, **{"reward_model/loss": 0.6})) == []
     lazy = rows(60, **{"reward_model/loss": lambda i: 0.6 if i % 4 == 1 else None})
-    assert alarms.check(lazy) == []
+    assert check(lazy) == []
+
+
+def test_a_row_without_the_spread_of_its_rewards_is_not_flat():
+    flat = {"reward/mean": 0.5, "reward/std": 0.0}
+    assert names(check(rows(10, **flat))) == ["reward-flat"]
+    assert check([{"iteration": 1}, *rows(4, **flat)]) == []
 
 
 def test_a_mixture_is_judged_by_its_terms():
     columns = {"reward/mean": 0.0, "reward/clip-score/mean": 0.3}
     rising = rows(60, **columns, **{"reward/fid/mean": lambda i: -10 + 0.1 * i})
-    assert alarms.check(rising) == []
-    assert names(alarms.check(rows(60, **columns, **{"reward/fid/mean": -10.0}))) == ["reward-flat"]
+    assert check(rising) == []
+    assert names(check(rows(60, **columns, **{"reward/fid/mean": -10.0}))) == ["reward-flat"]
 
 
 def test_a_distance_among_the_terms_improves_downwards():
     columns = {"reward/mean": 0.0, "reward/std": 1.0}
-    assert alarms.check(rows(60, **columns, **{"reward/frechet/mean": lambda i: 10 - 0.1 * i})) == []
+    assert check(rows(60, **columns, **{"reward/frechet/mean": lambda i: 10 - 0.1 * i})) == []
     worse = rows(60, **columns, **{"reward/frechet/mean": lambda i: 10 + 0.1 * i})
-    assert names(alarms.check(worse)) == ["reward-flat"]
+    assert names(check(worse)) == ["reward-flat"]
+
+
+# --- row by row -------------------------------------------------------------------------------------------------------
+
+
+def stretches(name: str, found: list[dict[str, Any]]) -> list[int]:
+    """Numbers of the rows after which an alarm is raised."""
+    watch, raised = alarms.Watch(), []
+    for number, row in enumerate(found, 1):
+        watch.see(row)
+        if name in names(watch.now):
+            raised.append(number)
+    return raised
+
+
+def test_updates_of_a_discriminator_are_forgotten():
+    figures = {
+        f"reward_model/accuracy_{side}": lambda i: 1.0 if i in (1, 2, 3, 4, 9) else None for side in ("real", "fake")
+    }
+    raised = stretches("discriminator-saturated", rows(alarms.LOOK_BACK + 9, **figures))
+    assert raised == list(range(9, alarms.LOOK_BACK + 1))  # then the first of the five is too long ago
+
+
+def test_a_discriminator_that_recovers_is_not_saturated():
+    columns = {f"reward_model/{name}": lambda i: 1.0 if i < 10 else 0.5 for name in ("accuracy_real", "accuracy_fake")}
+    assert stretches("discriminator-saturated", rows(20, **columns)) == list(range(5, 10))
+
+
+def test_of_two_saturated_or_collapsed_figures_the_first_is_named():
+    columns = {f"reward_model/{term}/accuracy_{side}": 1.0 for term in "ba" for side in ("real", "fake")}
+    columns |= {name: lambda i: 1 / i for name in ("diversity", "yardstick/diversity")}
+    found = rows(20, **columns)
+    assert str(message("discriminator-saturated", found)).startswith("reward_model/a/accuracy_real ")
+    assert str(message("diversity-collapse", found)).startswith("yardstick/diversity ")
+
+
+def test_a_learned_reward_is_a_frozen_one_when_its_last_update_is_long_ago():
+    found = rows(300, **{"reward_model/loss": lambda i: 0.6 if i == 20 else None})
+    assert stretches("reward-flat", found) == list(range(20 + alarms.LOOK_BACK, 301))
+
+
+def test_updates_of_the_policy_are_forgotten():
+    found = rows(40, **{"ppo/approx_kl": lambda i: 0.9 if i in (3, 8) else None})
+    assert stretches("kl-explodes", found) == list(range(8, 3 + 10 * alarms.KL_WINDOW))
+
+
+@pytest.mark.parametrize("best", [1, 2, 5, 6, 20])
+def test_a_reward_is_measured_from_the_best_reading_on(best):
+    """Five rows up to that reading, or the first five of the run; the last five, but none up to that reading."""
+    found = rows(
+        60,
+        reward__mean=lambda i: float(i),
+        yardstick__frechet=lambda i: 5.0 + abs(i - best) if i in (best, 25, 26) else None,
+    )
+    first, last = max(best, 5) - 2, 24
+    text = message("reward-against-yardstick", found[:26])
+    assert text is not None and f"from {first} to {last}," in text and f"(iteration {best}) to {31 - best}:" in text
+    assert stretches("reward-against-yardstick", found) == list(range(26, 61))
+
+
+def test_the_first_of_equal_readings_is_the_best():
+    found = rows(9, reward__mean=float, yardstick__frechet=lambda i: 5.0 if i in (2, 4) else 9.0)
+    assert "(iteration 2)" in str(message("reward-against-yardstick", found))
+
+
+def test_after_a_better_reading_two_more_must_fall_behind():
+    readings = {10: 5.0, 11: 6.0, 12: 6.0, 13: 4.0, 14: 6.0, 15: 6.0}
+    found = rows(15, reward__mean=float, yardstick__frechet=readings.get)
+    assert stretches("reward-against-yardstick", found) == [12, 15]
+    assert "from 11 to 14.5," in str(message("reward-against-yardstick", found))  # means of 9 to 13, and of 14 and 15
+
+
+def test_rows_without_an_update_leave_the_terms_of_the_last_one():
+    columns = {name: lambda i, value=value: value if i <= 50 else None for name, value in
+               (("ppo/approx_kl", 0.01), ("reward/term/mean", 3.0))}  # fmt: skip
+    assert str(message("reward-flat", rows(60, **columns))).startswith(
+        "reward/term/mean was 3 at the start and is 3 after 50 "
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [([0, 3, 1, 0, 1], [3, 5, 4, 3, 0]), ([0.2, 0.5, 0.0, 0.2, 0.1], [0.4, 0.2, 0.5, 0.5, 0.4])],
+)
+def test_a_gain_as_large_as_its_noise_is_judged_by_the_exact_deviation(start, end):
+    def rising(i: int) -> float:
+        return start[i - 1] if i <= 5 else end[i - 36] if i > 35 else 0.0
+
+    noise = alarms.STANDARD_ERRORS * math.sqrt(stdev(start) ** 2 / 5 + stdev(end) ** 2 / 5)
+    gain = fmean(end) - fmean(start)
+    assert gain == pytest.approx(noise, rel=1e-12)
+    assert (check(rows(alarms.FLAT_AFTER, reward__mean=rising)) == []) == (gain > noise)
+
+
+def random_rows(draw: random.Random) -> list[dict[str, Any]]:
+    """A run in which figures are missing now and then, or no numbers, and every alarm may be raised."""
+
+    def now_and_then(value: Any, share: float = 0.3) -> Any:
+        other = (None, math.nan, math.inf)
+        return lambda i: draw.choice(other) if draw.random() < share else value(i) if callable(value) else value
+
+    best = draw.randrange(1, 40)
+    columns = {
+        "reward/mean": lambda i: draw.choice((0.0, 0.01 * i)) + 0.1 * draw.random(),
+        "reward/std": draw.choice((0.1, 0.0, lambda i: 0.1 * (i % 9 == 0))),
+        "ppo/approx_kl": now_and_then(lambda i: draw.choice((0.01, 0.01, 0.9)), 0.1),
+        "yardstick/frechet": now_and_then(lambda i: 5 + abs(i - best) // 4, draw.choice((0.1, 0.8))),
+        "yardstick/diversity": now_and_then(lambda i: 1 / i**0.2),
+        "diversity": now_and_then(lambda i: draw.choice((1.0, 0.5)), 0.5),
+    }
+    if draw.random() < 0.5:
+        columns["reward/frechet/mean"] = now_and_then(lambda i: 5 - 0.02 * i + draw.random())
+    if draw.random() < 0.5:
+        for name in (
+            "reward_model/accuracy_real",
+            "reward_model/term/accuracy_fake",
+            "reward_model/term/accuracy_real",
+        ):
+            columns[name] = now_and_then(0.99, 0.7)
+    return rows(draw.choice((12, 90)), **columns)
+
+
+def test_a_run_that_is_resumed_after_any_row_raises_the_same_alarms():
+    draw = random.Random(0)
+    seen = set()
+    for _ in range(20):
+        found, whole = random_rows(draw), AlarmWatch([])
+        plain = [dict(row) for row in found]
+        for row in found:
+            whole.on_iteration(row)
+        cut = draw.randrange(len(found))
+        resumed = AlarmWatch(found[:cut])
+        for row, expected in zip(plain[cut:], found[cut:], strict=True):
+            resumed.on_iteration(row)
+            assert str(row) == str(expected)  # NaN is not equal to itself
+        seen |= {alarm["name"] for row in found for alarm in row.get("alarms", ())}
+    assert seen == set(alarms.RULES)
+
+
+class Looked(dict):
+    """A row that counts how often it is looked at."""
+
+    looks = 0
+
+    def _look(self) -> None:
+        self.looks += 1
+
+    def __getitem__(self, key: str) -> Any:
+        self._look()
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._look()
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        self._look()
+        return super().__contains__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        self._look()
+        return super().__iter__()
+
+
+def test_a_row_is_looked_at_as_often_in_a_long_run_as_in_a_short_one():
+    columns = {
+        "reward/mean": lambda i: 0.5 + 0.001 * (-1) ** i,
+        "reward/std": 0.1,
+        "reward/term/mean": 1.0,
+        "yardstick/frechet": lambda i: 5 + 0.1 * i if i > 30 else 5,
+        "yardstick/diversity": lambda i: 1 / i,
+        "diversity": lambda i: 1 / i,
+        "ppo/approx_kl": 0.9,
+    }
+
+    def most(count: int) -> int:
+        found = [Looked(row) for row in rows(count, **columns)]
+        assert len(alarms.Watch(found).now) == 3
+        return max(row.looks for row in found)
+
+    assert most(100) == most(1000) < 100
 
 
 def test_alarms_are_json():
-    (alarm,) = alarms.check(rows(60))
+    (alarm,) = check(rows(60))
     assert json.loads(json.dumps(alarm.to_json())) == {"name": alarm.name, "since": 40, "message": alarm.message}
 
 
