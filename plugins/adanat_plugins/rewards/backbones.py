@@ -159,7 +159,7 @@ def create_backbone(
         fit.
     """
     if name not in BACKBONES or name == "none":
-        known = ("auto", *BACKBONES)
+        known = ("auto", *BACKBONES, "latents")
         raise ConfigError(f"backbone {name!r} is unknown{nearest(name, known)} Known: {', '.join(known)}.")
     if name == "emoji64-clip":
         from .clip_tower import emoji64_clip

@@ -5,15 +5,18 @@ from .containers import container_of, flatten, plain, read_state, read_tree, sel
 from .flax_file import read_flax
 from .loading import build, load_into, place, without_memory
 from .restricted import Inert, RestrictedUnpickler
+from .shapes import Shapes, encoder_sizes
 
 __all__ = [
     "ASSETS",
     "Asset",
     "Inert",
     "RestrictedUnpickler",
+    "Shapes",
     "asset",
     "build",
     "container_of",
+    "encoder_sizes",
     "flatten",
     "load_into",
     "place",

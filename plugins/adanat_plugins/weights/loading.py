@@ -86,10 +86,16 @@ def build(
         dtype: of the floating-point parameters; tensors of another one are converted one at a time.
 
     Raises:
-        WeightsError: see :func:`load_into`.
+        WeightsError: see :func:`load_into`; or the factory refuses the sizes.
     """
-    with without_memory():
-        module = factory()
+    try:
+        with without_memory():
+            module = factory()
+    except (ArithmeticError, RuntimeError, ValueError) as error:  # torch's layers do not take every size
+        raise WeightsError(
+            f"{source}: no such network can be made from the sizes of its tensors ({error}). Check that the file belongs to "
+            "this variant, and that it was published for this architecture."
+        ) from None
     module = module.to(dtype).eval().requires_grad_(False)
     load_into(module, state, source=source, unused=unused)
     return place(module, device, dtype)
