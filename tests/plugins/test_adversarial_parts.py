@@ -337,6 +337,24 @@ def test_a_clip_tower_without_its_first_norm_is_refused() -> None:
         ClipTower(state, config["vision_cfg"], (1, 3, 5), source="made up")
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"), [((128, 5, 8, 8), "reads 5 channels"), ((128,), r"has the shape \[128\]")]
+)
+def test_a_clip_tower_of_other_images_is_refused(shape: tuple[int, ...], message: str) -> None:
+    config = json.loads((FOLDER / "clip.json").read_text())
+    state = load_file(str(FOLDER / "clip.safetensors")) | {"visual.conv1.weight": torch.zeros(shape)}
+    with pytest.raises(WeightsError, match=message):
+        ClipTower(state, config["vision_cfg"], (1, 3, 5), source="made up")
+
+
+@pytest.mark.parametrize("rows", [0, 1, 12])
+def test_positions_that_form_no_square_are_refused(rows: int) -> None:
+    backbone = TimmViT(TINY)
+    state = {**backbone.model.state_dict(), "pos_embed": torch.zeros(1, rows, 192)}
+    with pytest.raises(WeightsError, match=rf"misshapen pos_embed \[1, {rows}, 192\]"):
+        load_timm(backbone, state, source="made up")
+
+
 def test_the_normalisation_of_a_release_is_taken_from_its_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images in another normalisation give other features; an unknown id is OpenAI's."""
     import open_clip
