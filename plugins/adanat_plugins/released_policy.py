@@ -20,7 +20,7 @@ from adanat_toolkit.interfaces import Generator
 from adanat_toolkit.limits import MOST_STEPS
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, SamplingPolicy
 
-from .weights import Shapes, load_into, plain, read_tree, select, strip_prefixes, unwrap
+from .weights import Shapes, flatten, load_into, plain, read_tree, select, strip_prefixes, unwrap
 
 DEFAULT_STEPS = 8
 """Of a file that does not say; the published policies make an image in 8 steps."""
@@ -127,7 +127,7 @@ def load_published_policy(path: Path | str) -> tuple[dict[str, Tensor], PolicyFa
     tree = read_tree(path)
     if not isinstance(tree, dict):
         raise WeightsError(f"{path} is not a published AdaNAT policy: it holds no named tensors.")
-    state = strip_prefixes({k: v.detach() for k, v in unwrap(tree).items() if isinstance(v, Tensor)})
+    state = strip_prefixes(dict(flatten(unwrap(tree))))
     actor = select(state, "policy.actor.")
     needed = ("dw_conv.weight", "linear1.weight", "linear3.weight", "pw_conv.weight")
     bare = not actor and all(name in state for name in needed)

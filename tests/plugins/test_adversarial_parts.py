@@ -273,8 +273,11 @@ def test_damaged_or_foreign_weights(generator: Generator, tmp_path: Path, tiny_f
         create_backbone("dino", model="resnet18", weights=str(tiny_file))
     with pytest.raises(WeightsError, match="known"):
         create_backbone("clip", model="RN50", weights=str(tiny_file))
-    with pytest.raises(WeightsError, match="no published AdaNAT"):
-        reward_of(generator, architecture="paper", published=str(tiny_file))
+    numbered = tmp_path / "numbered.pth"
+    torch.save({"discriminator": {3: torch.zeros(1)}}, numbered)
+    for file in (tiny_file, numbered):
+        with pytest.raises(WeightsError, match="no published AdaNAT"):
+            reward_of(generator, architecture="paper", published=str(file))
 
 
 def _with_narrow_norm(folder: Path, file: Path) -> Path:

@@ -390,6 +390,7 @@ def test_sizes_that_do_not_go_together(name: str) -> None:
         ({"args": {"gen_steps": 10**12}}, "in 1000000000000 steps; 1 to 1,024"),
         ({"model": {"policy.actor.dw_conv.weight": torch.zeros(())}}, "is not a published AdaNAT policy"),
         ({"model": {"policy.actor.x_embedder.weight": torch.zeros(8)}}, r"'x_embedder.weight' has the shape \[8\]"),
+        ({"model": {3: torch.zeros(1)}}, None),
         ([1], "is not a published AdaNAT policy|no named tensors"),
     ],
 )

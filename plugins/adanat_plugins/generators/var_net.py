@@ -63,7 +63,7 @@ class VARConfig:
         if level.dtype not in INTEGERS:
             raise shapes.wrong(f"'lvl_1L' is of {level.dtype}; the scale of each token must be a whole number")
         if not 0 <= int(level.min()) <= int(level.max()) < length:  # before anything is as long as a number in the file
-            raise shapes.wrong(f"'lvl_1L' has scales of {length} tokens that are below 0 or beyond {length - 1}")
+            raise shapes.wrong(f"'lvl_1L' names scales below 0 or beyond {length - 1} for its {length} tokens")
         counts = torch.bincount(level.long()).tolist()
         scales = tuple(math.isqrt(count) for count in counts)
         rising = all(before < after for before, after in itertools.pairwise((0, *scales)))
