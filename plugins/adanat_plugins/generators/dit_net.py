@@ -134,7 +134,7 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbedding(channels, width, patch)
         self.t_embedder = StepEmbedding(width)
         self.y_embedder = ClassEmbedding(classes + 1, width)
-        table = torch.empty(1, (side // patch) ** 2, width)
+        table = torch.empty(1, (side // patch) ** 2, width, dtype=torch.float32)
         if not table.is_meta:  # else a file's own table comes in its place: nothing is computed for what a file claims
             table.copy_(position_table(width, side // patch))
         self.pos_embed = nn.Parameter(table, requires_grad=False)
