@@ -1,4 +1,4 @@
-"""Lines of text files that people write: captions and prompts."""
+"""Lines of text files that people write: captions, prompts, names of classes."""
 
 from __future__ import annotations
 
@@ -40,14 +40,17 @@ def text_lines(data: bytes, source: str) -> list[str]:
     return lines
 
 
-def read_prompts(path: str | os.PathLike[str]) -> tuple[str, ...]:
+def read_prompts(path: str | os.PathLike[str], *, what: str = "prompt") -> tuple[str, ...]:
     """The prompts of a text file, one a line, empty lines left out.
+
+    Args:
+        what: a line holds, where it is no prompt, for messages.
 
     Raises:
         ConfigError: it cannot be read or holds none. DataError: its encoding is neither UTF-8 nor UTF-16 with a mark.
     """
-    data = read_bytes(path, error=ConfigError, remedy="Give a text file with one prompt a line.")
+    data = read_bytes(path, error=ConfigError, remedy=f"Give a text file with one {what} a line.")
     prompts = tuple(line.strip() for line in text_lines(data, str(path)) if line.strip())
     if not prompts:
-        raise ConfigError(f"{path} holds no prompt; write one a line.")
+        raise ConfigError(f"{path} holds no {what}; write one a line.")
     return prompts

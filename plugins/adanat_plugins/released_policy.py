@@ -20,7 +20,7 @@ from adanat_toolkit.interfaces import Generator
 from adanat_toolkit.limits import MOST_STEPS
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, SamplingPolicy
 
-from .weights import load_into, plain, read_tree, select, strip_prefixes, unwrap
+from .weights import Shapes, flatten, load_into, plain, read_tree, select, strip_prefixes, unwrap
 
 DEFAULT_STEPS = 8
 """Of a file that does not say; the published policies make an image in 8 steps."""
@@ -127,7 +127,7 @@ def load_published_policy(path: Path | str) -> tuple[dict[str, Tensor], PolicyFa
     tree = read_tree(path)
     if not isinstance(tree, dict):
         raise WeightsError(f"{path} is not a published AdaNAT policy: it holds no named tensors.")
-    state = strip_prefixes({k: v.detach() for k, v in unwrap(tree).items() if isinstance(v, Tensor)})
+    state = strip_prefixes(dict(flatten(unwrap(tree))))
     actor = select(state, "policy.actor.")
     needed = ("dw_conv.weight", "linear1.weight", "linear3.weight", "pw_conv.weight")
     bare = not actor and all(name in state for name in needed)
@@ -138,10 +138,9 @@ def load_published_policy(path: Path | str) -> tuple[dict[str, Tensor], PolicyFa
             f"{path} is not a published AdaNAT policy: it holds no model/policy.actor.* tensors, nor AdaGen's bare ones. "
             "Give the file of a policy, not a generator's or a tokenizer's."
         )
-    if any(actor[name].ndim < 2 or not actor[name].numel() for name in needed):
-        raise WeightsError(f"{path} is not a published AdaNAT policy: the shapes of policy.actor.* are others.")
-    hidden = actor["dw_conv.weight"].shape[0]
-    embedder = actor.get("x_embedder.weight")  # absent where the features have the policy's own width
+    shapes = Shapes(actor, f"{path} is not a published AdaNAT policy", "the shapes of its policy.actor.* tensors")
+    hidden, pointwise = (shapes.of(f"{name}_conv.weight", 4)[0] for name in ("dw", "pw"))
+    embedded = "x_embedder.weight" in actor  # absent where the features have the policy's own width
     found = plain(tree.get("args", {}))
     arguments = found if isinstance(found, dict) else {}
     heuristic = arguments.get("heu")
@@ -149,9 +148,9 @@ def load_published_policy(path: Path | str) -> tuple[dict[str, Tensor], PolicyFa
     if steps is not None and not 1 <= steps <= MOST_STEPS:
         raise WeightsError(f"{path} says that it makes an image in {steps} steps; 1 to {MOST_STEPS:,} are possible.")
     facts = PolicyFacts(
-        feature_dim=hidden if embedder is None else embedder.shape[1],
-        outputs=actor["linear3.weight"].shape[0],
-        cells=actor["linear1.weight"].shape[1] // actor["pw_conv.weight"].shape[0],
+        feature_dim=shapes.of("x_embedder.weight", 2)[1] if embedded else hidden,
+        outputs=shapes.of("linear3.weight", 2)[0],
+        cells=shapes.of("linear1.weight", 2)[1] // pointwise,
         residual=None if heuristic is None else bool(heuristic),
         steps=steps,
         counters={name: count for name in _COUNTERS if (count := _whole(tree.get(name))) is not None},

@@ -273,8 +273,11 @@ def test_damaged_or_foreign_weights(generator: Generator, tmp_path: Path, tiny_f
         create_backbone("dino", model="resnet18", weights=str(tiny_file))
     with pytest.raises(WeightsError, match="known"):
         create_backbone("clip", model="RN50", weights=str(tiny_file))
-    with pytest.raises(WeightsError, match="no published AdaNAT"):
-        reward_of(generator, architecture="paper", published=str(tiny_file))
+    numbered = tmp_path / "numbered.pth"
+    torch.save({"discriminator": {3: torch.zeros(1)}}, numbered)
+    for file in (tiny_file, numbered):
+        with pytest.raises(WeightsError, match="no published AdaNAT"):
+            reward_of(generator, architecture="paper", published=str(file))
 
 
 def _with_narrow_norm(folder: Path, file: Path) -> Path:
@@ -335,6 +338,24 @@ def test_a_clip_tower_without_its_first_norm_is_refused() -> None:
     state = {key: value for key, value in load_file(str(FOLDER / "clip.safetensors")).items() if "ln_pre" not in key}
     with pytest.raises(WeightsError, match="no plain CLIP image tower"):
         ClipTower(state, config["vision_cfg"], (1, 3, 5), source="made up")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((128, 5, 8, 8), "reads 5 channels"), ((128,), r"has the shape \[128\]")]
+)
+def test_a_clip_tower_of_other_images_is_refused(shape: tuple[int, ...], message: str) -> None:
+    config = json.loads((FOLDER / "clip.json").read_text())
+    state = load_file(str(FOLDER / "clip.safetensors")) | {"visual.conv1.weight": torch.zeros(shape)}
+    with pytest.raises(WeightsError, match=message):
+        ClipTower(state, config["vision_cfg"], (1, 3, 5), source="made up")
+
+
+@pytest.mark.parametrize("rows", [0, 1, 12])
+def test_positions_that_form_no_square_are_refused(rows: int) -> None:
+    backbone = TimmViT(TINY)
+    state = {**backbone.model.state_dict(), "pos_embed": torch.zeros(1, rows, 192)}
+    with pytest.raises(WeightsError, match=rf"misshapen pos_embed \[1, {rows}, 192\]"):
+        load_timm(backbone, state, source="made up")
 
 
 def test_the_normalisation_of_a_release_is_taken_from_its_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:

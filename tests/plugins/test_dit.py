@@ -160,6 +160,29 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.M
         create_generator("sit:xl-2-265", {}, device=CPU, dtype=torch.float32, offline=True)
 
 
+@pytest.mark.parametrize("heads", [0, -16, 1025])
+def test_heads_have_bounds(heads: int) -> None:
+    with pytest.raises(ConfigError, match=f"heads.*{heads}"):
+        create_generator("dit:xl-2-256", {"heads": heads}, device=CPU, dtype=torch.float32, offline=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latents.into": torch.zeros(32)}, r"'latents\.into' has the shape \[32\]"),
+        ({"latents.back": torch.zeros(5, 32)}, "do not lead from the tokenizer's 32 channels to the network's 6 and back"),
+        ({"latents.mean": None}, r"'latents\.mean' is missing"),
+    ],
+)
+def test_ways_to_the_latents_that_do_not_fit(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    state = load_file(FOLDER / "sit.safetensors") | change
+    state = {name: value for name, value in state.items() if value is not None}
+    save_file(state, tmp_path / "own.safetensors", {"training": '{"family": "sit"}'})
+    with pytest.raises(WeightsError, match=message):
+        options = {"weights": str(tmp_path / "own.safetensors")}
+        create_generator("sit:emoji64", options, device=CPU, dtype=torch.float32, offline=True)
+
+
 @pytest.mark.parametrize("training", ["[1]", "{", '{"family": "sit"'])
 def test_what_a_file_says_of_its_training_is_checked(training: str, tmp_path: Path) -> None:
     state = load_file(FOLDER / "sit.safetensors")

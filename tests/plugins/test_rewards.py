@@ -17,7 +17,7 @@ from adanat_plugins.prepare import prepare_images
 from adanat_plugins.rewards.aesthetic import LinearHead
 from adanat_plugins.rewards.clip_score import ClipScoreReward
 from adanat_plugins.rewards.imagereward import CLIP_MEAN, CLIP_STD, WordPiece, load_network
-from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, WeightsError
+from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, DataError, WeightsError
 from adanat_toolkit.images import FileImages, MemoryImages
 from adanat_toolkit.interfaces import Context, Generator, RewardModel
 from adanat_toolkit.registry import create_features, create_generator, create_reward
@@ -93,12 +93,25 @@ def test_prompts_of_classes(generator: Generator, tmp_path: Path) -> None:
     assert reward.prompts(context) == ("emoji 3 of thing 3", "emoji 97 of thing 97")
     default = make("clip-score", generator)
     assert default.prompts(context)[0] == f"a photo of a {generator.class_names[3]}"  # type: ignore[index]
-    with pytest.raises(ConfigError, match="may use"):
-        make("clip-score", generator, template="a {colour} cat")
+    for field in ("colour", "name.foo", "name.__class__", "name[x]", "name:{id.foo}", "", "0"):
+        with pytest.raises(ConfigError, match=r"does not fit .*may use \{name\} and \{id\}"):
+            make("clip-score", generator, template=f"a {{{field}}} cat")
     with pytest.raises(ConfigError, match=r"1000 class names, but .* 98 classes"):
         make("clip-score", generator, class_names="imagenet")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"cannot read .*absent.txt.*one class name a line"):
         make("clip-score", generator, class_names=str(tmp_path / "absent.txt"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_class_names_are_read_as_prompts_are(generator: Generator, encoding: str, tmp_path: Path) -> None:
+    """A mark at the start is no part of the first name, and a separator inside a name does not end it."""
+    names = [f"größe\u2028{i}\x85x" for i in range(98)]
+    (tmp_path / "names.txt").write_bytes("\r\n".join(names).encode(encoding))
+    reward = make("clip-score", generator, template="{name}", class_names=str(tmp_path / "names.txt"))
+    assert reward.prompts(generator.encode_classes([0, 97])) == (names[0], names[97])
+    (tmp_path / "names.txt").write_bytes("\n".join(names).encode("latin-1", "replace"))
+    with pytest.raises(DataError, match=r"line 1 of .* is not UTF-8"):
+        make("clip-score", generator, class_names=str(tmp_path / "names.txt"))
 
 
 def test_an_unconditional_generator_needs_a_prompt() -> None:

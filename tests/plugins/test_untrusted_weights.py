@@ -11,6 +11,7 @@ import shutil
 import tarfile
 import zipfile
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,24 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from adanat_plugins.generators import dit_net
+from adanat_plugins.generators.adanat import uvit_sizes
+from adanat_plugins.generators.dit_net import DiT, dit_sizes
+from adanat_plugins.generators.google_net import GoogleConfig, GoogleTransformer
+from adanat_plugins.generators.halton_net import HaltonConfig, HaltonTransformer
+from adanat_plugins.generators.mage_net import MAGEConfig, MAGENet
+from adanat_plugins.generators.uvit import UViT
+from adanat_plugins.generators.var_net import VAR, VARConfig
 from adanat_plugins.released_policy import load_published_policy
-from adanat_plugins.weights import plain, read_state, read_tree, restricted
+from adanat_plugins.rewards.imagereward_net import ImageRewardConfig, ImageRewardNet
+from adanat_plugins.tokenizers.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from adanat_plugins.tokenizers.llamagen_vq import LlamaGenVQ, LlamaGenVQConfig
+from adanat_plugins.tokenizers.multi_scale import MultiScaleVQ, MultiScaleVQConfig
+from adanat_plugins.tokenizers.vqgan import VQGAN, VQGANConfig
+from adanat_plugins.weights import build, plain, read_state, read_tree, restricted
 from adanat_toolkit.errors import WeightsError
 
+from ..helpers.released import TINY_MAGE, TINY_UVIT, TINY_VAR, TINY_VQGAN
 from ..policies.test_untrusted import HEADERS, safetensors
 
 
@@ -264,6 +279,108 @@ def test_flax_nested_deeply(tmp_path: Path) -> None:
         read_state(tmp_path / "weights")
 
 
+# --- sizes that are read off tensors ----------------------------------------------------------------------------------
+
+TINY_DIT: dict[str, Any] = {
+    "side": 8, "patch": 2, "channels": 4, "outputs": 8, "width": 32, "depth": 2, "heads": 4, "hidden": 64, "classes": 10,
+}  # fmt: skip
+TINY_HALTON = HaltonConfig(grid=4, width=32, depth=2, heads=4, mlp_width=384, codebook_size=24, num_classes=5)
+TINY_LLAMAGEN = LlamaGenVQConfig(24, 4, 32, 32, (1, 2), 1)
+TINY_KL = AutoencoderKLConfig(width=32, multipliers=(1, 2), blocks=1)
+TINY_GOOGLE = GoogleConfig(vocabulary=22, positions=17, width=32, depth=2, heads=4, mlp_width=64)
+TINY_SCALES = MultiScaleVQConfig(64, 8, TINY_VAR.scales, 32, (1, 2), 1)
+TINY_REWARD = ImageRewardConfig(32, 8, 64, 2, 1, 64, 2, 1, 32, 50, 40, 16)
+
+NETWORKS: dict[str, tuple[Any, Any, Any]] = {
+    "dit": (lambda s: DiT(**s), TINY_DIT, lambda state: dit_sizes(state, heads=4)),
+    "uvit": (lambda s: UViT(**s), {**TINY_UVIT, "num_classes": 5}, lambda state: uvit_sizes(state, heads=4)),
+    "google": (GoogleTransformer, TINY_GOOGLE, GoogleConfig.from_state),
+    "halton": (HaltonTransformer, TINY_HALTON, lambda state: HaltonConfig.from_state(state, 4)),
+    "mage": (MAGENet, TINY_MAGE, lambda state: MAGEConfig.from_state(state, heads=12, decoder_heads=16)),
+    "var": (VAR, TINY_VAR, lambda state: VARConfig.from_state(state, source="x")),
+    "vqgan": (VQGAN, TINY_VQGAN, VQGANConfig.from_state),
+    "llamagen": (LlamaGenVQ, TINY_LLAMAGEN, LlamaGenVQConfig.from_state),
+    "autoencoder": (AutoencoderKL, TINY_KL, AutoencoderKLConfig.from_state),
+    "scales": (MultiScaleVQ, TINY_SCALES, lambda state: MultiScaleVQConfig.from_state(state, TINY_VAR.scales, source="x")),
+    "imagereward": (ImageRewardNet, TINY_REWARD, lambda state: ImageRewardConfig.of_state(state, "x")),
+}
+"""Network, sizes, and who reads the sizes off the network's tensors."""
+
+
+def other_forms(value: Tensor) -> list[Tensor]:
+    """The tensor with another number of axes, or with one of no length."""
+    empty = [value.narrow(axis, 0, 0) for axis in range(value.ndim)]
+    return [value.flatten()[0], value[None], *([value.flatten()] if value.ndim > 1 else []), *empty]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sizes_are_read_or_refused(name: str) -> None:
+    """Whatever one tensor of a file looks like, sizes are those of before (it is not looked at), or the file is refused."""
+    make, sizes, read = NETWORKS[name]
+    state = {key: value for key, value in make(sizes).state_dict().items()}
+    expected, refused = read(state), 0
+    assert not isinstance(sizes, dict) or expected.items() >= sizes.items()
+    for key, value in state.items():
+        for form in other_forms(value):
+            try:
+                assert read({**state, key: form}) == expected, key
+            except WeightsError as error:
+                refused += 1
+                assert ". Expected " in str(error) and repr(key) in str(error)
+        with suppress(WeightsError):  # where sizes do without a tensor, loading will name it
+            read({other: tensor for other, tensor in state.items() if other != key})
+    assert refused > 10
+
+
+@pytest.mark.parametrize("number", ["1_0", " 2000000 ", "-1", "x"])
+def test_blocks_are_counted_by_plain_numbers(number: str) -> None:
+    state = {**DiT(**TINY_DIT).state_dict(), f"blocks.{number}.attn.proj.bias": torch.zeros(32)}
+    with pytest.raises(WeightsError, match=r"'blocks\.' does not go on with a number"):
+        dit_sizes(state, heads=4)
+
+
+def test_sizes_that_no_network_has() -> None:
+    """36 channels do not part into 32 groups."""
+    state = {key: value.repeat(2, *[1] * (value.ndim - 1))[:36] for key, value in VQGAN(TINY_VQGAN).state_dict().items()}
+    config = VQGANConfig.from_state(state)
+    with pytest.raises(WeightsError, match=r"(?s)x.ckpt: no such network can be made .*divisible"):
+        build(lambda: VQGAN(config), state, source="x.ckpt")
+
+
+def test_positions_of_a_file_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file may claim millions of cells."""
+    state = {**DiT(**TINY_DIT).state_dict(), "pos_embed": torch.zeros(1, 1, 32).expand(1, 2**22, 32)}
+    monkeypatch.setattr(dit_net, "position_table", lambda *_: pytest.fail("a table was made"))
+    sizes = dit_sizes(state, heads=4)
+    assert sizes["side"] == 2 * 2**11
+    network = build(lambda: DiT(**sizes), state, source="x.pt")
+    assert network.pos_embed.untyped_storage().nbytes() == 32 * 4
+
+
+DAMAGED: dict[str, tuple[str, dict[str, Tensor], str]] = {
+    "positions of another width": ("dit", {"pos_embed": torch.zeros(1, 2**14, 1)}, "'pos_embed' has 1 channels"),
+    "no square of positions": ("dit", {"pos_embed": torch.zeros(1, 15, 32)}, "no square grid"),
+    "fewer predictions than latents": ("dit", {"final_layer.linear.weight": torch.zeros(4, 32)}, "predicts 1 channels"),
+    "negative scale": ("var", {"lvl_1L": torch.tensor([[-1, 0, 0, 0, 0]])}, "below 0"),
+    "huge scale": ("var", {"lvl_1L": torch.tensor([[0, 1, 1, 1, 2**60]])}, "beyond 4"),
+    "scales of fractions": ("var", {"lvl_1L": torch.zeros(1, 5)}, "is of torch.float32"),
+    "a scale left out": ("var", {"lvl_1L": torch.tensor([[1, 2, 2, 2, 2]])}, r"counts \[0, 1, 4\] tokens"),
+    "no squares": ("var", {"lvl_1L": torch.tensor([[0, 1, 1]])}, r"counts \[1, 2\] tokens"),
+    "a single scale": ("var", {"lvl_1L": torch.zeros(1, 4, dtype=torch.int64)}, "a single scale of 2x2 tokens"),
+    "heads": ("var", {"blocks.0.attn.scale_mul_1H11": torch.zeros(1, 5, 1, 1)}, "32 is no multiple of 5"),
+    "no class": ("halton", {"cls_emb.weight": torch.zeros(1, 32)}, "the first at least 2"),
+    "no class token": ("mage", {"token_emb.word_embeddings.weight": torch.zeros(1101, 48)}, "the first at least 1102"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_sizes_that_do_not_go_together(name: str) -> None:
+    family, changed, message = DAMAGED[name]
+    make, sizes, read = NETWORKS[family]
+    with pytest.raises(WeightsError, match=message):
+        read({**make(sizes).state_dict(), **changed})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -272,6 +389,8 @@ def test_flax_nested_deeply(tmp_path: Path) -> None:
         ({"args": {"gen_steps": float("nan")}, "global_step": float("inf")}, None),
         ({"args": {"gen_steps": 10**12}}, "in 1000000000000 steps; 1 to 1,024"),
         ({"model": {"policy.actor.dw_conv.weight": torch.zeros(())}}, "is not a published AdaNAT policy"),
+        ({"model": {"policy.actor.x_embedder.weight": torch.zeros(8)}}, r"'x_embedder.weight' has the shape \[8\]"),
+        ({"model": {3: torch.zeros(1)}}, None),
         ([1], "is not a published AdaNAT policy|no named tensors"),
     ],
 )

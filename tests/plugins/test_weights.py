@@ -114,6 +114,62 @@ def test_half_precision_is_taken_only_where_nothing_better_lies_beside_it(tmp_pa
     assert_same(read_state(tmp_path), example())
 
 
+NAMES = {
+    "full": ({"model.safetensors"}, None),
+    "bin": ({"model.bin"}, None),
+    "half": ({"model.fp16.safetensors"}, None),
+    "raw": ({"model.non_ema.safetensors"}, None),
+    "full shards": ({"model-1-of-2.safetensors", "model-2-of-2.safetensors"}, "model.safetensors.index.json"),
+    "bin shards": ({"model-1-of-2.bin", "model-2-of-2.bin"}, "model.bin.index.json"),
+    "half shards": ({"model.fp16-1-of-2.safetensors", "model.fp16-2-of-2.safetensors"}, "model.safetensors.index.fp16.json"),
+    "raw shards": (
+        {"model.non_ema-1-of-2.safetensors", "model.non_ema-2-of-2.safetensors"}, "model.safetensors.index.non_ema.json",
+    ),
+}  # fmt: skip
+"""Sets of weights in a model's folder, as diffusers names them: the files, and the index of several."""
+
+
+def write_set(folder: Path, name: str, lacking: int = 0) -> dict[str, Tensor]:
+    """Tensors of one name a file and of values that are the set's own; the last ``lacking`` files are not written."""
+    files, index = sorted(NAMES[name][0]), NAMES[name][1]
+    state = {f"part{i}": torch.full((2,), float(list(NAMES).index(name))) for i in range(len(files))}
+    for file, (key, value) in list(zip(files, state.items(), strict=True))[: len(files) - lacking]:
+        torch.save({key: value}, folder / file) if file.endswith(".bin") else save_file({key: value}, folder / file)
+    if index is not None:
+        (folder / index).write_text(json.dumps({"weight_map": dict(zip(state, files, strict=True))}))
+    return state
+
+
+@pytest.mark.parametrize(
+    ("whole", "others"),
+    [
+        ("full", ["half", "raw"]),
+        ("full", ["half shards", "raw shards"]),
+        ("full shards", ["bin shards", "half shards", "half", "raw shards"]),
+        ("bin shards", ["half shards"]),
+        ("bin", ["half", "half shards"]),
+        ("half shards", ["raw shards"]),
+        ("half", ["raw"]),
+    ],
+)
+@pytest.mark.parametrize("torn", [None, "bin shards", "full shards"])
+def test_the_best_whole_set_of_a_folder_is_taken(whole: str, others: list[str], torn: str | None, tmp_path: Path) -> None:
+    expected = write_set(tmp_path, whole)
+    for name in others:
+        write_set(tmp_path, name)
+    if torn not in (None, whole, *others):
+        write_set(tmp_path, torn, lacking=2 if torn == "bin shards" else 1)
+    assert_same(read_state(tmp_path), expected)
+
+
+@pytest.mark.parametrize("lacking", [1, 2])
+def test_a_folder_without_a_whole_set_is_refused(lacking: int, tmp_path: Path) -> None:
+    write_set(tmp_path, "full shards", lacking)
+    write_set(tmp_path, "raw")
+    with pytest.raises(WeightsError, match=r"lacks .*model-2-of-2\.safetensors, listed in model\.safetensors\.index\.json"):
+        read_state(tmp_path)
+
+
 def test_flax_tree_with_chunks_scalars_and_bfloat16(tmp_path: Path) -> None:
     big = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
     flat = big.reshape(-1)
@@ -153,8 +209,11 @@ def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
     torch.save({"model": raw, "model_ema": example()}, tmp_path / "a.pth")
     torch.save({**{f"nnet.{k}": v for k, v in raw.items()}, **{f"ema.{k}": v for k, v in example().items()}},
                tmp_path / "b.pth")
-    assert_same(read_state(tmp_path / "a.pth"), example())
-    assert_same(read_state(tmp_path / "b.pth"), example())
+    torch.save({"params": raw, "ema_params": example(), "step": 3}, tmp_path / "c.pth")  # as Flax's trainers name them
+    made_with = {"num_updates": torch.tensor(7), "decay": torch.tensor(0.999)}
+    torch.save({"ema": made_with, "model": example()}, tmp_path / "d.pth")
+    for name in "abcd":
+        assert_same(read_state(tmp_path / f"{name}.pth"), example())
 
 
 # --- untrusted pickles ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from adanat_toolkit.interfaces import FeatureExtractor
 from adanat_toolkit.runtime import in_chunks
 
 from ..fingerprints import fingerprint_state
-from ..weights import load_into, read_state
+from ..weights import load_timm_vit, read_state
 from .third_party import IMAGENET_MEAN, IMAGENET_STD, FeatureAsset, WeightsOptions, bicubic_square, locate, to_8_bit
 
 SIDE = 224
@@ -63,18 +63,10 @@ class DINOv2Features(FeatureExtractor):
         source: str = "weights",
         network: Any = None,
     ) -> None:
-        from timm.layers import resample_abs_pos_embed
-
         self.device = torch.device(device)
         network = network or _network(model)
         digest = fingerprint_state(state)
-        state = {key: value for key, value in state.items() if key != "mask_token" and not key.startswith("head.")}
-        positions = state.get("pos_embed")
-        if positions is not None and positions.ndim == 3 and positions.shape != network.pos_embed.shape:
-            grid = list(network.patch_embed.grid_size)
-            prefix = 0 if network.no_embed_class else network.num_prefix_tokens
-            state["pos_embed"] = resample_abs_pos_embed(positions.float(), new_size=grid, num_prefix_tokens=prefix)
-        load_into(network, state, source=source)
+        load_timm_vit(network, state, source=source)
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.feature_dim = network.num_features
         self.protocol = f"dinov2-{model.split('.')[0]}-{digest[:8]}"

@@ -20,7 +20,7 @@ from adanat_toolkit.interfaces import PluginOptions
 from adanat_toolkit.registry import parse_options
 
 from ..tokenizers.vqgan import VQGANTokenizer
-from ..weights import asset, build, read_state
+from ..weights import Shapes, asset, build, read_state
 from .class_conditional import PublishedOptions, published_files
 from .maskgit import UViTClassGenerator
 from .uvit import TokenEmbedding, UViT
@@ -46,18 +46,17 @@ def uvit_sizes(
         WeightsError: the tensors are not those of a U-ViT generator.
         ConfigError: ``heads`` is needed, or does not divide the width.
     """
-    try:
-        words, width = state["token_emb.word_embeddings.weight"].shape
-        tokens = state["token_emb.position_embeddings.weight"].shape[0]
-        in_blocks = [int(name.split(".")[1]) for name in state if name.startswith("in_blocks.")]
-        hidden = state["mid_block.mlp.fc1.weight"].shape[0]
-        classes = state.get("context_embed.word_embeddings.weight")
-        clip_dim = None if classes is not None else state["context_embed.weight"].shape[1]
-    except (KeyError, ValueError, IndexError) as error:
-        raise WeightsError(
-            f"{source} is no AdaNAT/AutoNAT generator: {error} is missing or malformed. Expected a U-ViT's tensors "
-            "(token_emb..., in_blocks.N..., mid_block..., out_blocks.N..., mlm_layer...)."
-        ) from None
+    expected = "a U-ViT's tensors (token_emb..., in_blocks.N..., mid_block..., out_blocks.N..., mlm_layer...)"
+    shapes = Shapes(state, f"{source} is no AdaNAT/AutoNAT generator", expected)
+    words, width = shapes.of("token_emb.word_embeddings.weight", 2, least=2)
+    tokens = shapes.of("token_emb.position_embeddings.weight", 2)[0]
+    in_blocks = shapes.blocks("in_blocks.") if any(name.startswith("in_blocks.") for name in state) else 0
+    hidden = shapes.of("mid_block.mlp.fc1.weight", 2)[0]
+    classes = clip_dim = None
+    if "context_embed.word_embeddings.weight" in state:
+        classes = shapes.of("context_embed.word_embeddings.weight", 2, least=2)[0]
+    else:
+        clip_dim = shapes.of("context_embed.weight", 2)[1]
     number = heads or HEADS.get(width)
     if number is None or width % number:
         what = "unknown for" if number is None else f"{number}, which does not divide"
@@ -66,12 +65,12 @@ def uvit_sizes(
         "tokens": tokens,
         "codebook_size": words - 1,
         "embed_dim": width,
-        "depth": 2 * (max(in_blocks, default=-1) + 1),
+        "depth": 2 * in_blocks,
         "num_heads": number,
         "mlp_ratio": hidden / width,
         "qkv_bias": "mid_block.attn.qkv.bias" in state,
         "skip": "out_blocks.0.skip_linear.weight" in state,
-        "num_classes": None if classes is None else classes.shape[0],
+        "num_classes": classes,
         "clip_dim": clip_dim,
     }
 

@@ -191,13 +191,16 @@ def _load_networks(folder: Path, device: torch.device, dtype: torch.dtype) -> tu
 
     def load(kind: Any, part: str) -> Any:
         config = _config(folder / part / "config.json")
-        state = read_state(folder / part)
-        try:
-            return build(lambda: kind.from_config(config), state, source=str(folder / part))
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ZeroDivisionError) as error:
-            raise WeightsError(
-                f"{folder / part / 'config.json'} describes no {kind.__name__}: {error}. Fetch the whole folder again."
-            ) from None
+
+        def made() -> Any:
+            try:
+                return kind.from_config(config)
+            except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+                raise WeightsError(
+                    f"{folder / part / 'config.json'} describes no {kind.__name__}: {error}. Fetch the whole folder again."
+                ) from None
+
+        return build(made, read_state(folder / part), source=str(folder / part))
 
     network, vqvae = load(UVit2DModel, "transformer"), load(VQModel, "vqvae")
     scheduler = folder / "scheduler" / "scheduler_config.json"

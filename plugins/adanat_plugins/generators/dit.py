@@ -13,6 +13,7 @@ from pathlib import Path as FilePath
 from typing import Any, ClassVar, Protocol
 
 import torch
+from pydantic import Field
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from ..emoji64.data import class_names
 from ..fingerprints import fingerprint_state, fingerprint_tokenizer
 from ..tokenizers.autoencoder_kl import KLTokenizer
 from ..tokenizers.principal import PrincipalLatents
-from ..weights import asset, build, place, read_state
+from ..weights import Shapes, asset, build, place, read_state
 from .class_conditional import Emoji64Classes, PublishedOptions, emoji64_file, published_files, uniform_classes
 from .dit_net import DiT, dit_sizes
 from .dpm_solver import Diffusion, Flow, Path, VelocityOnDiffusion, first_order, second_order
@@ -320,7 +321,7 @@ class LatentGenerator(Generator):
 
 
 class DiTOptions(PublishedOptions):
-    heads: int | None = None
+    heads: int | None = Field(None, ge=1, le=1024)
     """Attention heads of a checkpoint of an unpublished size (weights do not tell them)."""
 
 
@@ -376,14 +377,18 @@ def _emoji64(
     cls = EMBEDDED.get((family, _trained_for(file)))
     if cls is None:
         raise WeightsError(f"{file} is not of a network that {name} can use; make one with recipes/train_dit.py {family}.")
-    try:
-        mean, into, back = (state.pop(f"latents.{part}") for part in ("mean", "into", "back"))
-    except KeyError as error:
-        raise WeightsError(
-            f"{file} has no tensor {error}, which {name} needs beside the network; make one with recipes/train_dit.py."
-        ) from None
+    shapes = Shapes(state, f"{file} is not of a network for {name}", "the tensors that recipes/train_dit.py writes")
+    found = [shapes.of(f"latents.{part}", axes) for part, axes in (("mean", 1), ("into", 2), ("back", 2))]
+    mean, into, back = (state.pop(f"latents.{part}") for part in ("mean", "into", "back"))
     network = _network(state, options, file)
-    tokenizer = PrincipalLatents(embedded_tokenizer(device, dtype), mean, into, back)
+    embedded = embedded_tokenizer(device, dtype)
+    own, kept = embedded.model.quantize.embedding.weight.shape[1], network.channels
+    if found != [(own,), (own, kept), (kept, own)]:
+        raise shapes.wrong(
+            f"'latents.mean', '.into' and '.back' have the shapes {[list(shape) for shape in found]}, which do not lead from "
+            f"the tokenizer's {own} channels to the network's {kept} and back"
+        )
+    tokenizer = PrincipalLatents(embedded, mean, into, back)
     made = cls(
         name,
         network,

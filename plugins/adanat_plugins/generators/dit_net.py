@@ -17,6 +17,7 @@ from adanat_toolkit.errors import ConfigError, WeightsError
 from adanat_toolkit.policies import StepEmbedding
 from adanat_toolkit.runtime import minimum_rows, padded
 
+from ..weights import Shapes
 from .uvit import Attention
 
 HEADS = {192: 6, 384: 6, 768: 12, 1024: 16, 1152: 16}
@@ -133,7 +134,10 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbedding(channels, width, patch)
         self.t_embedder = StepEmbedding(width)
         self.y_embedder = ClassEmbedding(classes + 1, width)
-        self.pos_embed = nn.Parameter(position_table(width, side // patch), requires_grad=False)
+        table = torch.empty(1, (side // patch) ** 2, width, dtype=torch.float32)
+        if not table.is_meta:  # else a file's own table comes in its place: nothing is computed for what a file claims
+            table.copy_(position_table(width, side // patch))
+        self.pos_embed = nn.Parameter(table, requires_grad=False)
         self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
         self.final_layer = FinalLayer(width, patch * patch * outputs)
         self._widths = [6 * width] * depth + [2 * width]
@@ -167,18 +171,18 @@ def dit_sizes(state: Mapping[str, Tensor], *, heads: int | None = None, source: 
         WeightsError: the tensors are not those of a DiT or SiT.
         ConfigError: ``heads`` is needed, or does not divide the width.
     """
-    try:
-        width, channels, patch, _ = state["x_embedder.proj.weight"].shape
-        cells = state["pos_embed"].shape[1]
-        depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-        hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
-        rows = state["y_embedder.embedding_table.weight"].shape[0]
-        outputs = state["final_layer.linear.weight"].shape[0] // patch**2
-    except (KeyError, ValueError, IndexError) as error:
-        raise WeightsError(
-            f"{source} is no DiT or SiT: {error} is missing or malformed. Expected the published names "
-            "(x_embedder.proj..., blocks.N..., final_layer...)."
-        ) from None
+    expected = "the published names (x_embedder.proj..., blocks.N..., final_layer...)"
+    shapes = Shapes(state, f"{source} is no DiT or SiT", expected)
+    width, channels, patch, _ = shapes.of("x_embedder.proj.weight", 4)
+    _, cells, positions = shapes.of("pos_embed", 3)
+    depth = shapes.blocks("blocks.")
+    hidden = shapes.of("blocks.0.mlp.fc1.weight", 2)[0]
+    rows = shapes.of("y_embedder.embedding_table.weight", 2, least=2)[0]
+    outputs = shapes.of("final_layer.linear.weight", 2)[0] // patch**2
+    if positions != width:
+        raise shapes.wrong(f"'pos_embed' has {positions} channels a position and the network {width}")
+    if outputs < channels:
+        raise shapes.wrong(f"it predicts {outputs} channels of latents that have {channels}")
     number = heads or HEADS.get(width)
     if number is None or width % number:
         what = "unknown for" if number is None else f"{number}, which does not divide"

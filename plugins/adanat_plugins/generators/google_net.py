@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from adanat_toolkit.errors import WeightsError
 
+from ..weights import Shapes
+
 EPSILON = 1e-12
 MASK_ID = -1
 """The mask's id; indexing the word table wraps around, so that its embedding is the table's last row."""
@@ -44,18 +46,15 @@ class GoogleConfig:
         """The sizes of a checkpoint, read from its tensors' shapes (names joined by ".").
 
         Raises:
-            WeightsError: a tensor that the sizes are read from is missing.
+            WeightsError: a tensor that the sizes are read from is missing or has another form.
         """
-        try:
-            vocabulary, width = state["Embed_0.word_embeddings.embedding"].shape
-            positions = state["Embed_0.position_embeddings.embedding"].shape[0]
-            heads = state["TransformerLayer_0.Attention_0.self_attention.query.kernel"].shape[1]
-            mlp_width = state["TransformerLayer_0.Mlp_0.intermediate_output.bias"].shape[0]
-        except (KeyError, IndexError) as error:
-            raise WeightsError(
-                f"not a google-research/maskgit transformer: {error} is missing or malformed. Expected the Flax tree "
-                "of maskgit_imagenet256_checkpoint (Embed_0, TransformerLayer_N, MlmLayer_0)."
-            ) from None
+        expected = "the Flax tree of maskgit_imagenet256_checkpoint (Embed_0, TransformerLayer_N, MlmLayer_0)"
+        shapes = Shapes(state, "not a google-research/maskgit transformer", expected)
+        vocabulary, width = shapes.of("Embed_0.word_embeddings.embedding", 2)
+        positions = shapes.of("Embed_0.position_embeddings.embedding", 2, least=2)[0]
+        heads = shapes.of("TransformerLayer_0.Attention_0.self_attention.query.kernel", 3)[1]
+        mlp_width = shapes.of("TransformerLayer_0.Mlp_0.intermediate_output.bias", 1)[0]
+        shapes.check_heads(width, heads)
         layers = {match[1] for match in (re.match(r"TransformerLayer_(\d+)\.", name) for name in state) if match}
         return cls(vocabulary, positions, width, len(layers), heads, mlp_width)
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from adanat_toolkit.errors import WeightsError
 
+from ..weights import Shapes
+
 EPSILON = 1e-5
 PUBLISHED_HEADS = {384: 6, 512: 6, 768: 12, 1024: 16, 1152: 16}
 """Attention heads of the published sizes by width: weights do not tell them (tiny, small, base, large, extra large)."""
@@ -49,17 +51,16 @@ class HaltonConfig:
             heads: attention heads; None takes the published number for the width.
 
         Raises:
-            WeightsError: a tensor that the sizes are read from is missing, or the number of heads is not known.
+            WeightsError: a tensor that the sizes are read from is missing or has another form, or the number of heads is not
+                known or does not divide the width.
         """
-        needed = ("tok_emb.weight", "pos_emb.weight", "cls_emb.weight", "transformer.layers.0.ff.w1.weight")
-        missing = [key for key in needed if key not in state]
-        if missing:
-            raise WeightsError(
-                f"not a Halton-MaskGIT class-to-image checkpoint: {', '.join(missing)} missing. Expected the published "
-                "layout (tok_emb, pos_emb, cls_emb, transformer.layers.N...), for instance ImageNet_256_base.pth."
-            )
-        vocabulary, width = state["tok_emb.weight"].shape
-        cells = state["pos_emb.weight"].shape[0]
+        shapes = Shapes(
+            state,
+            "not a Halton-MaskGIT class-to-image checkpoint",
+            "the published layout (tok_emb, pos_emb, cls_emb, transformer.layers.N...), such as ImageNet_256_base.pth",
+        )
+        vocabulary, width = shapes.of("tok_emb.weight", 2, least=2)
+        cells = shapes.of("pos_emb.weight", 2)[0]
         grid = round(cells**0.5)
         if grid * grid != cells:
             raise WeightsError(f"pos_emb.weight has {cells} rows, which is no square; Halton-MaskGIT grids are square.")
@@ -70,11 +71,12 @@ class HaltonConfig:
                 f"the checkpoint is {width} wide, which is none of the published sizes: {known}. Weights do not tell "
                 "the number of attention heads; set the generator's option heads."
             )
-        depth = 1 + max(int(key.split(".")[2]) for key in state if key.startswith("transformer.layers."))
-        registers = state["reg_tokens.weight"].shape[0] if "reg_tokens.weight" in state else 0
+        shapes.check_heads(width, heads)
+        depth = shapes.blocks("transformer.layers.")
+        registers = shapes.of("reg_tokens.weight", 2)[0] if "reg_tokens.weight" in state else 0
         # Only the rounded inner width is stored; three halves of it round back to it.
-        inner = state["transformer.layers.0.ff.w1.weight"].shape[0]
-        classes = state["cls_emb.weight"].shape[0] - 1
+        inner = shapes.of("transformer.layers.0.ff.w1.weight", 2)[0]
+        classes = shapes.of("cls_emb.weight", 2, least=2)[0] - 1
         return cls(grid, width, depth, heads, -(-3 * inner // 2), vocabulary - 1, classes, registers)
 
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adanat_toolkit.errors import WeightsError
-
+from ..weights import Shapes
 from .uvit import MLP, Attention, TokenEmbedding, TokenHead
 
 _EPS = 1e-6
@@ -53,18 +52,15 @@ class MAGEConfig:
         Raises:
             WeightsError: the tensors are not those of MAGE.
         """
-        try:
-            vocab_size, width = state["token_emb.word_embeddings.weight"].shape
-            tokens = state["token_emb.position_embeddings.weight"].shape[0] - 1
-            decoder_width = state["decoder_embed.weight"].shape[0]
-            mlp_ratio = state["blocks.0.mlp.fc1.bias"].shape[0] / width
-            depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-            decoder_depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("decoder_blocks."))
-        except (KeyError, ValueError, IndexError) as error:
-            raise WeightsError(
-                f"{source} is no MAGE checkpoint: {error} is missing or malformed. Expected the layout of mage-vitb-1600.pth "
-                "(token_emb..., blocks.N..., decoder_blocks.N..., mlm_layer...)."
-            ) from None
+        expected = "the layout of mage-vitb-1600.pth (token_emb..., blocks.N..., decoder_blocks.N..., mlm_layer...)"
+        shapes = Shapes(state, f"{source} is no MAGE checkpoint", expected)
+        vocab_size, width = shapes.of("token_emb.word_embeddings.weight", 2, least=cls.class_id + 2)
+        tokens = shapes.of("token_emb.position_embeddings.weight", 2, least=2)[0] - 1
+        decoder_width = shapes.of("decoder_embed.weight", 2)[0]
+        mlp_ratio = shapes.of("blocks.0.mlp.fc1.bias", 1)[0] / width
+        depth, decoder_depth = shapes.blocks("blocks."), shapes.blocks("decoder_blocks.")
+        shapes.check_heads(width, heads)
+        shapes.check_heads(decoder_width, decoder_heads)
         return cls(
             width, depth, heads, decoder_width, decoder_depth, decoder_heads, tokens,
             vocab_size=vocab_size, mask_id=vocab_size - 1, mlp_ratio=mlp_ratio,

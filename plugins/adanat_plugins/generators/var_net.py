@@ -6,6 +6,7 @@ implementation computes; ``tests/golden`` compares the numbers.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adanat_toolkit.errors import WeightsError
+from ..weights import Shapes
 
 MAX_SCALE = math.log(100)
 """Upper limit of the logarithm of what a head's unit queries are multiplied by."""
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 PARTS = 6
 """Vectors a block takes from the class, in the published order: two gates, two scales, two shifts."""
 
@@ -46,25 +48,31 @@ class VARConfig:
         """The sizes of a checkpoint, read from its tensors' shapes and from the scale of every position (``lvl_1L``).
 
         Raises:
-            WeightsError: the tensors are not those of VAR, or some scale is no square.
+            WeightsError: the tensors are not those of VAR, some scale is no square, or there is only one.
         """
-        try:
-            counts = torch.bincount(state["lvl_1L"].flatten().long()).tolist()
-            width, code_width = state["word_embed.weight"].shape
-            depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-            heads = state["blocks.0.attn.scale_mul_1H11"].shape[1]
-            mlp_width = state["blocks.0.ffn.fc1.weight"].shape[0]
-            classes, vocabulary = state["class_emb.weight"].shape[0], state["head.weight"].shape[0]
-        except (KeyError, ValueError, IndexError) as error:
-            raise WeightsError(
-                f"{source} is no VAR transformer: {error} is missing or malformed. Expected the layout of var_d16.pth "
-                "(blocks.N.attn.mat_qkv.weight, word_embed.weight, lvl_1L)."
-            ) from None
+        expected = "the layout of var_d16.pth (blocks.N.attn.mat_qkv.weight, word_embed.weight, lvl_1L)"
+        shapes = Shapes(state, f"{source} is no VAR transformer", expected)
+        _, length = shapes.of("lvl_1L", 2)
+        width, code_width = shapes.of("word_embed.weight", 2)
+        depth = shapes.blocks("blocks.")
+        _, heads, _, _ = shapes.of("blocks.0.attn.scale_mul_1H11", 4)
+        mlp_width = shapes.of("blocks.0.ffn.fc1.weight", 2)[0]
+        classes, vocabulary = shapes.of("class_emb.weight", 2, least=2)[0], shapes.of("head.weight", 2)[0]
+        shapes.check_heads(width, heads)
+        level = state["lvl_1L"][0]
+        if level.dtype not in INTEGERS:
+            raise shapes.wrong(f"'lvl_1L' is of {level.dtype}; the scale of each token must be a whole number")
+        if not 0 <= int(level.min()) <= int(level.max()) < length:  # before anything is as long as a number in the file
+            raise shapes.wrong(f"'lvl_1L' names scales below 0 or beyond {length - 1} for its {length} tokens")
+        counts = torch.bincount(level.long()).tolist()
         scales = tuple(math.isqrt(count) for count in counts)
-        if [side * side for side in scales] != counts or sorted(set(scales)) != list(scales):
-            raise WeightsError(
-                f"{source}: lvl_1L counts {counts} tokens a scale; these must be squares, and each larger than the last."
+        rising = all(before < after for before, after in itertools.pairwise((0, *scales)))
+        if [side * side for side in scales] != counts or not rising:
+            raise shapes.wrong(
+                f"'lvl_1L' counts {counts} tokens a scale; these must be squares, and each larger than the last"
             )
+        if len(scales) < 2:  # guidance and the shared convolutions go by a scale's place between the first and the last
+            raise shapes.wrong(f"it has a single scale of {scales[0]}x{scales[0]} tokens; next-scale generation needs two")
         return cls(scales, code_width, width, depth, heads, mlp_width, classes - 1, vocabulary)
 
 

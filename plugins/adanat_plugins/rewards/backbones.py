@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 
-from ..weights import Asset, load_into, read_state, resolve
+from ..weights import Asset, load_timm_vit, read_state, resolve
 from .backbone import Backbone
 
 BACKBONES = ("emoji64-clip", "dino", "dinov2", "clip", "none")
@@ -159,7 +159,7 @@ def create_backbone(
         fit.
     """
     if name not in BACKBONES or name == "none":
-        known = ("auto", *BACKBONES)
+        known = ("auto", *BACKBONES, "latents")
         raise ConfigError(f"backbone {name!r} is unknown{nearest(name, known)} Known: {', '.join(known)}.")
     if name == "emoji64-clip":
         from .clip_tower import emoji64_clip
@@ -192,21 +192,10 @@ def published_backbone(state: dict[str, Tensor], pool: int) -> TimmViT:
 def load_timm(backbone: TimmViT, state: dict[str, Tensor], *, source: str) -> None:
     """Load a vision transformer's weights from timm's file, DINO's own, or a published AdaNAT discriminator.
 
-    Position embeddings of another image size are resampled (timm's ``resample_abs_pos_embed``).
-
     Raises:
         WeightsError: the tensors do not fit.
     """
-    from timm.layers import resample_abs_pos_embed
-
     inside = "dino.model.model."
     if any(inside in key for key in state):
         state = {key.split(inside)[1]: value for key, value in state.items() if inside in key}
-    state = {key: value for key, value in state.items() if not key.startswith(("head.", "mask_token"))}
-    model, name = backbone.model, "pos_embed"
-    prefix = 0 if model.no_embed_class else model.num_prefix_tokens  # tokens that have positions of their own
-    if name in state and state[name].ndim == 3 and state[name].shape[1] != model.pos_embed.shape[1]:
-        state[name] = resample_abs_pos_embed(
-            state[name].float(), new_size=list(model.patch_embed.grid_size), num_prefix_tokens=prefix
-        )
-    load_into(model, state, source=source)
+    load_timm_vit(backbone.model, state, source=source)

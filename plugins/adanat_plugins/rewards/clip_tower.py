@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adanat_toolkit.errors import WeightsError
 
 from ..emoji64 import FOLDER as EMOJI64
-from ..weights import load_into, select
+from ..weights import Shapes, load_into, select
 from .backbone import Backbone
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -122,6 +122,10 @@ def _renamed(
             f"{source} holds no plain CLIP image tower in open_clip's names; use weights of an open_clip ViT without "
             "extra layers (layer scale, attention pooling, timm or ResNet towers are not supported)."
         )
+    shapes = Shapes(visual, f"{source} holds no plain CLIP image tower", "open_clip's tensors of a ViT for colour images")
+    colours = shapes.of("conv1.weight", 4)[1]
+    if colours != 3:
+        raise shapes.wrong(f"'conv1.weight' reads {colours} channels")
     own = {key: visual[key] for key in ("class_embedding", "positional_embedding", "ln_pre.weight", "ln_pre.bias")}
     for index in range(depth):
         for theirs, ours in _LAYERS.items():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adanat_toolkit.errors import ConfigError
 from adanat_toolkit.interfaces import Context, Generator, PluginOptions, RewardModel, Source
+from adanat_toolkit.storage import read_prompts
 
 DEFAULT_TEMPLATE = "a photo of a {name}"
 IMAGENET = "imagenet"
@@ -97,8 +98,11 @@ class Prompts:
 
 def _fill(template: str, fields: dict[str, str]) -> str:
     try:
+        for _, field, _, _ in Formatter().parse(template):
+            if field is not None and field not in fields:  # parts of a field, such as {name.upper}, are none either
+                raise KeyError(field)
         return Formatter().vformat(template, (), fields)
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
         known = " and ".join(f"{{{f}}}" for f in fields) or "no fields, since there are no classes"
         raise ConfigError(f"template {template!r} does not fit ({error}); it may use {known}.") from None
 
@@ -117,11 +121,7 @@ def _class_names(owner: str, generator: Generator, source: str | None) -> tuple[
 
         names = tuple(open_clip.IMAGENET_CLASSNAMES)
     else:
-        try:
-            lines = Path(source).expanduser().read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"class_names {source!r} cannot be read ({error}); give a text file.") from None
-        names = tuple(line.strip() for line in lines if line.strip())
+        names = read_prompts(Path(source).expanduser(), what="class name")
     if len(names) != count:
         where = source or generator.name
         raise ConfigError(f"{where} has {len(names)} class names, but {generator.name} has {count} classes.")

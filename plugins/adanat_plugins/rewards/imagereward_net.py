@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adanat_toolkit.errors import WeightsError
+from ..weights import Shapes
 
 SCORE_MEAN, SCORE_STD = 0.16717362830052426, 1.0333394966054072
 """Mean and standard deviation of the raw output on the authors' validation set; published scores are standardised."""
@@ -52,34 +52,28 @@ class ImageRewardConfig:
         Raises:
             WeightsError: the tensors are not those of an ImageReward.
         """
-
-        def depth(prefix: str) -> int:
-            return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
-
         text, vision = "blip.text_encoder.", "blip.visual_encoder."
-        try:
-            width, _, patch, _ = state[f"{vision}patch_embed.proj.weight"].shape
-            cells = state[f"{vision}pos_embed"].shape[1] - 1
-            vocab, hidden = state[f"{text}embeddings.word_embeddings.weight"].shape
-            return cls(
-                image_size=patch * round(cells**0.5),
-                patch_size=patch,
-                vision_width=width,
-                vision_depth=depth(f"{vision}blocks."),
-                vision_heads=max(1, width // 64),
-                text_hidden=hidden,
-                text_layers=depth(f"{text}encoder.layer."),
-                text_heads=max(1, hidden // 64),
-                text_intermediate=state[f"{text}encoder.layer.0.intermediate.dense.weight"].shape[0],
-                vocab=vocab,
-                max_positions=state[f"{text}embeddings.position_embeddings.weight"].shape[0],
-                proj_dim=state["blip.vision_proj.weight"].shape[0],
-            )
-        except (KeyError, ValueError) as error:
-            raise WeightsError(
-                f"{source} is not an ImageReward file ({len(state)} tensors; not as expected: {error}). "
-                "Give the published ImageReward.pt."
-            ) from None
+        shapes = Shapes(state, f"{source} is not an ImageReward file", "the published ImageReward.pt")
+        width, _, patch, _ = shapes.of(f"{vision}patch_embed.proj.weight", 4)
+        cells = shapes.of(f"{vision}pos_embed", 3)[1] - 1
+        vocab, hidden = shapes.of(f"{text}embeddings.word_embeddings.weight", 2)
+        config = cls(
+            image_size=patch * round(cells**0.5),
+            patch_size=patch,
+            vision_width=width,
+            vision_depth=shapes.blocks(f"{vision}blocks."),
+            vision_heads=max(1, width // 64),
+            text_hidden=hidden,
+            text_layers=shapes.blocks(f"{text}encoder.layer."),
+            text_heads=max(1, hidden // 64),
+            text_intermediate=shapes.of(f"{text}encoder.layer.0.intermediate.dense.weight", 2)[0],
+            vocab=vocab,
+            max_positions=shapes.of(f"{text}embeddings.position_embeddings.weight", 2)[0],
+            proj_dim=shapes.of("blip.vision_proj.weight", 2)[0],
+        )
+        shapes.check_heads(width, config.vision_heads)
+        shapes.check_heads(hidden, config.text_heads)
+        return config
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

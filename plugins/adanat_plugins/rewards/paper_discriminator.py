@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adanat_toolkit.errors import WeightsError
 from adanat_toolkit.interfaces import Context
 
-from ..weights import load_into, read_tree, without
+from ..weights import flatten, load_into, read_tree, without
 from .backbones import TimmViT
 from .discriminator import LocalBatchNorm, SpectralConv1d
 
@@ -158,13 +158,13 @@ def read_published(path: Path | str) -> dict[str, Tensor]:
         WeightsError: the file cannot be read or holds no discriminator.
     """
     tree = read_tree(path)
-    state = tree.get("discriminator") if isinstance(tree, Mapping) else None
-    if not isinstance(state, Mapping) or not any(key.startswith("module.heads.") for key in state):
+    state = dict(flatten(tree.get("discriminator"))) if isinstance(tree, Mapping) else {}
+    if not any(key.startswith("module.heads.") for key in state):
         raise WeightsError(
             f"{path} is no published AdaNAT training checkpoint: it holds no discriminator/module.heads.* tensors. Give "
             "the ckpt_N.pth that the training script wrote."
         )
-    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def load_heads(discriminator: PaperDiscriminator, state: Mapping[str, Tensor]) -> None:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adanat_toolkit.errors import WeightsError
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
-from ..weights import build
-from .levels import Decoder, Encoder, sizes_of
+from ..weights import Shapes, build, encoder_sizes
+from .levels import Decoder, Encoder
 from .llamagen_vq import AttentionBlock
 
 SCALE = 0.18215
@@ -49,15 +48,9 @@ class AutoencoderKLConfig:
         Raises:
             WeightsError: the tensors are not those of this autoencoder.
         """
-        try:
-            latent = state["post_quant_conv.weight"].shape[1]
-            width, multipliers, blocks = sizes_of(state)
-        except (KeyError, ValueError, IndexError) as error:
-            raise WeightsError(
-                f"{source} is no KL autoencoder in the original layout: {error} is missing or malformed. Expected "
-                "encoder.down.N.block..., decoder.up.N.block..., quant_conv and post_quant_conv."
-            ) from None
-        return cls(latent, width, multipliers, blocks)
+        expected = "encoder.down.N.block..., decoder.up.N.block..., quant_conv and post_quant_conv"
+        shapes = Shapes(state, f"{source} is no KL autoencoder in the original layout", expected)
+        return cls(shapes.of("post_quant_conv.weight", 4)[1], *encoder_sizes(shapes))
 
 
 class AutoencoderKL(nn.Module):

@@ -5,7 +5,7 @@ blocks, attention between two blocks in the middle. Images are in [-1, 1].
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,19 +14,6 @@ from .llamagen_vq import Downsample, ResidualBlock, Upsample, conv3, group_norm,
 
 Attention = Callable[[int], nn.Module]
 """Makes an attention block of so many channels."""
-
-
-def sizes_of(state: Mapping[str, Tensor]) -> tuple[int, tuple[int, ...], int]:
-    """Width, multipliers and residual blocks a level of a checkpoint, read from its encoder's shapes.
-
-    Raises:
-        KeyError, ValueError, IndexError: the tensors are not those of this layout.
-    """
-    width = state["encoder.conv_in.weight"].shape[0]
-    levels = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.down."))
-    blocks = 1 + max(int(name.split(".")[4]) for name in state if name.startswith("encoder.down.0.block."))
-    channels = [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
-    return width, tuple(c // width for c in channels), blocks
 
 
 class Level(nn.Module):

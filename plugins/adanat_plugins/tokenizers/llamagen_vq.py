@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adanat_toolkit.errors import WeightsError
 from adanat_toolkit.runtime import in_chunks, minimum_batch
+
+from ..weights import Shapes, encoder_sizes
 
 USAGE_LENGTH = 65536
 """Length of the training-time record of recent codes that the released file carries along; nothing reads it here."""
@@ -50,19 +51,11 @@ class LlamaGenVQConfig:
         Raises:
             WeightsError: the tensors are not those of a LlamaGen tokenizer.
         """
-        try:
-            codebook_size, code_width = state["quantize.embedding.weight"].shape
-            width = state["encoder.conv_in.weight"].shape[0]
-            latent_width = state["encoder.conv_out.weight"].shape[0]
-            levels = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("encoder.conv_blocks."))
-            blocks = 1 + max(int(k.split(".")[4]) for k in state if k.startswith("encoder.conv_blocks.0.res."))
-            channels = [state[f"encoder.conv_blocks.{i}.res.0.conv2.weight"].shape[0] for i in range(levels)]
-        except (KeyError, ValueError) as error:
-            raise WeightsError(
-                f"not a LlamaGen VQ tokenizer: {error} is missing or malformed. Expected the layout of vq_ds16_c2i.pt "
-                "(encoder.conv_blocks.N..., quantize.embedding.weight)."
-            ) from None
-        return cls(codebook_size, code_width, latent_width, width, tuple(c // width for c in channels), blocks)
+        expected = "the layout of vq_ds16_c2i.pt (encoder.conv_blocks.N..., quantize.embedding.weight)"
+        shapes = Shapes(state, "not a LlamaGen VQ tokenizer", expected)
+        codebook_size, code_width = shapes.of("quantize.embedding.weight", 2)
+        latent_width = shapes.of("encoder.conv_out.weight", 4)[0]
+        return cls(codebook_size, code_width, latent_width, *encoder_sizes(shapes, "encoder.conv_blocks.", "res"))
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

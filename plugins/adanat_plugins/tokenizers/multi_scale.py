@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adanat_toolkit.errors import WeightsError
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
-from ..weights import place
-from .levels import Decoder, Encoder, sizes_of
+from ..weights import Shapes, encoder_sizes, place
+from .levels import Decoder, Encoder
 from .llamagen_vq import conv3, group_norm
 
 CONVOLUTIONS = 4
@@ -143,15 +142,10 @@ class MultiScaleVQConfig:
         Raises:
             WeightsError: the tensors are not those of this tokenizer.
         """
-        try:
-            vocabulary, code_width = state["quantize.embedding.weight"].shape
-            width, multipliers, blocks = sizes_of(state)
-        except (KeyError, ValueError, IndexError) as error:
-            raise WeightsError(
-                f"{source} is no tokenizer of VAR: {error} is missing or malformed. Expected the layout of "
-                "vae_ch160v4096z32.pth (encoder.down.N.block..., quantize.quant_resi.qresi_ls...)."
-            ) from None
-        return cls(vocabulary, code_width, tuple(scales), width, multipliers, blocks)
+        expected = "the layout of vae_ch160v4096z32.pth (encoder.down.N.block..., quantize.quant_resi.qresi_ls...)"
+        shapes = Shapes(state, f"{source} is no tokenizer of VAR", expected)
+        vocabulary, code_width = shapes.of("quantize.embedding.weight", 2)
+        return cls(vocabulary, code_width, tuple(scales), *encoder_sizes(shapes))
 
 
 class AttentionBlock(nn.Module):

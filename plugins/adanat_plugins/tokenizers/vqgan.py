@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adanat_toolkit.errors import WeightsError
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
-from ..weights import build
+from ..weights import Shapes, build, encoder_sizes
 
 LOSS_PREFIX = "loss."
 """Training files may carry the discriminator and perceptual loss below this prefix; generation does not use them."""
@@ -54,19 +53,15 @@ class VQGANConfig:
         Raises:
             WeightsError: the tensors are not those of this tokenizer.
         """
-        try:
-            codebook_size, code_width = state["quantize.embedding.weight"].shape
-            width = state["encoder.conv_in.weight"].shape[0]
-            levels = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.down."))
-            blocks = 1 + max(int(name.split(".")[4]) for name in state if name.startswith("encoder.down.0.block."))
-            channels = [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
-            middle = len([name for name in state if re.fullmatch(r"encoder\.mid\.block_\d+\.conv1\.weight", name)])
-        except (KeyError, ValueError, IndexError) as error:
-            raise WeightsError(
-                f"{source} is no MaskGIT/MAGE VQGAN: {error} is missing or malformed. Expected the layout of "
-                "vqgan_jax_strongaug.ckpt (encoder.down.N.block..., decoder.up.N.block..., quantize.embedding.weight)."
-            ) from None
-        return cls(codebook_size, code_width, width, tuple(c // width for c in channels), blocks, middle)
+        shapes = Shapes(
+            state,
+            f"{source} is no MaskGIT/MAGE VQGAN",
+            "the layout of vqgan_jax_strongaug.ckpt (encoder.down.N.block..., decoder.up.N.block..., "
+            "quantize.embedding.weight)",
+        )
+        codebook_size, code_width = shapes.of("quantize.embedding.weight", 2)
+        middle = len([name for name in state if re.fullmatch(r"encoder\.mid\.block_\d+\.conv1\.weight", name)])
+        return cls(codebook_size, code_width, *encoder_sizes(shapes), middle)
 
 
 def _conv3(inputs: int, outputs: int, bias: bool = False) -> nn.Conv2d:

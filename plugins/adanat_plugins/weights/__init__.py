@@ -3,19 +3,23 @@
 from .assets import ASSETS, Asset, asset, resolve, weights_folder
 from .containers import container_of, flatten, plain, read_state, read_tree, select, strip_prefixes, unwrap, without
 from .flax_file import read_flax
-from .loading import build, load_into, place, without_memory
+from .loading import build, load_into, load_timm_vit, place, without_memory
 from .restricted import Inert, RestrictedUnpickler
+from .shapes import Shapes, encoder_sizes
 
 __all__ = [
     "ASSETS",
     "Asset",
     "Inert",
     "RestrictedUnpickler",
+    "Shapes",
     "asset",
     "build",
     "container_of",
+    "encoder_sizes",
     "flatten",
     "load_into",
+    "load_timm_vit",
     "place",
     "plain",
     "read_flax",

@@ -27,7 +27,9 @@ from .restricted import Inert, checked, restricted_pickle
 
 Container = Literal["torch", "safetensors", "diffusers", "flax"]
 
-EMA_KEYS = ("model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "params_ema", "nnet_ema", "ema")
+EMA_KEYS = (
+    "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "params_ema", "ema_params", "nnet_ema", "ema",
+)  # fmt: skip
 _PLAIN_KEYS = ("model_state_dict", "state_dict", "model", "params", "nnet", "module")
 WRAPPER_KEYS = (*EMA_KEYS, *_PLAIN_KEYS, "net", "network", "weights", "checkpoint")
 """Top-level keys that published files wrap their weights in. Averaged weights (EMA) come first: they are what their
@@ -108,10 +110,12 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
 def unwrap(tree: Any) -> Any:
     """The mapping of weights inside a training checkpoint (see ``WRAPPER_KEYS``), or the tree itself.
 
-    Tensors beside it (a state of random numbers, a counter) are none of its weights.
+    Tensors beside it (a state of random numbers, a counter) are none of its weights, and a mapping of single numbers (what an
+    average was made with) holds none.
     """
     while isinstance(tree, Mapping):
-        inner = next((tree[k] for k in WRAPPER_KEYS if isinstance(tree.get(k), Mapping) and _has_tensor(tree[k])), None)
+        found = (tree[key] for key in WRAPPER_KEYS if isinstance(tree.get(key), Mapping))
+        inner = next((mapping for mapping in found if _has_tensor(mapping, axes=1)), None)
         if inner is None:
             break
         tree = inner
@@ -172,12 +176,13 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _has_tensor(tree: Any) -> bool:
+def _has_tensor(tree: Any, axes: int = 0) -> bool:
+    """Whether a tensor of so many axes or more is inside."""
     if isinstance(tree, Mapping):
-        return any(_has_tensor(value) for value in tree.values())
+        return any(_has_tensor(value, axes) for value in tree.values())
     if isinstance(tree, (list, tuple)):
-        return any(_has_tensor(value) for value in tree)
-    return isinstance(tree, Tensor)
+        return any(_has_tensor(value, axes) for value in tree)
+    return isinstance(tree, Tensor) and tree.ndim >= axes
 
 
 def _read_torch(path: Path) -> Any:
@@ -244,24 +249,40 @@ def _shards(index: Path) -> list[str]:
     return names
 
 
+_HALF, _RAW = (re.compile(rf"\.{variant}[.-]") for variant in ("fp16", "non_ema"))
+"""Marks of other copies of the weights in names of files, of shards (``model.fp16-00001-of-00002.safetensors``) and of
+indices (``model.safetensors.index.fp16.json``)."""
+
+
 def _read_diffusers(folder: Path) -> dict[str, Tensor]:
-    """All weights of a diffusers model folder: one file, or shards named by an index file."""
-    for index in sorted(folder.glob("*.index.json"), key=lambda file: (".fp16." in file.name, file.name)):
-        names = _shards(index)
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise WeightsError(f"{folder} lacks {', '.join(missing)}, listed in {index.name}; fetch the whole folder.")
-        return {key: value for name in names for key, value in _read_named(folder / name).items()}
-    for pattern, full in (("*.safetensors", True), ("*.bin", True), ("*.safetensors", False), ("*.bin", False)):
-        # Half-precision copies are taken only where nothing better lies beside them.
-        files = [f for f in sorted(folder.glob(pattern)) if ".non_ema." not in f.name]
-        files = [f for f in files if full == (".fp16." not in f.name)]
-        if len(files) == 1:
-            return _read_named(files[0])
-        if len(files) > 1:
-            raise WeightsError(f"{folder} holds {len(files)} weight files ({', '.join(f.name for f in files)}); "
-                               "name one of them instead of the folder.")
-    raise WeightsError(f"{folder} holds neither *.safetensors nor *.bin; a diffusers model folder has one of them.")
+    """All weights of a diffusers model folder: one file, or shards named by an index file.
+
+    Full precision comes before half; then an index before a single file, and safetensors before torch's files. An index
+    whose shards are not all there is passed over where there is something else.
+    """
+    indices = {index: _shards(index) for pattern in ("*.index.json", "*.index.*.json") for index in folder.glob(pattern)}
+    listed = {name for names in indices.values() for name in names}
+    lacking: WeightsError | None = None
+    for half in (False, True):
+        own = [index for index in indices if bool(_HALF.search(index.name)) == half and not _RAW.search(index.name)]
+        for index in sorted(own, key=lambda file: (".safetensors." not in file.name, file.name)):
+            names = indices[index]
+            missing = [name for name in names if not (folder / name).is_file()]
+            if not missing:
+                return {key: value for name in names for key, value in _read_named(folder / name).items()}
+            what = f"{folder} lacks {', '.join(missing)}, listed in {index.name}; fetch the whole folder."
+            lacking = lacking or WeightsError(what)
+        for pattern in ("*.safetensors", "*.bin"):
+            files = [file for file in sorted(folder.glob(pattern)) if file.name not in listed]
+            files = [f for f in files if bool(_HALF.search(f.name)) == half and not _RAW.search(f.name)]
+            if len(files) == 1:
+                return _read_named(files[0])
+            if len(files) > 1:
+                raise WeightsError(f"{folder} holds {len(files)} weight files ({', '.join(f.name for f in files)}); "
+                                   "name one of them instead of the folder.")
+    raise lacking or WeightsError(
+        f"{folder} holds neither *.safetensors nor *.bin; a diffusers model folder has one of them."
+    )
 
 
 def _read_named(file: Path) -> dict[str, Tensor]:

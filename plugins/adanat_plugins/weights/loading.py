@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,6 +70,27 @@ def _shortened(problems: list[str]) -> list[str]:
     return [*problems[:_LISTED], f"... and {len(problems) - _LISTED} more {problems[0].split()[0]}"]
 
 
+def load_timm_vit(model: Any, state: Mapping[str, Tensor], *, source: str) -> None:
+    """:func:`load_into` for a vision transformer of timm's, ``meta`` included, without its head and its mask.
+
+    Position embeddings of another image size are resampled (timm's ``resample_abs_pos_embed``).
+
+    Raises:
+        WeightsError: the tensors do not fit.
+    """
+    from timm.layers import resample_abs_pos_embed
+
+    state = {name: value for name, value in state.items() if not name.startswith(("head.", "mask_token"))}
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens  # tokens that have positions of their own
+    positions = state.get("pos_embed")
+    if positions is not None and positions.ndim == 3 and positions.shape[1] != model.pos_embed.shape[1]:
+        # What is no square of positions stays as it is, and is named with all else that does not fit.
+        with suppress(ArithmeticError, RuntimeError, ValueError):
+            size = list(model.patch_embed.grid_size)
+            state["pos_embed"] = resample_abs_pos_embed(positions.float(), new_size=size, num_prefix_tokens=prefix)
+    load_into(model, state, source=source)
+
+
 def build(
     factory: Callable[[], M],
     state: Mapping[str, Tensor],
@@ -86,10 +107,16 @@ def build(
         dtype: of the floating-point parameters; tensors of another one are converted one at a time.
 
     Raises:
-        WeightsError: see :func:`load_into`.
+        WeightsError: see :func:`load_into`; or the factory refuses the sizes.
     """
-    with without_memory():
-        module = factory()
+    try:
+        with without_memory():
+            module = factory()
+    except (ArithmeticError, RuntimeError, ValueError) as error:  # torch's layers do not take every size
+        raise WeightsError(
+            f"{source}: no such network can be made from the sizes of its tensors ({error}). Check that the file belongs to "
+            "this variant, and that it was published for this architecture."
+        ) from None
     module = module.to(dtype).eval().requires_grad_(False)
     load_into(module, state, source=source, unused=unused)
     return place(module, device, dtype)
