@@ -335,7 +335,7 @@ def test_sizes_are_read_or_refused(name: str) -> None:
 @pytest.mark.parametrize("number", ["1_0", " 2000000 ", "-1", "x"])
 def test_blocks_are_counted_by_plain_numbers(number: str) -> None:
     state = {**DiT(**TINY_DIT).state_dict(), f"blocks.{number}.attn.proj.bias": torch.zeros(32)}
-    with pytest.raises(WeightsError, match=r"'blocks\.' does not go on with a number"):
+    with pytest.raises(WeightsError, match=r"'blocks\.' do not go on with the numbers 0 to"):
         dit_sizes(state, heads=4)
 
 

@@ -38,17 +38,17 @@ class Shapes:
         return shape
 
     def blocks(self, prefix: str) -> int:
-        """How many blocks there are below a prefix such as ``blocks.``: the largest number that follows it, plus one.
+        """How many blocks there are below a prefix such as ``blocks.``, which are numbered from 0 on.
 
         Raises:
-            WeightsError: no name begins so, or something else than a number follows.
+            WeightsError: no name begins so, or other numbers follow: one name must not make a network of a million blocks.
         """
         found = {name.removeprefix(prefix).split(".")[0] for name in self._state if name.startswith(prefix)}
         if not found:
             raise self.wrong(f"'{prefix}N' is missing")
-        if not all(number.isdecimal() for number in found):
-            raise self.wrong(f"a name that begins with {prefix!r} does not go on with a number")
-        return 1 + max(map(int, found))
+        if found != {str(number) for number in range(len(found))}:
+            raise self.wrong(f"the names that begin with {prefix!r} do not go on with the numbers 0 to {len(found) - 1}")
+        return len(found)
 
     def check_heads(self, width: int, heads: int) -> None:
         """Raises WeightsError where attention of so many heads does not divide the width."""
