@@ -11,9 +11,9 @@ from torch import Tensor
 
 MIN_TOKEN_TEMPERATURE = 1e-6
 """Temperatures below this one are raised to it: the draw is then the arg-max."""
-TOP_K_SLACK = 5e-4
-"""A ``top_k`` that lies so little below a whole number is that number: an untrained policy's 900 is 899.9999 or 900
-according to how float32 came to it, and an integer part alone would keep 899 tokens."""
+TOP_K_SLACK = 2.4e-7
+"""A ``top_k`` that lies by this share, two units of float32's last place, below a whole number is that number: an untrained
+policy's 900 is 899.9999 or 900 according to how float32 came to it, and an integer part alone would keep 899 tokens."""
 
 
 def guide(conditional: Tensor, unconditional: Tensor | None, guidance: Tensor) -> Tensor:
@@ -45,9 +45,19 @@ def draw_tokens(
     return torch.searchsorted(cumulative.contiguous(), threshold).squeeze(-1).clamp_max(logits.shape[-1] - 1)
 
 
+def token_log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-softmax at a token a cell: (B, N, V), (B, N) -> (B, N); ids outside the vocabulary read its nearest entry.
+
+    The logit less the logarithm of the sum would round to the size of the logits: where one token is all but certain, cells
+    would tie that do not.
+    """
+    index = tokens.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)
+    return logits.log_softmax(-1).gather(-1, index).squeeze(-1)
+
+
 def whole_top_k(top_k: Tensor) -> Tensor:
     """The integer part of ``top_k``, int64 of its shape (see :data:`TOP_K_SLACK`)."""
-    return torch.floor(top_k + TOP_K_SLACK).long()
+    return torch.floor(top_k.double() * (1 + TOP_K_SLACK)).long()
 
 
 def keep_likely(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:

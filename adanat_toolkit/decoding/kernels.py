@@ -78,8 +78,8 @@ def _draw(
 
     # At temperature one, as the reference.
     largest = tl.max(logits, 0)
-    normaliser = tl.log(tl.sum(tl.exp(logits - largest), 0)) + largest
-    own = tl.sum(tl.where(lane == tl.minimum(chosen, VOCABULARY - 1), logits, 0.0), 0) - normaliser
+    normaliser = tl.log(tl.sum(tl.exp(logits - largest), 0))
+    own = tl.sum(tl.where(lane == tl.minimum(chosen, VOCABULARY - 1), logits, 0.0), 0) - largest - normaliser
     noise = tl.load(remask_temperature + sample * remask_stride).to(tl.float32) * tl.load(gumbel + row)
     tl.store(proposal + row, chosen)
     tl.store(log_prob + row, own)

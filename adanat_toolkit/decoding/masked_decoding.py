@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .draws import draw_tokens, guide
+from .draws import draw_tokens, guide, token_log_prob
 
 
 class StepKnobs(NamedTuple):
@@ -76,8 +76,7 @@ def masked_decoding_step(
     proposal = torch.where(unknown, drawn, tokens)
 
     # Confidence uses temperature ONE, not the sampling temperature (as the published code; the paper's text is silent).
-    chosen = logits.gather(-1, proposal.clamp_max(logits.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
-    log_prob = chosen - torch.logsumexp(logits, dim=-1)
+    log_prob = token_log_prob(logits, proposal)
     confidence = log_prob + knobs.mask_temperature[:, None] * noise.remask
     confidence = confidence.masked_fill(~unknown, float("inf"))
 

@@ -38,7 +38,7 @@ from torch import Tensor
 from ..core import ActionSpace, linear
 from ..errors import ConfigError, nearest
 from ..limits import check_steps
-from .draws import MIN_TOKEN_TEMPERATURE, draw_tokens, guide
+from .draws import MIN_TOKEN_TEMPERATURE, draw_tokens, guide, token_log_prob
 from .masked_decoding import StepKnobs, StepNoise, StepResult
 from .released_counts import clamp_count, confidence_counts, halton_counts, halton_order, mask_schedule, step_ratios
 from .token_generator import TokenGenerator, TokenState
@@ -57,12 +57,6 @@ def ranks(order: Tensor, editable: Tensor) -> Tensor:
 def keep_top(logits: Tensor, k: int) -> Tensor:
     """Logits below the k-th largest of their cell set to minus infinity."""
     return logits.masked_fill(logits < logits.topk(k, dim=-1).values[..., -1:], float("-inf"))
-
-
-def token_log_prob(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-softmax at a token a cell: (B, N, V), (B, N) -> (B, N); ids outside the vocabulary read its nearest entry."""
-    chosen = logits.gather(-1, tokens.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)).squeeze(-1)
-    return chosen - torch.logsumexp(logits, dim=-1)
 
 
 class Draw(NamedTuple):
@@ -226,8 +220,9 @@ class MAGESampler(ClampedSampler):
 
     def knob_values(self, steps: int, cells: int) -> dict[str, list[float]]:
         ratios = [(t + 1) / steps for t in range(steps)]
+        wanted = [math.floor(cells * math.cos(math.pi / 2 * r)) for r in ratios]
         return {
-            "mask_ratio": [math.cos(math.pi / 2 * r) for r in ratios],
+            "mask_ratio": [(count + 0.5) / cells if count else 0.0 for count in wanted],  # half a cell: away from rounding
             "mask_temperature": [self.choice_temperature * (1 - r) for r in ratios],
         }
 

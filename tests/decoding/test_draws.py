@@ -8,6 +8,7 @@ from torch import Tensor
 from adanat_toolkit.core import next_scale_knobs
 from adanat_toolkit.core.actions import ActionSpace
 from adanat_toolkit.decoding import draw_tokens, keep_likely
+from adanat_toolkit.decoding.draws import token_log_prob
 
 
 def kept(logits: Tensor, top_k: float | None = None, top_p: float | None = None) -> list[int]:
@@ -21,8 +22,18 @@ def test_top_k() -> None:
     assert kept(logits, 1.0) == [0]
     assert kept(logits, 2.9) == [0, 2]
     assert kept(logits, 3.0) == [0, 1, 2, 3]  # ties with the last one stay
-    for everything in (0.0, 0.999, 5.0, 80.0):
+    assert kept(logits, 2.9996) == [0, 2]
+    for everything in (0.0, 0.999, 0.9999, 5.0, 80.0):
         assert kept(logits, everything) == [0, 1, 2, 3, 4]
+
+
+def test_log_probabilities_near_zero_keep_their_digits() -> None:
+    """Where one token is all but certain, cells do not tie that differ."""
+    logits = torch.tensor([[[100.0, 100.0 - gap] for gap in (12, 12.5, 13, 13.5)]])
+    found = token_log_prob(logits, torch.zeros(1, 4, dtype=torch.int64))
+    expected = -torch.log1p(torch.exp(-torch.tensor([12, 12.5, 13, 13.5], dtype=torch.float64)))
+    torch.testing.assert_close(found[0].double(), expected, rtol=0.1, atol=0)
+    assert len(found.unique()) == 4
 
 
 def test_a_whole_top_k_in_float32_is_that_number() -> None:

@@ -5,6 +5,8 @@ The committed copies of the runs do without features and intermediate latents, f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -254,6 +256,22 @@ def load(fixture: Fixture, family: str, folder: Path) -> LatentGenerator:
     return made
 
 
+@contextmanager
+def outputs_of(path: Any) -> Iterator[list[Tensor]]:
+    """What a path is asked to make data predictions of, inside."""
+    seen: list[Tensor] = []
+
+    def data(latents: Tensor, output: Tensor, time: Tensor) -> Tensor:
+        seen.append(output)
+        return type(path).data(path, latents, output, time)  # type: ignore[no-any-return]
+
+    path.data = data
+    try:
+        yield seen
+    finally:
+        del path.data
+
+
 def check_rollout(family: str, fixture: Fixture, report: Report) -> None:
     io = fixture.io
     with TemporaryDirectory() as folder:
@@ -277,18 +295,17 @@ def check_rollout(family: str, fixture: Fixture, report: Report) -> None:
                 report.close(f"{case}: features of action {t}", features[0], expected, **limits(fixture, "feat"))
             smoothed = space.smoothed(get["raw"][:, t], t, smoothed)
             physical = space.transformed(smoothed, t)
-            state = generator.step(state, physical, noise)
+            with outputs_of(path) as outputs:
+                state = generator.step(state, physical, noise)
             own, exact = torch.stack([state.time, physical[:, 1]], 1), limits(fixture, "physical")
             report.close(f"{case}: action {t}", own, get["physical"][:, t], **exact)
             if t == 0:
                 continue
-            data = state.data
-            alpha, sigma = (
-                value.exp()[:, None, None, None].float() for value in path.log_alpha_sigma(before.time.double())
-            )
-            for what, value in {
-                "x": before.latents, "time": before.time, "x0": data, "noise": (before.latents - alpha * data) / sigma
-            }.items():  # fmt: skip
+            # The noise from the network's own output: from latents and data it would lose digits where little noise is left.
+            (output,) = outputs
+            if family == "sit":  # a velocity
+                output = before.latents - before.time[:, None, None, None] * output
+            for what, value in {"x": before.latents, "time": before.time, "x0": state.data, "noise": output}.items():
                 if what in get:
                     report.close(f"{case}: {what} of call {t}", value, get[what][t - 1], **limits(fixture, what))
         generator.decode(state)

@@ -47,7 +47,7 @@ def write(fixture: Fixture, state: dict[str, torch.Tensor], file: Path, residual
             "num_trajectories": 7 * 4096,
             "num_agent_updates": 35,
             "num_discriminator_updates": 7,
-            "scaler": dict.fromkeys(layout["scaler_keys"], 1.0),
+            "scaler": dict.fromkeys(layout.get("scaler_keys", ()), 1.0),
         },
         file,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -115,7 +116,8 @@ class Codes:
 def check_env_step(fixture: Fixture, report: Report) -> None:
     io, config, tolerance = fixture.io, fixture.config, fixture.manifest["tolerance"]
     side = config["uvit"]["img_size"]
-    sizes = {key: value for key, value in config["uvit"].items() if key != "img_size"}
+    known = inspect.signature(UViT).parameters
+    sizes = {key: value for key, value in config["uvit"].items() if key in known}
     uvit = UViT(tokens=side**2, **sizes)
     report.names_and_shapes(uvit.state_dict(), fixture)
     uvit.load_state_dict(fixture.state())
@@ -281,7 +283,9 @@ def check_ppo(fixture: Fixture, report: Report) -> None:
     for key in sorted(io):
         if key.startswith("discount/returns_gamma"):
             gamma = float(key.removeprefix("discount/returns_gamma"))
-            lengths = torch.diff(torch.cat([torch.tensor([-1]), io["discount/dones"].nonzero()[:, 0]])).tolist()
+            ends = io["discount/dones"].clone()
+            ends[-1] = 1  # an episode that the recording cut short
+            lengths = torch.diff(torch.cat([torch.tensor([-1]), ends.nonzero()[:, 0]])).tolist()
             episodes = [part.T for part in io["discount/rewards"][: sum(lengths)].split(lengths)]
             own = torch.cat([gae(part, torch.zeros_like(part), gamma, 1.0).T for part in episodes])
             report.close(f"returns for gamma {gamma:g}", own, io[key], **close)

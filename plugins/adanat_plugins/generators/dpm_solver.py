@@ -76,7 +76,7 @@ class Flow(Path):
     """The straight line from noise at 0 to the image at 1, as SiT was trained; the network predicts the velocity."""
 
     start, end = 0.01, 0.99
-    _EARLIEST = 1e-6  # at 0 itself alpha has no logarithm; the released code divides by it
+    _EARLIEST = 1e-30  # at 0 itself alpha has no logarithm; the released code divides by it
 
     def log_alpha_sigma(self, time: Tensor) -> tuple[Tensor, Tensor]:
         return torch.log(time), torch.log1p(-time)
