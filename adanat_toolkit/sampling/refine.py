@@ -53,7 +53,6 @@ class Refinement:
                 f"the reward of {self.judge} scores images by the others beside them, so it cannot choose between candidates; "
                 "give a run with a per-sample reward, such as adversarial."
             )
-
         if self.reward.reads_latents:
             raise ConfigError(
                 f"the reward of {self.judge} reads latents, and candidates are finished images; give a run whose reward "

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from ..runtime import distributed
+from .context_sums import no_sums, remembered, spread
 
 MEMORY = 0.95
 """What an iteration's images count in the next one's baseline: a reward that learns, and a policy, move on."""
 STRENGTHS = torch.logspace(-4, 3, 43, dtype=torch.float64)
 """Strengths of the ridge that are tried, in units of the vectors' mean variance along a direction."""
-SPREAD = 1e-6
-"""Share of the largest variance of the contexts' vectors below which a direction is rounding."""
 
 
 class ContextBaseline:
@@ -34,9 +33,7 @@ class ContextBaseline:
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
-        self.device = device
-        shapes = {"count": (2,), "vector": (width,), "vectors": (width, width), "products": (width,), "square": ()}
-        self.sums = {name: torch.zeros(shape, dtype=torch.float64, device=self.device) for name, shape in shapes.items()}
+        self.sums = no_sums(width, device, products=(width,), square=())
 
     def take(self, scores: Tensor, vectors: Tensor) -> Tensor:
         """(B,) scores of an iteration less what their contexts (B, P) let expect; then learns from them.
@@ -44,30 +41,21 @@ class ContextBaseline:
         All processes call it together, each with its own images.
         """
         mean, std = distributed.mean_and_std(scores)
-        seen = vectors.to(self.device).double()
-        wanted = ((scores - mean) / (std + 1e-7)).to(self.device).double()
+        seen, wanted = vectors.double(), ((scores - mean) / (std + 1e-7)).double()
         expected = seen @ self.slope()
-        made = {
-            "count": torch.full((2,), float(len(wanted)), dtype=torch.float64, device=self.device),
-            "vector": seen.sum(0),
-            "vectors": seen.T @ seen,
-            "products": seen.T @ wanted,
-            "square": wanted.square().sum(),
-        }
-        self.sums["count"][1] *= MEMORY  # the squares of weights are forgotten twice
-        self.sums = {key: MEMORY * value + distributed.sum_over_ranks(made[key]) for key, value in self.sums.items()}
+        self.sums = remembered(self.sums, MEMORY, seen, products=seen.T @ wanted, square=wanted.square().sum())
         return scores - std * expected.to(scores)
 
     def slope(self) -> Tensor:
         """(P,) float64: what a context's vector adds to a score, in standard deviations of the scores."""
         weight, squares = self.sums["count"]
+        nothing = torch.zeros_like(self.sums["vector"])
         if not weight:
-            return torch.zeros_like(self.sums["vector"])
-        centre = self.sums["vector"] / weight
+            return nothing
         # Scores have mean 0 in every iteration, so that only the vectors need centring.
-        values, directions = spread(self.sums["vectors"] / weight - torch.outer(centre, centre))
+        values, directions = spread(self.sums["count"], self.sums["vector"], self.sums["vectors"])
         if not len(values):  # one context alone
-            return torch.zeros_like(centre)
+            return nothing
         along = directions.T @ (self.sums["products"] / weight)
         strengths = STRENGTHS.to(values) * values.mean()
         kept = values / (values + strengths[:, None])  # (S, p), of each direction
@@ -77,12 +65,5 @@ class ContextBaseline:
         risk = left / (1 - (kept.sum(1) / images).clamp_max(1 - 1e-6)).square()
         best = risk.argmin()
         if risk[best] >= whole:
-            return torch.zeros_like(centre)
+            return nothing
         return directions @ (along / (values + strengths[best]))
-
-
-def spread(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Variances (p,) and directions (P, p) in which contexts' vectors, of length 1, differ by more than rounding."""
-    variances, directions = torch.linalg.eigh(covariance)
-    real = variances > SPREAD * variances[-1].clamp_min(SPREAD)
-    return variances[real], directions[:, real]

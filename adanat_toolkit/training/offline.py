@@ -14,7 +14,8 @@ A reward that learns is trained between rounds, as with PPO. There is no critic,
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from ..errors import ConfigError
 from ..images import draw_contexts
 from ..runtime import distributed
 from ..sampling import Rollout, explored_by
+from ..settings import CheckedModel
 from .config import RunConfig
 from .ppo import Batch, descend, shrunk_baseline
 from .trainer import Trainer
@@ -113,11 +115,23 @@ def refuse_settings_of_ppo(config: RunConfig, engine: str) -> None:
     Raises:
         ConfigError: one of them is not at its default.
     """
-    for name in ("group", "context_baseline", "standardise", "normalise_advantages", "target_kl", "gamma", "gae_lambda"):
-        default = type(config.ppo).model_fields[name].default
-        value = getattr(config.ppo, name)
+    names = ("group", "context_baseline", "standardise", "normalise_advantages", "target_kl", "gamma", "gae_lambda")
+    refuse_settings(config, engine, "ppo", names, "PPO's", "adanat")
+
+
+def refuse_settings(
+    config: RunConfig, engine: str, part: Literal["ppo", "fit"], names: Sequence[str], whose: str, other: str
+) -> None:
+    """Refuse settings of a part that ``engine`` would pass over, since they are ``whose`` and ``other`` is their engine.
+
+    Raises:
+        ConfigError: one of them is not at its default.
+    """
+    settings: CheckedModel = getattr(config, part)
+    for name in names:
+        value, default = getattr(settings, name), type(settings).model_fields[name].default
         if value != default:
             raise ConfigError(
-                f"ppo.{name} = {value!r} is PPO's and has no meaning for engine {engine!r}; leave it at {default!r}, or use "
-                "engine 'adanat'."
+                f"{part}.{name} = {value!r} is {whose} and has no meaning for engine {engine!r}; leave it at {default!r}, or "
+                f"use engine {other!r}."
             )

@@ -30,10 +30,10 @@ from ..errors import ConfigError
 from ..policies import LinearPolicy
 from ..runtime import distributed
 from ..sampling import Rollout, explored_by
-from .baseline import spread
 from .checkpoint import load_sums
 from .config import RunConfig
-from .offline import refuse_settings_of_ppo
+from .context_sums import no_sums, remembered, spread
+from .offline import refuse_settings, refuse_settings_of_ppo
 from .trainer import Trainer
 
 
@@ -58,12 +58,7 @@ class SlopesTrainer(Trainer):
                 f"batch = {config.batch} must be a multiple of fit.actions = {config.fit.actions}; choose another batch."
             )
         refuse_settings_of_ppo(config, "slopes")
-        for name in ("repeats", "keep"):
-            if getattr(config.fit, name) != type(config.fit).model_fields[name].default:
-                raise ConfigError(
-                    f"fit.{name} = {getattr(config.fit, name)!r} is of engine 'offline' alone, and engine 'slopes' would pass "
-                    "over it; leave it out."
-                )
+        refuse_settings(config, "slopes", "fit", ("repeats", "keep"), "of engine 'offline' alone", "offline")
 
     @classmethod
     def groups(cls, config: RunConfig) -> tuple[int, int]:
@@ -73,14 +68,7 @@ class SlopesTrainer(Trainer):
         super()._build_policy()
         assert isinstance(self.policy, LinearPolicy)
         decisions, size, width = self.policy.actor.weight.shape
-        shapes = {
-            "count": (2,),
-            "vector": (width,),
-            "vectors": (width, width),
-            "slope": (decisions, size),
-            "slopes": (width, decisions, size),
-        }
-        self.sums = {name: torch.zeros(shape, dtype=torch.float64, device=self.device) for name, shape in shapes.items()}
+        self.sums = no_sums(width, self.device, slope=(decisions, size), slopes=(width, decisions, size))
 
     def _update_policy(self, rollout: Rollout, scores: Tensor, explore: Noise, sigma: float, start: int) -> dict[str, Any]:
         fit, (_, decisions, size) = self.config.fit, rollout.actions.shape
@@ -90,15 +78,8 @@ class SlopesTrainer(Trainer):
         gain = gain / (distributed.mean_and_std(gain)[1] + 1e-12)
         tried = gain[:, None, None] * explored_by(explore, decisions, size).double()  # (B, T, A)
         seen = rollout.features[:, 0, 0].double()  # (B, P): the same at every step
-        made = {
-            "count": torch.full((2,), float(len(gain)), dtype=torch.float64, device=self.device),
-            "vector": seen.sum(0),
-            "vectors": seen.T @ seen,
-            "slope": tried.sum(0),
-            "slopes": torch.einsum("bp,bta->pta", seen, tried),
-        }
-        self.sums["count"][1] *= fit.memory  # the squares of weights are forgotten twice
-        self.sums = {k: fit.memory * v + distributed.sum_over_ranks(made[k]) for k, v in self.sums.items()}
+        by_context = torch.einsum("bp,bta->pta", seen, tried)
+        self.sums = remembered(self.sums, fit.memory, seen, slope=tried.sum(0), slopes=by_context)
         common, own, shrunk = slopes(**self.sums)
         assert isinstance(self.policy, LinearPolicy)
         with torch.no_grad():
@@ -130,7 +111,7 @@ def slopes(count: Tensor, vector: Tensor, vectors: Tensor, slope: Tensor, slopes
     """
     weight, squares = count
     centre, common = vector / weight, slope / weight
-    variances, directions = spread(vectors / weight - torch.outer(centre, centre))
+    variances, directions = spread(count, vector, vectors)
     whiten = directions / variances.sqrt()  # (P, p)
     along = torch.einsum("pk,pta->kta", whiten, slopes / weight - centre[:, None, None] * common)
     noise = len(along) * squares / weight**2

@@ -56,9 +56,8 @@ def test_training_in_processes_resumed_by_another_number(images: Path, tmp_path:
     """One process, and two that are interrupted and followed by three."""
 
     def arguments(out: Path) -> list[str | Path]:
-        more = ("--set", "ppo.context_baseline=true")
         # Adam makes steps even of gradients that are mostly rounding; a small rate keeps them below the tolerance.
-        return train_arguments(images, out, "--json", "--set", "ppo.learning_rate=1e-4", *more)
+        return train_arguments(images, out, "--json", "--set", "ppo.learning_rate=1e-4", "--set", "ppo.context_baseline=true")
 
     alone, moved = tmp_path / "alone", tmp_path / "moved"
     single = adanat(*arguments(alone))

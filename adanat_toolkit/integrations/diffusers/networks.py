@@ -74,7 +74,7 @@ def stored_policy(spec: str | os.PathLike[str]) -> tuple[SamplingPolicy, str]:
             f"the policy at {folder} was trained for {shortened(made_for['name'])[1:-1]} (knobs {shortened(names)}), and a "
             f"guider needs one of the generator {GENERATOR!r}; adanat.apply(pipe, policy) takes those of aMUSEd."
         )
-    require_readable(card["kind"], load("policy", card["kind"]))
+    require_readable(load("policy", card["kind"]))
     stored = _Stored(made_for, tuple(KNOBS[name] for name in names), len(card["action_space"]["schedule"]))
     policy = load_policy(folder, stored)  # refuses what is no file of ours
     digest = hashlib.sha256()

@@ -44,9 +44,9 @@ def policy_for(pipe: Any, view: Generator, policy: PolicyOrSpec, *, exact: Colle
     if "generator" in card:
         _require_fit(pipe, view, card["generator"], exact)
     for kind in _kinds(policy):
-        require_readable(kind, load("policy", kind))
+        require_readable(load("policy", kind))
     ready = policy if isinstance(policy, SamplingPolicy) else load_policy(policy, view)
-    require_readable(ready.network.kind, ready.network)
+    require_readable(ready.network)
     if ready.space.names != view.action_space.names:
         raise ConfigError(
             f"the policy sets {', '.join(ready.space.names)}, and {_named(pipe)} obeys "
@@ -55,14 +55,14 @@ def policy_for(pipe: Any, view: Generator, policy: PolicyOrSpec, *, exact: Colle
     return ready
 
 
-def require_readable(name: str, policy: Policy | type[Policy]) -> None:
+def require_readable(policy: Policy | type[Policy]) -> None:
     """
     Raises:
         ConfigError: the policy reads what cannot be taken from a pipeline while it runs.
     """
     if policy.needs_features and policy.reads != "features":
         raise ConfigError(
-            f"policy {shortened(name)} reads the {policy.reads}, which a pipeline does not show while it runs; give one that "
+            f"policy {policy.kind!r} reads the {policy.reads}, which a pipeline does not show while it runs; give one that "
             "reads features (adaptive, residual) or the step alone (shared), or make the images with adanat sample."
         )
 

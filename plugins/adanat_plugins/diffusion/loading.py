@@ -176,12 +176,12 @@ def _check_class(folder: Path, part: str, library: str, name: Any) -> None:
     import diffusers
     import transformers
 
-    if library == "diffusers":
-        kinds: tuple[type, ...] = (diffusers.ModelMixin, diffusers.SchedulerMixin)
-        found = getattr(diffusers, name, None) if isinstance(name, str) else None
-    else:
-        kinds = (transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)
-        found = getattr(transformers, name, None) if isinstance(name, str) else None
+    known: dict[str, tuple[Any, tuple[type, ...]]] = {
+        "diffusers": (diffusers, (diffusers.ModelMixin, diffusers.SchedulerMixin)),
+        "transformers": (transformers, (transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)),
+    }
+    module, kinds = known[library]
+    found = getattr(module, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, kinds)):
         raise ConfigError(
             f"{folder}: the {part} is of the class {shortened(str(name))}, and the installed {library} has no network, "

@@ -17,11 +17,11 @@ from torch.overrides import TorchFunctionMode
 from adanat_toolkit.errors import WeightsError
 
 M = TypeVar("M", bound=nn.Module)
-Shapes = Mapping[str, Sequence[int]]
+ShapesByName = Mapping[str, Sequence[int]]
 _LISTED = 12
 
 
-def load_into(module: nn.Module, state: Mapping[str, Tensor], *, source: str, unused: Shapes | None = None) -> None:
+def load_into(module: nn.Module, state: Mapping[str, Tensor], *, source: str, unused: ShapesByName | None = None) -> None:
     """Give ``module`` the tensors of ``state``; nothing is changed when they do not fit.
 
     The tensors themselves become the parameters (``assign``), so a module that was built on the meta device needs no
@@ -96,7 +96,7 @@ def build(
     state: Mapping[str, Tensor],
     *,
     source: str,
-    unused: Shapes | None = None,
+    unused: ShapesByName | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> M:
