@@ -28,14 +28,22 @@ class CellFiles:
 
     Args:
         key: of a cell, see ``compare_grid.cell_key``. reuse: reports whose results of the same key count as finished; from
-            the ``--out`` folder of a comparison the pictures are taken over too.
+            the ``--out`` folder of a comparison the pictures are taken over too. lacks: whether a result of before was not
+            asked for something that the grid wants; it is made again then.
 
     Raises:
         DataError: a report that is not there, or is none.
     """
 
-    def __init__(self, folder: Path, key: Callable[[Cell], str], *, reuse: Sequence[Path] = ()) -> None:
-        self.folder, self.key = folder, key
+    def __init__(
+        self,
+        folder: Path,
+        key: Callable[[Cell], str],
+        *,
+        reuse: Sequence[Path] = (),
+        lacks: Callable[[Cell, Result], bool] = lambda cell, result: False,
+    ) -> None:
+        self.folder, self.key, self.lacks = folder, key, lacks
         self._reusable = {
             key: (result, path / "cells" / f"{result.cell.name}.png")
             for path in reuse
@@ -51,7 +59,12 @@ class CellFiles:
     def load(self, cell: Cell) -> Result | None:
         """The result of a cell that was finished with these settings, here or in a report that may be reused."""
         own = self._own(cell)
-        return own if own is not None else self._reusable.get(self.key(cell), (None, None))[0]
+        return own if own is not None else self._reused(cell)[0]
+
+    def _reused(self, cell: Cell) -> tuple[Result | None, Path | None]:
+        """The result of another report, and where its picture may lie."""
+        result, sheet = self._reusable.get(self.key(cell), (None, None))
+        return (None, None) if result is None or self.lacks(cell, result) else (result, sheet)
 
     def _own(self, cell: Cell) -> Result | None:
         """The result that is kept here. A damaged file counts as not finished."""
@@ -59,8 +72,9 @@ class CellFiles:
             return None
         with contextlib.suppress(DataError):
             stored: StoredCell = read_document(self.file(cell), StoredCell, error=DataError)
-            if stored.key == self.key(cell):
-                return replace(stored.result.result(), cell=cell)
+            result = replace(stored.result.result(), cell=cell)
+            if stored.key == self.key(cell) and not self.lacks(cell, result):
+                return result
         return None
 
     def save(self, cell: Cell, result: Result) -> None:
@@ -130,7 +144,7 @@ class CellFiles:
 
     def _take_over(self, cell: Cell) -> Result | None:
         """The result of another report, with its picture; a picture of other settings does not stay beside it."""
-        result, sheet = self._reusable.get(self.key(cell), (None, None))
+        result, sheet = self._reused(cell)
         if result is None or sheet is None:
             return None
         self.sheet(cell).unlink(missing_ok=True)

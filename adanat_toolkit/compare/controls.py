@@ -5,7 +5,7 @@ If these are as good as the policy, it did not adapt to its samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,19 +67,31 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 
 def _verdict(row: Row, controls: Sequence[Row]) -> str:
+    """By the Frechet distance, and by the reward that the policy was trained on where that scores single images."""
+    distance = "Frechet distance of its controls against its own"
+    reward = "What its controls lose of it, in standard deviations of the images' scores"
+    said = _judged(row, controls, _distance_gaps, distance, ".1%")
+    if not any(_reward_gaps(row, control) for control in controls):
+        return said
+    return f"{said} By its own reward, {_judged(row, controls, _reward_gaps, reward, '.3f')}"
+
+
+def _judged(row: Row, controls: Sequence[Row], gaps_of: Callable[[Row, Row], list[float]], what: str, form: str) -> str:
+    """``gaps_of``: how much worse a control is than the policy, seed by seed; ``what`` that is, and how it is written."""
     worse, told, missing = {}, {}, []
     for control in controls:
-        gaps = _gaps(row, control)
+        gaps = gaps_of(row, control)
         assert control.control is not None
         if len(gaps) < 2:
             missing.append(TITLES[control.control])
             continue
         low, high = mean_interval(gaps)
         worse[control.control] = low > 0
-        told[control.control] = f"{TITLES[control.control]} {sum(gaps) / len(gaps):+.1%} [{low:+.1%}, {high:+.1%}]"
+        mean = sum(gaps) / len(gaps)
+        told[control.control] = f"{TITLES[control.control]} {mean:+{form}} [{low:+{form}}, {high:+{form}}]"
     if not told:
         return "whether it adapted cannot be told from fewer than two seeds; give more (--seeds)."
-    figures = f"Frechet distance of its controls against its own: {'; '.join(told.values())}."
+    figures = f"{what}: {'; '.join(told.values())}."
     if missing:
         figures += f" Fewer than two seeds have {' and '.join(missing)}."
     if not worse.get(MEAN, True):
@@ -93,10 +105,16 @@ def _verdict(row: Row, controls: Sequence[Row]) -> str:
     return f"it adapted. {figures}"
 
 
-def _gaps(row: Row, control: Row) -> list[float]:
+def _distance_gaps(row: Row, control: Row) -> list[float]:
     """How much worse the control is, seed by seed, as a share of the policy's Frechet distance."""
     if "frechet" not in row.figures or "frechet" not in control.figures:
         return []
     own = dict(zip(row.seeds, row.figures["frechet"].values, strict=True))
     other = dict(zip(control.seeds, control.figures["frechet"].values, strict=True))
     return [other[seed] / own[seed] - 1 for seed in own if seed in other and own[seed]]
+
+
+def _reward_gaps(row: Row, control: Row) -> list[float]:
+    """How much less the control scores, seed by seed, in standard deviations of the scores of the policy's images."""
+    own, other = row.scores, control.scores
+    return [(own[seed][0] - other[seed][0]) / own[seed][1] for seed in own if seed in other and own[seed][1] > 0]

@@ -69,11 +69,26 @@ class CompareConfig(BaseModel):
                 out += [Cell(p, r, t, s, control) for s in seeds for control in TITLES]
         return out
 
+    def still_rewards(self) -> dict[str, str]:
+        """Rewards of the grid whose scores mean the same in every row: no term learns, or judges a set. By what they are
+        called beside their scores: options are part of it, because scores depend on them."""
+        out = {}
+        for spec in dict.fromkeys(self.rewards):
+            terms = [load("reward", term.name) for term in RewardSpec.parse(spec).terms]
+            if not any(term.learns or term.set_level or "real_images" in term.needs for term in terms):
+                options = self.reward_options(spec)
+                out[f"{spec} {json.dumps(options, sort_keys=True)}" if options else spec] = spec
+        return out
+
+    def reward_options(self, spec: str) -> dict[str, Any]:
+        """Those of the grid's options of rewards that this reward has."""
+        known = _reward_class(spec).Options.model_fields
+        return {key: value for key, value in self.base.reward.options.items() if key in known}
+
     def run_of(self, cell: Cell) -> RunConfig:
         """Configuration of a learned cell. Options of a policy or reward go to those of the grid that have them."""
         values = self.base.model_dump(mode="json")
         policy = load("policy", cell.policy).Options.model_fields
-        reward = _reward_class(cell.reward or "").Options.model_fields
         chosen = {
             "steps": cell.steps,
             "seed": cell.seed,
@@ -81,7 +96,7 @@ class CompareConfig(BaseModel):
             "reward": {"name": cell.reward},
         }
         values["policy"]["options"] = {k: v for k, v in self.base.policy.options.items() if k in policy}
-        values["reward"]["options"] = {k: v for k, v in self.base.reward.options.items() if k in reward}
+        values["reward"]["options"] = self.reward_options(cell.reward or "")
         return validate(merge(values, chosen))
 
     def check(self) -> None:

@@ -16,8 +16,9 @@ from .table import Figure, Row, Saved, Table
 
 
 def columns(table: Table) -> list[str]:
-    """Figures that the table shows: those that any row has."""
-    return [name for name in FIGURES if any(name in row.figures for row in table.rows)]
+    """Figures that the table shows: those that any row has; after the yardstick's the scores under rewards."""
+    found = dict.fromkeys(name for row in table.rows for name in row.figures)
+    return [*(name for name in FIGURES if name in found), *(name for name in found if name not in FIGURES)]
 
 
 def cells_of(row: Row, names: Sequence[str], *, intervals: bool = True) -> list[str]:
@@ -92,6 +93,7 @@ def caption(table: Table) -> list[str]:
     several = len({seed for row in table.rows for seed in [*row.seeds, *row.failed]}) > 1
     device = "devices in the notes" if any(row.devices for row in table.rows) else facts["device"]
     over = "Student's 95 % interval over seeds" if several else "95 % bootstrap interval over images"
+    scored = any(name not in FIGURES for name in columns(table))
     fewer = " and ".join(title(name) for name, figure in TABLE.items() if figure.less_is_better)
     return [
         f"{facts['generator']} (weights {facts['generator_fingerprint']}), {facts['images']:,} images a seed, seeds "
@@ -101,6 +103,7 @@ def caption(table: Table) -> list[str]:
         f"ratio: Frechet distance over that of `{HAND_MADE}` at the same T, seed by seed; below 1 is better.",
         "partial: optimised on the very features that judge it here, so that its figures flatter it; FIGURE partial: that "
         "figure's alone.",
+        *(["reward NAME: mean score of the images under that reward; higher is better."] if scored else []),
         f"Budget of learned policies and of the search: {facts['budget']:,} generated images a seed.",
     ]
 

@@ -73,7 +73,10 @@ class Result:
         knobs: ``names``, and per step and knob ``mean``, ``low`` and ``high`` (10 and 90 %) over the images.
         training: per iteration ``trajectories``, ``reward`` and, where read, ``frechet`` of the held-out yardstick.
         partial: whether it was optimised on the very features that judge it: a search, or a reward that reads them.
-        told: further figures whose network the reward reads. error: why it failed; there is no evaluation then.
+        told: further figures whose network the reward reads.
+        scores: mean and standard deviation of the images' scores under the reward that it was trained on, as it was in the
+            end; of what is not learned, under each reward of the grid that stands still.
+        error: why it failed; there is no evaluation then.
         device: what computed it.
     """
 
@@ -87,6 +90,7 @@ class Result:
     search: dict[str, Any] | None = None
     partial: bool = False
     told: list[str] = field(default_factory=list)
+    scores: dict[str, tuple[float, float]] = field(default_factory=dict)
     error: str | None = None
     device: str = ""
 

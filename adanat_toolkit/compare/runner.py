@@ -10,8 +10,9 @@ are paired seed by seed.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core import REWARD, RewardModel, derive
 from ..decoding import PUBLISHED_SAMPLERS
 from ..errors import ConfigError, DataError, PluginError, WeightsError
 from ..evaluation import (
@@ -33,11 +35,11 @@ from ..evaluation import (
 from ..images import grid
 from ..metrics import TABLE, flattered
 from ..policies import load_policy
-from ..registry import create_features, create_generator, toolkit_version
+from ..registry import create_features, create_generator, create_reward, toolkit_version
 from ..runtime import MemoryShortage, dtype_name, float32_by_default, resolve_device, resolve_dtype
 from ..sampling import seed_range
 from ..storage import RunFolder, prepare_folder, write_file, write_json
-from ..training import alarms, create_trainer
+from ..training import alarms, create_trainer, load_judge
 from .cells import CellFiles
 from .controls import WITHIN, control_actions
 from .grid import PUBLISHED, CompareConfig, cell_key
@@ -72,7 +74,7 @@ class Comparison:
     ) -> None:
         config.check()
         self.config, self.out = config, out
-        self.files = CellFiles(out / "cells", self._key, reuse=reuse)
+        self.files = CellFiles(out / "cells", self._key, reuse=reuse, lacks=self._lacks_scores)
         self.progress = progress or (lambda what, done, total: None)
         base = config.base
         self.device = resolve_device(base.device)
@@ -99,7 +101,9 @@ class Comparison:
             elif not cell.learned:
                 load_policy(f"fixed:{self._schedule(cell.policy)}", self.generator, cell.steps)
         self._yardstick: Yardstick | None = None
-        self._replayed: tuple[Cell, Images] | None = None  # the policy whose controls were made last
+        # The policy whose controls were made last: its images, and the reward that it was trained on.
+        self._replayed: tuple[Cell, Images, Mapping[str, RewardModel]] | None = None
+        self._still: dict[str, RewardModel] | None = None
 
     @property
     def yardstick(self) -> Yardstick:
@@ -178,18 +182,20 @@ class Comparison:
         else:
             partial, told = found.partial, found.told
         if self._replayed is None or self._replayed[0] != of:
-            self._replayed = of, self._images(of, str(run))
-        own = self._replayed[1]
+            judges = self._judges(of, run)
+            self._replayed = of, self._images(of, str(run), judges), judges
+        _, own, judges = self._replayed
         assert cell.control is not None and own.actions is not None
         groups = torch.zeros(len(own), dtype=torch.int64) if own.labels is None else own.labels
         actions = control_actions(cell.control, own.actions, groups, cell.seed)
-        images = self._images(cell, str(run), actions)
+        images = self._images(cell, str(run), judges, actions)
         result = Result(
             cell,
             self.yardstick.judge(images),
             images=self.config.run_of(of).iterations * self.config.base.batch,
             partial=partial,
             told=told,
+            scores=_summary(images.scores),
             knobs={"names": list(self.generator.action_space.names), **_spread(images.knobs)},
             device=self.device.type,
         )
@@ -226,12 +232,14 @@ class Comparison:
             result = replace(result, images=found.images, search=found.to_json(), partial=True)
         else:
             schedule = self._schedule(cell.policy)
-        images = self._images(cell, spec or f"fixed:{schedule}")
+        judges = self._judges(cell, self.out / "runs" / cell.name) if cell.learned else self._still_judges()
+        images = self._images(cell, spec or f"fixed:{schedule}", judges)
         names = self.generator.action_space.names
         result = replace(
             result,
             evaluation=self.yardstick.judge(images),
             schedule=schedule,
+            scores=_summary(images.scores),
             knobs={"names": list(names), **_spread(images.knobs)},
             device=self.device.type,
         )
@@ -249,7 +257,43 @@ class Comparison:
         told = [name for name in found if TABLE[name].reads == "prompts"]
         return RunFolder(run).metrics(), len(found) > len(told), told
 
-    def _images(self, cell: Cell, spec: str, actions: Tensor | None = None) -> Images:
+    def _lacks_scores(self, cell: Cell, result: Result) -> bool:
+        """Whether a hand-made row of an earlier grid was not asked for a reward of this one."""
+        return not cell.learned and not cell.search and bool(self.config.still_rewards().keys() - result.scores.keys())
+
+    def _still_judges(self) -> dict[str, RewardModel]:
+        """The rewards of the grid that stand still. One that cannot be made is left out: its own cells say why."""
+        if self._still is None:
+            self._still = {}
+            for title, spec in self.config.still_rewards().items():
+                with contextlib.suppress(*Interrupted):
+                    self._still[title] = create_reward(
+                        spec,
+                        self.config.reward_options(spec),
+                        generator=self.generator,
+                        real=None,
+                        device=self.device,
+                        seed=derive(0, REWARD),
+                        offline=self.config.base.offline,
+                    )
+        return self._still
+
+    def _judges(self, cell: Cell, run: Path) -> Mapping[str, RewardModel]:
+        """The reward that a learned policy was trained on, as it was in the end; none where it judges a set."""
+        assert cell.reward is not None
+        for title, spec in self.config.still_rewards().items():
+            if spec == cell.reward and title in self._still_judges():
+                return {title: self._still_judges()[title]}
+        own = self.config.run_of(cell).reward
+        try:
+            judge, _ = load_judge(run, self.generator, own=own, real=self.real, offline=self.config.base.offline)
+        except ConfigError:
+            return {}  # its checkpoints are gone
+        return {} if judge.set_level else {cell.reward: judge}
+
+    def _images(
+        self, cell: Cell, spec: str, judges: Mapping[str, RewardModel], actions: Tensor | None = None
+    ) -> Images:
         policy = load_policy(spec, self.generator, cell.steps)
         first = self.config.first_seed + cell.seed * self.config.images
         return self.yardstick.make(
@@ -257,6 +301,7 @@ class Comparison:
             seed_range(first, self.config.images),
             keep=SHOWN,
             actions=actions,
+            rewards=judges,
             progress=lambda done, total: self.progress(f"{cell.name}: images", done, total),
         )
 
@@ -340,6 +385,12 @@ def _training_row(row: dict[str, Any]) -> dict[str, Any]:
     if "yardstick/frechet" in row:
         kept["frechet"] = row["yardstick/frechet"]
     return {key: value if math.isfinite(value) else None for key, value in kept.items()}
+
+
+def _summary(scores: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of the scores under each reward, where all are finite."""
+    wide = {name: values.double() for name, values in scores.items() if bool(values.isfinite().all())}
+    return {name: (float(values.mean()), float(values.std())) for name, values in wide.items()}
 
 
 def _spread(knobs: Tensor) -> dict[str, Any]:

@@ -88,6 +88,7 @@ class StoredResult(_Stored):
     search: dict[str, Any] | None = None
     partial: bool = False
     told: list[Name] = []
+    scores: dict[Text, tuple[StoredFigure, StoredFigure]] = {}
     error: str | None = None
     device: Name = ""
 

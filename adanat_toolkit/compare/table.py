@@ -34,6 +34,7 @@ class Row:
         budget: images generated for learning or searching, a seed. partial, told: see :class:`Result`.
         devices: what computed the seeds, where it was not the same for all of the table; else empty.
         control: see :class:`Cell`.
+        scores: of a learned policy by seed: mean and standard deviation under the reward that it was trained on.
     """
 
     policy: str
@@ -50,6 +51,7 @@ class Row:
     told: list[str]
     devices: list[str]
     control: str | None = None
+    scores: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -113,7 +115,8 @@ def build_table(results: Sequence[Result], facts: dict[str, Any]) -> Table:
     for result in results:
         groups.setdefault(result.cell.row, []).append(result)
     several = len({r.cell.seed for r in results}) > 1
-    rows = [_row(group, reference, several) for group in groups.values()]
+    still = list(dict.fromkeys(name for r in results if not r.cell.learned for name in r.scores))
+    rows = [_row(group, reference, several, still) for group in groups.values()]
     devices = {device for row in rows for device in row.devices}
     if len(devices) < 2:
         rows = [replace(row, devices=[]) for row in rows]
@@ -130,8 +133,14 @@ def build_table(results: Sequence[Result], facts: dict[str, Any]) -> Table:
     return Table(rows, _steps_saved(rows), {**facts, **about}, verdicts(rows))
 
 
-def _row(group: Sequence[Result], reference: dict[tuple[int, int], float], several: bool) -> Row:
-    """``several``: whether the table has several seeds, so that intervals are over them; else over the images."""
+def _row(
+    group: Sequence[Result], reference: dict[tuple[int, int], float], several: bool, still: Sequence[str]
+) -> Row:
+    """
+    Args:
+        several: whether the table has several seeds, so that intervals are over them; else over the images.
+        still: rewards that do not learn, whose scores mean the same in every row.
+    """
     done = [(r, r.evaluation) for r in group if r.evaluation is not None]
     cell = group[0].cell
     names = [name for name in FIGURES if done and all(name in e.figures for _, e in done)]
@@ -140,6 +149,10 @@ def _row(group: Sequence[Result], reference: dict[tuple[int, int], float], sever
         values = [e.figures[name] for _, e in done]
         single = None if several else done[0][1].intervals.get(name)
         figures[name] = Figure(fmean(values), _interval(values, single), values)
+    for reward in still:
+        if done and all(reward in r.scores for r, _ in done):
+            values = [r.scores[reward][0] for r, _ in done]
+            figures[score_figure(reward)] = Figure(fmean(values), _interval(values, None), values)
     ratios = [
         e.figures["frechet"] / reference[r.cell.steps, r.cell.seed]
         for r, e in done
@@ -164,7 +177,13 @@ def _row(group: Sequence[Result], reference: dict[tuple[int, int], float], sever
         list(dict.fromkeys(name for r in group for name in r.told)),
         list(dict.fromkeys(r.device for r in group if r.device)),
         cell.control,
+        {r.cell.seed: score for r, _ in done if cell.learned for score in r.scores.values()},
     )
+
+
+def score_figure(reward: str) -> str:
+    """Name of the figure that is the mean score under a reward."""
+    return f"reward {reward}"
 
 
 def _interval(values: list[float], single: tuple[float, float] | None) -> tuple[float, float] | None:

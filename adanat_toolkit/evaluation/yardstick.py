@@ -6,13 +6,13 @@ features are those of one process, bit for bit where the extractor is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..core import Context, FeatureExtractor, Generator, ImageSource, Noise, PromptScorer
+from ..core import Context, FeatureExtractor, Generator, ImageSource, Noise, PromptScorer, RewardModel
 from ..decoding import SamplingPolicy
 from ..errors import DataError
 from ..images import OwnContexts, draw_contexts, to_bytes
@@ -27,7 +27,7 @@ from ..metrics import (
     shared_reference,
 )
 from ..runtime import distributed
-from ..sampling import Refinement, Samples, sample
+from ..sampling import Refinement, Samples, checked_scores, sample
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and of all."""
@@ -42,6 +42,7 @@ class Images:
         knobs: (N, T, K) float32 physical values. shown: the first images, (n, 3, H, W) uint8.
         clip: (N,) CLIP scores of image and prompt, None without prompts or without a network for them.
         actions: (N, T, A) float32, the raw actions that the knobs came from.
+        scores: of each reward that was asked, (N,) float32.
     """
 
     features: Features = field(repr=False)
@@ -50,6 +51,7 @@ class Images:
     shown: Tensor = field(repr=False)
     clip: Tensor | None = field(default=None, repr=False)
     actions: Tensor | None = field(default=None, repr=False)
+    scores: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -114,6 +116,7 @@ class Yardstick:
         batch: int | None = None,
         actions: Tensor | None = None,
         refinement: Refinement | None = None,
+        rewards: Mapping[str, RewardModel] | None = None,
         progress: Progress | None = None,
     ) -> Images:
         """Images of a policy, one a seed. All processes call it; all images are in the main one, elsewhere a share.
@@ -121,7 +124,7 @@ class Yardstick:
         Args:
             seeds: (N,) int64. keep: how many of the first images to keep. batch: images in flight at once.
             actions: (N, T, A) raw actions to take in place of the policy's. refinement: makes several candidates an image
-            and keeps the best.
+            and keeps the best. rewards: score the images too, by name; none may be ``set_level``.
         """
         generator, everything = self.generator, len(seeds)
         first, last = distributed.local_slice(everything, BATCH)
@@ -136,6 +139,7 @@ class Yardstick:
         waiting: list[Tensor] = []
         prompts: list[str] = []
         clip: list[Tensor] = []
+        scores: dict[str, list[Tensor]] = {name: [] for name in rewards or ()}
         shown = torch.empty(0, 3, *generator.image_size, dtype=torch.uint8)
         done = 0
 
@@ -149,6 +153,8 @@ class Yardstick:
             made = sample(generator, policy, seeds, contexts, batch=batch, actions=given)
         for samples in made:
             pixels = to_bytes(samples.images)
+            for name, reward in (rewards or {}).items():
+                scores[name].append(_scored(reward, name, samples, generator.device).cpu())
             shown = torch.cat([shown, pixels[: keep - len(shown)]]) if len(shown) < keep else shown
             knobs.append(samples.knobs.cpu())
             assert samples.actions is not None
@@ -174,13 +180,16 @@ class Yardstick:
             if progress is not None:
                 progress(done * everything // total, everything)  # the other processes are about as far
         columns = [torch.cat(c) if c else None for c in (values, chances, classes, knobs, clip, taken)]
-        parts = distributed.gather_on_main((columns, shown))
+        given_scores = {name: torch.cat(found) for name, found in scores.items() if found}
+        parts = distributed.gather_on_main((columns, shown, given_scores))
         chance, label, score, raw = (_joined([part[0][i] for part in parts]) for i in (1, 2, 4, 5))
         feature, knob = (_joined([part[0][i] for part in parts]) for i in (0, 3))
         if feature is None or knob is None:  # another process, without a share
             feature, knob = torch.empty(0, self.extractor.feature_dim), torch.empty(0)
         features = Features(feature, chance, self.extractor.protocol)
-        return Images(features, label, knob, torch.cat([part[1] for part in parts]), score, raw)
+        joined = {name: _joined([part[2].get(name) for part in parts]) for name in scores}
+        by_reward = {name: values for name, values in joined.items() if values is not None}
+        return Images(features, label, knob, torch.cat([part[1] for part in parts]), score, raw, by_reward)
 
     def judge(
         self, images: Images, *, seed: int = 0, bootstrap: int | None = None, frechets: Tensor | None = None
@@ -198,6 +207,13 @@ class Yardstick:
         if images.clip is None or self.scorer is None:
             return found
         return replace(found, settings={**found.settings, "clip": self.scorer.protocol})
+
+
+@torch.no_grad()
+def _scored(reward: RewardModel, name: str, samples: Samples, device: torch.device) -> Tensor:
+    """(B,) scores of images as a training has them, before they are rounded to bytes."""
+    context = samples.context.to(device)
+    return checked_scores(reward, name, reward.embed(samples.images.to(device), context), context)[0]
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

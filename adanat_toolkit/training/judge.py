@@ -9,21 +9,32 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import REWARD, Context, Generator, RewardModel, RewardSpec, derive
+from ..core import REWARD, Context, Generator, ImageSource, RewardModel, RewardSpec, derive
 from ..errors import ConfigError, DataError
 from ..images import images_for
 from ..registry import create_reward, not_followed, reward_class, shown_options
 from ..runtime import float32_by_default
 from ..storage import RunFolder, load_checkpoint
 from .checkpoint import BEFORE
-from .config import merge, validate
+from .config import RewardConfig, merge, validate
 
 
 @float32_by_default()
-def load_judge(run: str | os.PathLike[str], generator: Generator, *, offline: bool = False) -> tuple[RewardModel, str]:
+def load_judge(
+    run: str | os.PathLike[str],
+    generator: Generator,
+    *,
+    own: RewardConfig | None = None,
+    real: ImageSource | None = None,
+    offline: bool = False,
+) -> tuple[RewardModel, str]:
     """The reward that a run's newest checkpoint holds, and in words what it is.
 
     Sources that the run's options name are not followed: the folder may come from someone else.
+
+    Args:
+        own: settings of the reward, where the caller has them: they count instead of the folder's, with their sources.
+        real: the real images that it learned from; None: those that ship.
 
     Raises:
         ConfigError: no run with a checkpoint is there, it was of another generator, its reward was an object of the caller's,
@@ -44,24 +55,25 @@ def load_judge(run: str | os.PathLike[str], generator: Generator, *, offline: bo
             f"the reward of {os.fspath(run)} judged images of {config.generator.name}, this generator is {generator.name} "
             "(or has other weights); give a run of this generator."
         )
-    declared = reward_class(RewardSpec.parse(config.reward.name))[0].Options
-    named = not_followed(declared, config.reward.options)
+    settings = config.reward if own is None else own
+    declared = reward_class(RewardSpec.parse(settings.name))[0].Options
+    named = not_followed(declared, settings.options) if own is None else {}
     if named:
         raise ConfigError(
             f"the reward of {os.fspath(run)} was made with {shown_options(named)}. What a folder names is not followed; give a "
             "run whose reward needs no such option."
         )
     reward = create_reward(
-        config.reward.name,
-        config.reward.options,
+        settings.name,
+        settings.options,
         generator=generator,
-        real=images_for(generator, None) or _NoImages(generator.name),
+        real=real or images_for(generator, None) or _NoImages(generator.name),
         device=generator.device,
         seed=derive(config.seed, REWARD),
         offline=offline,
     )
     reward.load_state(reward_state(tensors, generator.device))
-    return reward, f"{config.reward.name} of {Path(run).resolve().name}, iteration {saved[-1]}"
+    return reward, f"{settings.name} of {Path(run).resolve().name}, iteration {saved[-1]}"
 
 
 def reward_state(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def test_a_comparison_with_controls(tmp_path: Path, tiny_plugins: None, monkeypa
     write_report(results, table, tmp_path / "report", sheets=tmp_path / "out" / "cells")
     page = (tmp_path / "report" / "compare.md").read_text()
     assert "## Did it adapt?" in page and "| lean: actions shuffled |" in page
+    # The reward does not learn, so every row has its mean score, and each sentence says what controls lose of it.
+    assert all("reward contrast" in row.figures for row in table.rows) and "reward contrast" in page
+    assert lean.figures["reward contrast"].values == [lean.scores[seed][0] for seed in lean.seeds]
+    assert all("By its own reward, it " in line for line in table.adapted)
+    within = rows["context: actions shuffled within contexts"].figures["reward contrast"].values
+    assert within == pytest.approx(rows["context"].figures["reward contrast"].values, rel=1e-3)
     # Without their own cells the controls are made again from the runs that are there.
     for file in (tmp_path / "out" / "cells").glob("lean*-mean.json"):
         file.unlink()
@@ -89,6 +96,29 @@ def test_the_sentence(controls: dict[str, float], said: str) -> None:
     assert f"{controls['mean'] / 5 - 1:.1%} [" in sentence and "mean schedule for all" in sentence
     (unknown,) = build_table([r for r in results if r.cell.seed == 0], FACTS).adapted
     assert "cannot be told from fewer than two seeds" in unknown
+
+
+def test_its_own_reward_has_a_sentence_of_its_own() -> None:
+    """A policy may do for its reward what the distance does not see."""
+    results = [judged("hand-made", None, 6.0, seed, None) for seed in range(3)]
+    results += [scored(judged("adaptive", "r", 5.0, seed, None), 1.0 + 0.1 * seed) for seed in range(3)]
+    for name, lost in (("mean", 0.4), ("within", 0.0), ("overall", 0.3)):
+        controls = [judged("adaptive", "r", 5.0, seed, name) for seed in range(3)]
+        results += [scored(c, 1.0 + 0.1 * c.cell.seed - lost - 0.01 * c.cell.seed) for c in controls]
+    table = build_table(results, FACTS)
+    (sentence,) = table.adapted
+    assert ": it did not adapt as far as these seeds tell, its mean schedule is as good for all. Frechet" in sentence
+    assert " By its own reward, it adapted to contexts, not to the samples of one. What its controls lose" in sentence
+    assert "mean schedule for all +0.205 [+0.193, +0.217]" in sentence  # (0.40, 0.41, 0.42) / 2
+    # Of a reward that learns the scores of two rows are not those of one judge, and make no column.
+    assert not any("reward r" in row.figures for row in table.rows)
+    still = [replace(result, scores=result.scores or {"r": (0.5, 2.0)}) for result in results]
+    column = {row.title: row.figures["reward r"].mean for row in build_table(still, FACTS).rows}
+    assert column["hand-made"] == 0.5 and column["adaptive"] == pytest.approx(1.1)
+
+
+def scored(result: Result, mean: float) -> Result:
+    return replace(result, scores={"r": (mean, 2.0)})
 
 
 def test_a_control_that_failed_hides_no_other() -> None:
