@@ -1,6 +1,7 @@
 """Where things run: devices and compute types, micro-batches, processes."""
 
 from .adam import Adam, clip_gradients, total_norm
+from .attention import attend
 from .devices import (
     COMPILED,
     CPU_CHUNK,
@@ -19,7 +20,7 @@ from .devices import (
 from .distributed import gather, is_main, rank, world_size
 from .launcher import LAUNCHED, ProcessError, check_devices, environment, join, launch, leave, record_failure
 from .micro_batch import MemoryShortage, MicroBatch, free_host_memory, is_out_of_memory, measured_size, whole
-from .threads import Aside, ThreadSafe, may_go_side_by_side, together
+from .threads import Aside, ThreadSafe, helped, may_go_side_by_side, together
 
 __all__ = [
     "COMPILED",
@@ -32,6 +33,7 @@ __all__ = [
     "MicroBatch",
     "ProcessError",
     "ThreadSafe",
+    "attend",
     "check_devices",
     "clip_gradients",
     "dtype_name",
@@ -40,6 +42,7 @@ __all__ = [
     "float32_by_default",
     "free_host_memory",
     "gather",
+    "helped",
     "image_chunk",
     "in_chunks",
     "is_main",

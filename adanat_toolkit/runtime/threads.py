@@ -7,11 +7,15 @@ fast (docs/results/profile.md). Samples do not depend on each other, so the resu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextvars import copy_context
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar, copy_context
 from functools import partial
 from itertools import pairwise
+from threading import Lock
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -62,12 +66,17 @@ def together(*functions: Callable[[], T]) -> list[T]:
     threads = torch.get_num_threads()
     if threads < len(functions):
         return [function() for function in functions]
-    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    idle = _Idle()
+    mode = _mode(threads // len(functions))
 
     def work(function: Callable[[], T]) -> T:
-        torch.set_num_threads(threads // len(functions))  # of this thread alone
-        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
-            return function()
+        token = _idle.set(idle)
+        try:
+            with mode():
+                return function()
+        finally:
+            _idle.reset(token)
+            idle.add()
 
     try:
         with ThreadPoolExecutor(len(functions), thread_name_prefix="beside") as pool:
@@ -75,6 +84,87 @@ def together(*functions: Callable[[], T]) -> list[T]:
             return [one.result() for one in begun]
     finally:
         torch.set_num_threads(threads)  # MKL has one number for all threads, which they have changed
+
+
+def helped(*functions: Callable[[], T]) -> list[T]:
+    """What each of them returns, in their order: run by the caller, and where it runs :func:`together` with others that have
+    ended, by their threads too.
+
+    Each function has as many of torch's threads as the caller, whoever runs it, so that its results are the same.
+
+    Raises:
+        Exception: of the first function that fails, after all that had begun have ended.
+    """
+    idle, waiting = _idle.get(), deque(range(len(functions)))
+    results: dict[int, T] = {}
+    if idle is None or len(functions) < 2:
+        return [function() for function in functions]
+    mode = _mode(torch.get_num_threads())
+
+    def work() -> None:
+        while waiting:
+            try:
+                number = waiting.popleft()  # another thread may have taken the last one since
+            except IndexError:
+                return
+            results[number] = functions[number]()
+
+    def help_out() -> None:
+        try:
+            with mode():
+                work()
+        finally:
+            idle.add()
+
+    helpers: list[Future[None]] = []
+    with ThreadPoolExecutor(len(functions), thread_name_prefix="helping") as pool:
+        try:
+            while waiting:
+                while len(waiting) > 1 and idle.take():
+                    helpers.append(pool.submit(copy_context().run, help_out))
+                with contextlib.suppress(IndexError):
+                    number = waiting.popleft()
+                    results[number] = functions[number]()
+        except BaseException:
+            waiting.clear()
+            raise
+    for helper in helpers:
+        helper.result()
+    return [results[number] for number in range(len(functions))]
+
+
+class _Idle:
+    """How many threads of :func:`together` have nothing more to do."""
+
+    def __init__(self) -> None:
+        self._number, self._lock = 0, Lock()
+
+    def add(self) -> None:
+        with self._lock:
+            self._number += 1
+
+    def take(self) -> bool:
+        """Whether there was one; it is the caller's until it is added again."""
+        with self._lock:
+            taken = self._number > 0
+            self._number -= int(taken)
+            return taken
+
+
+_idle: ContextVar[_Idle | None] = ContextVar("idle", default=None)
+
+
+def _mode(threads: int) -> Callable[[], AbstractContextManager[None]]:
+    """A context for another thread: so many of torch's threads, and the caller's gradient mode."""
+    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    @contextmanager
+    def mode() -> Iterator[None]:
+        torch.set_num_threads(threads)  # of this thread alone
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            yield
+
+    return mode
 
 
 class Aside:

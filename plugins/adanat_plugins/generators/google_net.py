@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adanat_toolkit.errors import WeightsError
+from adanat_toolkit.runtime import attend
 
 from ..weights import Shapes
 
@@ -114,7 +115,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (layer(x).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2))
+        return self.out(attend(query, key, value).transpose(1, 2))
 
 
 class Attention(nn.Module):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adanat_toolkit.errors import WeightsError
+from adanat_toolkit.runtime import attend
 
 from ..weights import Shapes
 
@@ -119,7 +120,7 @@ class Attention(nn.Module):
         query, key, value = self.wq(x), self.wk(x), self.wv(x)
         query, key = (F.rms_norm(t, t.shape[-1:], eps=EPSILON) for t in (query, key))
         query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
-        return self.wo(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return self.wo(attend(query, key, value).transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adanat_toolkit.runtime import attend
+
 
 class TokenEmbedding(nn.Module):
     """Word + position embedding, LayerNorm (eps 1e-6)."""
@@ -35,7 +37,7 @@ class Attention(nn.Module):
         """(B, L, width) -> (B, L, width); or with ``batch`` = B, (B * L, width) -> (B * L, width)."""
         rows, width = x.shape[0], x.shape[-1]
         q, k, v = self.qkv(x).view(batch or rows, -1, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+        return self.proj(attend(q, k, v).transpose(1, 2).reshape(x.shape))
 
 
 class MLP(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from adanat_toolkit.core import REWARD, derive
 from adanat_toolkit.errors import CheckpointError, ConfigError
 from adanat_toolkit.interfaces import Context, Generator, ImageSource, LearnedReward, RewardModel
-from adanat_toolkit.runtime import Adam, distributed, total_norm
+from adanat_toolkit.runtime import Adam, distributed, helped, total_norm
 
 from ..clip_models import embedded_protocol
 from .adversarial_losses import discriminator_loss, gradient_penalty
@@ -234,15 +235,24 @@ class AdversarialReward(LearnedReward):
         step = self.iterations // options.every * options.updates + u
         penalised = options.r1 > 0 and step % options.r1_every == 0
         real = real.detach().float().requires_grad_() if penalised else real
-        # The penalty differentiates twice, through the backbone too where it is given pixels: fused attention cannot.
-        with sdpa_kernel(SDPBackend.MATH) if penalised and not self.keeps_features else nullcontext():
-            logits_real = self.discriminator(self._inputs(real, draw), real_context)
-        logits_fake = self.discriminator(self._inputs(fake, draw), fake_context)
+        on_cpu = self.device.type == "cpu"
+        by_head = on_cpu and isinstance(self.discriminator, Discriminator) and self.keeps_features and not penalised
+        judged: tuple[list[Tensor], list[Tensor]] = [], []
+        if by_head:
+            judged = self._heads_judge(real, real_context, fake, fake_context)
+            logits_real, logits_fake = (torch.cat(kind, 1).detach().requires_grad_() for kind in judged)
+        else:
+            # The penalty differentiates twice, through the backbone too where it is given pixels: fused attention cannot.
+            with sdpa_kernel(SDPBackend.MATH) if penalised and not self.keeps_features else nullcontext():
+                logits_real = self.discriminator(self._inputs(real, draw), real_context)
+            logits_fake = self.discriminator(self._inputs(fake, draw), fake_context)
         loss = discriminator_loss(options.loss, logits_real, logits_fake, counts, options.label_smoothing)
         if penalised:
             loss = loss + options.r1 * options.r1_every * gradient_penalty(logits_real, real, counts[0])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if by_head:
+            _back(judged, [logits_real.grad, logits_fake.grad])
         parameters = list(self.discriminator.parameters())
         distributed.sum_gradients(parameters)
         norm = total_norm([p.grad for p in parameters if p.grad is not None])
@@ -256,6 +266,19 @@ class AdversarialReward(LearnedReward):
             rest = torch.stack([loss.detach(), *(hits / counts), self._reward(means_real).sum() / counts[0]])
             total, *accuracies, reward_real = distributed.sum_over_ranks(rest)
             return torch.stack([total, *accuracies, *means, reward_real, norm])
+
+    def _heads_judge(
+        self, real: Tensor, real_context: Context, fake: Tensor, fake_context: Context
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits (n, P) of each head, of real and of generated images. Heads know nothing of each other until the loss, so
+        that a CPU's thread takes one from input to output, and later back."""
+        assert isinstance(self.discriminator, Discriminator)
+        parts = zip(
+            self.discriminator.parts(real, real_context), self.discriminator.parts(fake, fake_context), strict=True
+        )
+        # Real images first: each pass advances the power iteration of the head's kernels.
+        found = helped(*(partial(_both, *pair) for pair in parts))
+        return [logits for logits, _ in found], [logits for _, logits in found]
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -300,6 +323,20 @@ class AdversarialReward(LearnedReward):
         }
         self.iterations = int(state["iterations"])
         self.centre = state["centre"].to(self.device).clone()
+
+
+def _both(real: Callable[[], Tensor], fake: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    return real(), fake()
+
+
+def _back(judged: tuple[list[Tensor], list[Tensor]], gradients: list[Tensor | None]) -> None:
+    """From the gradients (n, K P) of the logits to those of the parameters, head by head."""
+    of_heads = []
+    for gradient, logits in zip(gradients, judged, strict=True):
+        assert gradient is not None
+        of_heads.append(gradient.chunk(len(logits), 1))
+    pairs = zip(zip(*judged, strict=True), zip(*of_heads, strict=True), strict=True)
+    helped(*(partial(torch.autograd.backward, *pair) for pair in pairs))
 
 
 def _backbone_name(options: AdversarialOptions, generator: Generator) -> str:

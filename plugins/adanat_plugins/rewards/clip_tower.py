@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from adanat_toolkit.errors import WeightsError
+from adanat_toolkit.runtime import attend
 
 from ..emoji64 import FOLDER as EMOJI64
 from ..weights import Shapes, load_into, select
@@ -42,7 +43,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, batch: int) -> Tensor:
         """(B * L, width) -> (B * L, width), B being ``batch``: rows of one matrix, as linear maps want them."""
         q, k, v = self.qkv(self.ln_1(x)).view(batch, -1, 3, self.heads, x.shape[1] // self.heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        attended = attend(q, k, v).transpose(1, 2).reshape(x.shape)
         x = x + self.out_proj(attended)
         hidden = self.c_fc(self.ln_2(x))
         hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick_gelu else F.gelu(hidden)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -78,10 +79,13 @@ class SpectralConv1d(SpectralWeight):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, P) -> (B, outputs, P)."""
         if self.kernel > 1:
-            half = self.kernel // 2
-            # F.pad wraps at most once around, and a small map may be shorter than half a kernel.
-            index = torch.arange(-half, x.shape[2] + self.kernel - 1 - half, device=x.device) % x.shape[2]
-            x = x[:, :, index]
+            before, positions = self.kernel // 2, x.shape[2]
+            after = self.kernel - 1 - before
+            if before <= positions:
+                x = torch.cat([x[:, :, positions - before :], x, x[:, :, :after]], dim=2)
+            else:  # a small map may be shorter than half a kernel: it goes around more than once
+                index = torch.arange(-before, positions + after, device=x.device) % positions
+                x = x[:, :, index]
         return F.conv1d(x, self.weight(), self.bias)
 
 
@@ -211,8 +215,12 @@ class Discriminator(nn.Module):
 
     def forward(self, features: Tensor, context: Context) -> Tensor:
         """Features (B, K, P, C) of any float dtype -> logits (B, K * P) float32."""
+        return torch.cat([part() for part in self.parts(features, context)], dim=1)
+
+    def parts(self, features: Tensor, context: Context) -> list[Callable[[], Tensor]]:
+        """K functions that do not depend on each other, one a head: their logits (B, P)."""
         maps = features.float().transpose(2, 3).unbind(1)
-        return torch.cat([head(x, context) for head, x in zip(self.heads, maps, strict=True)], dim=1)
+        return [partial(head, x, context) for head, x in zip(self.heads, maps, strict=True)]
 
 
 class PixelDiscriminator(nn.Module):
