@@ -33,8 +33,7 @@ demo: $(INSTALLED)
 # One thread a process: two processes that both use every core wait for each other most of the time.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
-	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "rounding and not slow" \
-		tests/runtime/test_many_processes.py tests/integrations/test_sb3.py
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "rounding and not slow"
 
 check-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -6,7 +6,9 @@ images that are missing and writes the list anew from the files.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +24,7 @@ from ..errors import ConfigError, OutputError
 from ..images import GRID_LIMIT, grid, read_facts, read_png, write_png
 from ..registry import toolkit_version
 from ..runtime import distributed, dtype_name, float32_by_default
-from ..sampling import Edit, Refinement, Samples, edit, sample
+from ..sampling import Edit, Refinement, Samples, Start, begin, edit, sample, start_of_edit
 from ..storage import MIB, holds_files, prepare_folder, read_document, write_json
 from ..training import differences
 
@@ -75,7 +77,7 @@ def sample_to_folder(
         ``out``, ``images`` (asked for), ``made``, ``kept``, ``grid`` and ``list``.
 
     Raises:
-        ConfigError: a seed is given twice.
+        ConfigError: a seed is given twice, or what is asked for does not apply to the generator; nothing is written then.
         OutputError: the folder cannot be written, is not empty and not ours, or holds images made otherwise. Nothing in it
             is changed then.
     """
@@ -85,11 +87,42 @@ def sample_to_folder(
         settings["edit"] = editing.facts()
     if refinement is not None:
         settings["refine"] = refinement.facts(generator, policy.space)
-    chosen = generator.sample_contexts(Noise(seeds.to(generator.device))) if context is None else context
+    noise = Noise(seeds.to(generator.device))
+    chosen = generator.sample_contexts(noise) if context is None else context
+    start = None if editing is None else start_of_edit(generator, editing.image, editing.mask)
+    first = slice(0, 1)
+    begin(generator, policy, chosen.select(first), noise.select(first), start)  # what it refuses leaves no folder behind
     missing: list[int] = []
+    is_new = not os.path.lexists(folder)
     if distributed.is_main():
         missing = _begin(folder, settings, seeds, chosen)
     missing = distributed.from_main(missing)
+    try:
+        _make(generator, policy, folder, seeds, chosen, missing, batch, editing, start, refinement, on_image)
+    except BaseException:
+        if distributed.is_main():
+            _take_back(folder, is_new)
+        raise
+    distributed.barrier()  # all images are there
+    if distributed.is_main():
+        _finish(folder, settings, seeds, generator.image_size)
+    return _result(folder, len(seeds), len(missing))
+
+
+def _make(
+    generator: Generator,
+    policy: SamplingPolicy,
+    folder: Path,
+    seeds: Tensor,
+    chosen: Context,
+    missing: Sequence[int],
+    batch: int | None,
+    editing: Edit | None,
+    start: Start | None,
+    refinement: Refinement | None,
+    on_image: Callable[[int], None] | None,
+) -> None:
+    """This process's share of the images that are missing."""
     kept = len(seeds) - len(missing)
     first, last = distributed.local_slice(len(missing))
     index = torch.tensor(missing[first:last], dtype=torch.int64)
@@ -101,17 +134,23 @@ def sample_to_folder(
         elif editing is None:
             parts = sample(generator, policy, seeds[index], wanted, batch=batch)
         else:
-            parts = edit(generator, policy, editing, seeds[index], wanted, batch=batch)
+            parts = edit(generator, policy, editing, seeds[index], wanted, batch=batch, one=start)
         for part in parts:
             for position in range(len(part.seeds)):
                 _write_image(folder, part, position, policy.space.names)
             done += len(part.seeds)
             if on_image is not None:
                 on_image(kept + done * len(missing) // len(index))  # the other processes are about as far
-    distributed.barrier()  # all images are there
-    if distributed.is_main():
-        _finish(folder, settings, seeds, generator.image_size)
-    return _result(folder, len(seeds), len(missing))
+
+
+def _take_back(folder: Path, is_new: bool) -> None:
+    """Remove a list without images, whose settings would keep out the command that does better (the remedy for a shortage of
+    memory may be another ``--dtype``), and the folder where this call made it."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [LIST]:
+            (folder / LIST).unlink()
+            if is_new:
+                folder.rmdir()
 
 
 def save_samples(samples: Samples, names: Sequence[str], settings: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Trajectories, and images from seeds."""
 
-from .editing import Edit, edit, read_edit
+from .editing import Edit, edit, read_edit, start_of_edit
 from .refine import Refinement, candidate_seeds, forwards_of_an_image
-from .rollout import Rollout, begin, collect, embed, explored_by, gaussian_log_prob
+from .rollout import Rollout, Start, begin, collect, embed, explored_by, gaussian_log_prob
 from .sample import Samples, default_batch, sample, seed_range
 from .scores import checked_scores
 from .whole_step import WholeStep, mean_action
@@ -12,6 +12,7 @@ __all__ = [
     "Refinement",
     "Rollout",
     "Samples",
+    "Start",
     "WholeStep",
     "begin",
     "candidate_seeds",
@@ -27,4 +28,5 @@ __all__ = [
     "read_edit",
     "sample",
     "seed_range",
+    "start_of_edit",
 ]

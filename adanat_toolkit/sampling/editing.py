@@ -124,13 +124,17 @@ def edit(
     *,
     batch: int | None = None,
     on_batch: Callable[[int], None] | None = None,
+    one: Start | None = None,
 ) -> Iterator[Samples]:
-    """Variants of an image, one a seed, each filled in by the policy; the arguments beside ``what`` are ``sample``'s.
+    """Variants of an image, one a seed, each filled in by the policy.
+
+    Args:
+        one: what :func:`start_of_edit` gives for ``what``, where it is there already. The others are those of ``sample``.
 
     Raises:
-        ConfigError, DataError: see :func:`start_of_edit`.
+        ConfigError, DataError: see :func:`start_of_edit`; when the first variant is asked for.
     """
-    one = start_of_edit(generator, what.image, what.mask)
+    one = start_of_edit(generator, what.image, what.mask) if one is None else one
     start = Start(one.tokens.expand(len(seeds), -1), one.editable.expand(len(seeds), -1))
     for part in sample(generator, policy, seeds, context, batch=batch, on_batch=on_batch, start_from=start):
         if what.keep_pixels:

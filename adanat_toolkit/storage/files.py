@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -60,6 +61,9 @@ class CheckpointCard(Card):
     real_images: str | None
     metrics: MetricsRecord | None = None
     """What of the metrics it counts; None: made by a version that did not record it."""
+    dtype: str | None = None
+    adam_epsilon: float | None = Field(None, gt=0)
+    """What the run was computed with; None: made by a version that did not record it."""
     sources: dict[str, str] = {}
     """Hashes of what the options of reward and policy name (files, folders), by the setting."""
 
@@ -310,11 +314,14 @@ Row = Annotated[dict[str, Any], AfterValidator(_row)]
 """What a line of metrics.jsonl holds: numbers by name (a run that diverged has NaN among them), and ``alarms``."""
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
+def read_rows(file: Path, *, rising: bool = True) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, none where there is no file; a last line cut off by a kill is ignored.
 
+    Args:
+        rising: refuse rows that stand twice or out of order.
+
     Raises:
-        CheckpointError: an earlier line is damaged or no row of a run, or the file cannot be read.
+        CheckpointError: an earlier line is damaged or no row of a run, or out of its place; or the file cannot be read.
     """
     if not os.path.lexists(file):
         return []
@@ -322,4 +329,10 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     lines: list[tuple[int, dict[str, Any]]] = read_lines(
         file, Row, error=CheckpointError, limit=MOST_METRICS, remedy=remedy, cut_end=True, finite=False
     )
+    for (_, before), (number, row) in itertools.pairwise(lines):
+        if rising and row["iteration"] <= before["iteration"]:
+            raise CheckpointError(
+                f"line {number} of {file} is not usable: iteration {row['iteration']} comes after iteration "
+                f"{before['iteration']}, so that a row stands twice or out of order. {remedy}"
+            )
     return [row for _, row in lines]

@@ -86,15 +86,16 @@ class RunFolder:
         return read_rows(self.path / "metrics.jsonl")
 
     def metrics_lines(self) -> list[bytes]:
-        """The whole lines of metrics.jsonl, none where there is no file.
+        """The whole lines of metrics.jsonl in whatever order, none where there is no file.
 
         Raises:
             CheckpointError: it is damaged, see :func:`read_rows`.
         """
-        if not self.metrics():
+        if not read_rows(self.path / "metrics.jsonl", rising=False):
             return []
-        lines = (self.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-        return [line for line in lines if line.strip() and line.endswith(b"\n")]
+        # Where ``read_rows`` has them end: a carriage return inside a line is a blank of JSON.
+        lines = (self.path / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+        return [line + b"\n" for line in lines if line.strip()]
 
     def check_metrics(self, iteration: int, record: Mapping[str, Any] | None) -> None:
         """Every row that a checkpoint counts is there, as it was written; rows beyond it do not matter.
@@ -127,8 +128,8 @@ class RunFolder:
 
     def truncate_metrics(self, iterations: int) -> None:
         """Keep the rows of the first ``iterations`` iterations (what the checkpoint stands for), byte for byte."""
-        kept = [line for line in self.metrics_lines() if json.loads(line)["iteration"] <= iterations]
-        write_file(self.path / "metrics.jsonl", b"".join(kept))
+        # By their places: what comes after them is dropped, whatever iterations it says it is of.
+        write_file(self.path / "metrics.jsonl", b"".join(self.metrics_lines()[:iterations]))
 
 
 class MetricsLog:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
 from ..runtime import DTYPES, Adam, distributed
-from ..storage import RunFolder, load_checkpoint, prepare_folder, save_tensors, write_json
+from ..storage import RunFolder, load_checkpoint, prepare_folder, save_tensors, shortened, write_json
 from .config import FitConfig, RunConfig, differences, merge
 from .same_run import IGNORED_ON_RESUME, require_same_run
 
@@ -112,6 +112,22 @@ def with_epsilon(config: RunConfig, epsilon: float) -> RunConfig:
     return config.model_copy(update={"ppo": config.ppo.model_copy(update={"adam_epsilon": epsilon})})
 
 
+def made_with(config: RunConfig) -> dict[str, Any]:
+    """Settings that a checkpoint records, since a run that goes on may take them from ``config.json``."""
+    return {"dtype": config.dtype, "adam_epsilon": config.ppo.adam_epsilon}
+
+
+def _stored_epsilon(folder: RunFolder, stored: Mapping[str, Any]) -> float:
+    ppo = stored["ppo"]
+    found = ppo.get("adam_epsilon") if isinstance(ppo, Mapping) else ppo
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < float("inf"):
+        raise CheckpointError(
+            f"{folder.path / 'config.json'} was changed or damaged: ppo.adam_epsilon is {shortened(found)}, no number above 0. "
+            "Restore it or choose another --out. Nothing was changed."
+        )
+    return float(found)
+
+
 def _read(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None]) -> Found:
     prepare_folder(folder.path)
     stored = folder.config
@@ -121,10 +137,6 @@ def _read(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None])
                 raise CheckpointError(f"{folder.path} has {what} but no config.json; choose another --out.")
         return Found(config.ppo.adam_epsilon, 0, None, config.model_dump(mode="json"))
     complete = merge(BEFORE, stored)
-    epsilon = config.ppo.adam_epsilon
-    if "adam_epsilon" not in config.ppo.model_fields_set:  # nobody asked for another one: as it was begun
-        epsilon = float(complete["ppo"]["adam_epsilon"])
-    config = with_epsilon(config, epsilon)
     saved = folder.checkpoints()
     tensors: dict[str, Tensor] | None = None
     card: dict[str, Any] = {}
@@ -132,11 +144,22 @@ def _read(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None])
     if saved:
         tensors, card = load_checkpoint(folder.checkpoint(saved[-1]))
         iteration = int(card["iteration"])
+    epsilon = config.ppo.adam_epsilon
+    if "adam_epsilon" not in config.ppo.model_fields_set:  # nobody asked for another one: as it was begun
+        epsilon = _stored_epsilon(folder, complete)
+    config = with_epsilon(config, epsilon)
     try:
         require_same_run(str(folder.path), complete, config, iteration=iteration, sources=card.get("sources"))
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     if saved:
+        # What a run takes from its config.json where nobody says it must be what its numbers were made with.
+        for key, taken in made_with(config).items():
+            if card.get(key) not in (None, taken):
+                raise CheckpointError(
+                    f"{folder.path / 'config.json'} was changed: {folder.checkpoint(iteration)} was made with {key} = "
+                    f"{card[key]}, and now it is {taken}. Restore it, or choose another --out. Nothing was changed."
+                )
         for key, own in facts.items():
             if card.get(key) != own:
                 raise CheckpointError(

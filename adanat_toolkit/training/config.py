@@ -17,7 +17,7 @@ from ..errors import ConfigError, nearest
 from ..limits import MOST_IMAGES, MOST_SEED, MOST_STEPS, MOST_TRAJECTORIES
 from ..registry import GeneratorConfig, explain, load, parse_override
 from ..settings import CheckedModel
-from ..storage import read_yaml_document
+from ..storage import read_yaml_document, shortened
 
 
 class PPOConfig(CheckedModel):
@@ -317,13 +317,24 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+LONGEST_SHOWN = 120
+"""Characters of a value that a message shows whole."""
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """``key: old -> new`` for every setting that differs."""
+    """``key: old -> new`` for every setting that differs; what is long, in a damaged file, is cut."""
     out = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             out += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            out.append(f"{prefix}{key}: {a!r} -> {b!r}")
+            name = f"{prefix}{key}"
+            name = name if len(name) <= LONGEST_SHOWN and name.isprintable() else shortened(name)
+            out.append(f"{name}: {_shown(a)} -> {_shown(b)}")
     return out
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else shortened(value)

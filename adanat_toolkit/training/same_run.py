@@ -27,6 +27,8 @@ IGNORED_ON_RESUME = (
 """Settings that a resumed run may change: they do not change what is computed (to rounding, for the device)."""
 SCHEDULED = ("trajectories", "ppo.sigma_drop_at", "ppo.learning_rate_decay")
 """Settings that may change where the iterations that are done would have been the same under the new ones."""
+MOST_SHOWN = 8
+"""Settings that differ which a message names."""
 FINGERPRINTED = ("data.", "generator.", "decoder")
 """Parts whose sources a checkpoint knows by the fingerprint of the images, of the generator and of the decoder."""
 
@@ -91,8 +93,10 @@ def require_same_run(
         if not how:
             return
     if changed:
+        shown = [*changed.values()][:MOST_SHOWN]
+        more = f"; and {len(changed) - len(shown)} more" if len(changed) > len(shown) else ""
         raise ConfigError(
-            f"{where} holds a run with other settings ({'; '.join(changed.values())}). Give the same settings to resume it, "
+            f"{where} holds a run with other settings ({'; '.join(shown)}{more}). Give the same settings to resume it, "
             f"or another --out to start anew. Nothing was changed.{how}"
         )
 

@@ -60,6 +60,7 @@ from .checkpoint import (
     load_module,
     load_optimiser,
     load_sums,
+    made_with,
     open_run,
     optimiser_state,
     same_in_all_processes,
@@ -507,7 +508,7 @@ class Trainer(Engine):
                 "reads": sorted(self.reward.reads),
             },
         )
-        facts = {"seed": config.seed, **self._facts(), **facts}
+        facts = {"seed": config.seed, **made_with(config), **self._facts(), **facts}
         save_checkpoint(folder, self.iteration, self.state(), facts, keep=config.keep_checkpoints)
 
     def _facts(self) -> dict[str, str | None]:

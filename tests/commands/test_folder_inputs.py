@@ -16,11 +16,12 @@ from adanat_plugins.weights import read_state
 from adanat_toolkit.commands.feature_statistics import write_statistics
 from adanat_toolkit.commands.sample_folder import sample_to_folder
 from adanat_toolkit.compare import Comparison, configure
-from adanat_toolkit.errors import DataError, OutputError, WeightsError
+from adanat_toolkit.errors import ConfigError, DataError, OutputError, WeightsError
 from adanat_toolkit.evaluation import evaluate_policies, real_side
 from adanat_toolkit.images import MemoryImages
 from adanat_toolkit.metrics import FeatureStatistics, Reference
 from adanat_toolkit.policies import load_policy
+from adanat_toolkit.registry import create_generator
 from adanat_toolkit.training import Trainer, validate
 
 from ..helpers.tiny import TinyGenerator
@@ -68,6 +69,43 @@ def test_a_copied_image_is_no_image_of_the_list(tmp_path: Path) -> None:
     assert sample_into(tmp_path) == whole
     with pytest.raises(OutputError, match=r"000003\.png .*is a copy of another image"):
         sample_into(tmp_path, 4)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_command_that_made_no_image_keeps_no_other_one_out(tmp_path: Path, exists: bool) -> None:
+    """Whatever it failed by: the remedy may be other settings, and those are refused beside a list of these."""
+    folder = tmp_path / "samples"
+    if exists:
+        folder.mkdir()
+
+    class Failing(TinyGenerator):
+        left = 0
+
+        def decode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+            self.left -= 1
+            if self.left < 0:
+                raise ArithmeticError
+            return super().decode_tokens(tokens)
+
+    generator = Failing()
+    policy = load_policy("fixed:cosine", generator, 2)
+    with pytest.raises(ArithmeticError):
+        sample_to_folder(generator, policy, folder, seeds=torch.arange(3), batch=1)
+    assert folder.exists() == exists and not list(tmp_path.glob("samples/*"))
+    generator.left = 2  # what was made is kept with its list
+    with pytest.raises(ArithmeticError):
+        sample_to_folder(generator, policy, folder, seeds=torch.arange(3), batch=1)
+    assert sorted(path.name for path in folder.iterdir()) == ["000000.png", "000001.png", "samples.json"]
+    generator.left = 1
+    assert sample_to_folder(generator, policy, folder, seeds=torch.arange(3), batch=1)["made"] == 1
+
+
+def test_a_sampler_without_tokens_to_sample_leaves_no_folder(tmp_path: Path) -> None:
+    policy = load_policy("fixed:maskgit", TinyGenerator(), 2)
+    other = create_generator("sit", device=torch.device("cpu"), dtype=torch.float32)
+    with pytest.raises(ConfigError, match="is no token generator"):
+        sample_to_folder(other, policy, tmp_path / "samples", seeds=torch.arange(3))
+    assert not (tmp_path / "samples").exists()
 
 
 # --- too few real images

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from adanat_toolkit.commands.sample_folder import sample_to_folder
 from adanat_toolkit.core import parse_schedule
 from adanat_toolkit.errors import ConfigError, DataError
 from adanat_toolkit.interfaces import TokenGenerator
@@ -207,3 +208,12 @@ def test_the_command_writes_variants_and_refuses_another_edit_of_the_same_folder
         failed = run(*more)
         assert failed.exit_code == 1
         assert message in " ".join(failed.output.split())  # lines are wrapped
+
+
+@pytest.mark.parametrize("name", ["sit", "var"])
+def test_an_edit_that_is_refused_leaves_nothing_behind(name: str, picture: Path, tmp_path: Path) -> None:
+    generator = create_generator(name, device=torch.device("cpu"), dtype=torch.float32, offline=True)
+    policy, what = load_policy("fixed", generator, 2), Edit(*read_edit(picture, BOX, generator.image_size))
+    with pytest.raises(ConfigError, match=f"{generator.name} has no tokens, so masked editing does not apply"):
+        sample_to_folder(generator, policy, tmp_path / "out", seeds=SEEDS, editing=what)
+    assert not (tmp_path / "out").exists()

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from adanat_plugins.generators.var import NextScale
 from adanat_toolkit.core import Noise, parse_schedule
-from adanat_toolkit.interfaces import Context, ContextKind, Policy, TokenGenerator
+from adanat_toolkit.interfaces import Context, ContextKind, Generator, Policy, TokenGenerator
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, SamplingPolicy, load_policy
 from adanat_toolkit.policies.networks import SharedOptions, SharedPolicy
 from adanat_toolkit.registry import create_generator
-from adanat_toolkit.runtime import CPU_CHUNK, in_chunks
+from adanat_toolkit.runtime import CPU_CHUNK, DTYPES, in_chunks
 from adanat_toolkit.sampling import Samples, mean_action, sample, seed_range
 
 from ..helpers.tiny import CLASSES, PROMPTS, TinyGenerator
@@ -42,10 +43,14 @@ class Recorder:
         return out
 
 
-def random_policy(generator: TokenGenerator, steps: int, kind: str = "adaptive") -> SamplingPolicy:
+def random_policy(
+    generator: Generator,
+    steps: int,
+    kind: str = "adaptive",
+    schedule: str = "cosine,guidance=0.5:3,mask_temperature=4.5:0.5",
+) -> SamplingPolicy:
     """A policy whose knobs differ between samples."""
-    schedule = parse_schedule("cosine,guidance=0.5:3,mask_temperature=4.5:0.5", generator.action_space, steps)
-    space = generator.action_space.bind(schedule)
+    space = generator.bind(schedule, steps)
     common = {"space": space, "grid": generator.grid, "feature_dim": generator.feature_dim}
     policy: Policy
     if kind == "adaptive":
@@ -99,18 +104,39 @@ def test_batch_size_does_not_change_an_image(embedded: TokenGenerator, monkeypat
         assert torch.allclose(own.images, whole.images[rows], atol=1e-4 if embedded.dtype == torch.float32 else 0.02)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["maskgit", "muse"])
-def test_batches_of_1_7_and_12_make_equal_images(name: str, dtype: str) -> None:
+EMBEDDED = ("maskgit", "muse", "mage", "dit", "sit", "var")
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_size_of_a_batch_is_not_in_the_bytes_of_an_image(name: str, dtype: str) -> None:
     """Bit for bit, in every compute type, on whatever machine the tests run."""
-    generator = create_generator(name, device=CPU, dtype=getattr(torch, dtype))
-    assert isinstance(generator, TokenGenerator)
-    policy = random_policy(generator, 3)
-    seeds = seed_range(5, 12)
-    whole = gather(sample(generator, policy, seeds, batch=12))
-    for batch, rows in ((7, slice(0, 12)), (1, slice(4, 8))):
-        own = gather(sample(generator, policy, seeds[rows], batch=batch))
-        assert torch.equal(own.images, whole.images[rows]), f"batch {batch}"
+    generator = create_generator(name, device=CPU, dtype=DTYPES[dtype])
+    policy = random_policy(generator, 3, schedule=generator.default_schedule)
+    seeds = seed_range(5, 8)
+    whole = gather(sample(generator, policy, seeds, batch=8))
+    assert float(whole.knobs[:, 1].std(0).max()) > 1e-3  # the policy tells samples apart
+    for batch, count in ((7, 8), (2, 2), (1, 3)):
+        own = gather(sample(generator, policy, seeds[:count], batch=batch))
+        assert torch.equal(own.images, whole.images[:count]), f"batch {batch}"
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_one_image_is_encoded_in_scales_as_many_are(dtype: str) -> None:
+    """What each scale of ``var`` adds to a latent is a convolution too, and a single image of it took another kernel."""
+    generator = create_generator("var", device=CPU, dtype=DTYPES[dtype])
+    assert isinstance(generator, NextScale)
+    quantizer = generator.tokenizer.quantizer
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(9, 3, *generator.image_size, generator=draw)
+    latents = generator.encode_latents(images)
+    for scale, side in enumerate(quantizer.scales):
+        codes = torch.randint(quantizer.embedding.num_embeddings, (9, side * side), generator=draw)
+        added = quantizer.contribution(codes, scale)
+        for count in (1, 2, 3):
+            assert torch.equal(quantizer.contribution(codes[:count], scale), added[:count]), f"{count} images, scale {scale}"
+    for count in (1, 2, 3):
+        assert torch.equal(generator.encode_latents(images[:count]), latents[:count]), count
 
 
 def test_few_samples_are_computed_as_many_are(embedded: TokenGenerator) -> None:

@@ -1,6 +1,6 @@
 """Whatever is changed in a file of ours: it is read, or one clear error says what is wrong, within bounds of time and memory.
 
-``ADANAT_EXAMPLES=2000 pytest tests/test_changed_files.py -s`` looks more thoroughly and prints how many inputs it tried.
+``ADANAT_EXAMPLES=2000 pytest tests/storage/test_changed_files.py -s`` looks more thoroughly and prints how many it tried.
 """
 
 from __future__ import annotations

@@ -116,6 +116,32 @@ def test_killed_at_any_moment_and_resumed_is_the_unbroken_run(kind: str, images:
     assert files(tmp_path / "broken") == unbroken
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "dit": {"policy": {"name": "adaptive", "options": {"size": "small"}}, "steps": 3},
+    "sit": {"policy": {"name": "lean"}, "steps": 3},
+    "var": {"policy": {"name": "adaptive", "options": {"size": "small"}, "smoothing": 0.4}, "steps": 3},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_run_of_every_kind_of_state_resumes_as_the_unbroken_run(name: str, images: Path, tmp_path: Path) -> None:
+    """Latents and scales in place of masked tokens, statistics in place of features, actions that lean on the one before."""
+    settings = merge(EMBEDDED, {"generator": {"name": name}, "trajectories": 8, "checkpoint_every": 1})
+    settings = merge(merge(settings, OTHERS[name]), {"data": {"path": str(images)}, "reward": {"options": {"updates": 1}}})
+
+    def stop(row: dict[str, Any]) -> None:
+        raise InterruptedError
+
+    Trainer(validate(settings)).run(tmp_path / "unbroken")
+    with pytest.raises(InterruptedError):
+        Trainer(validate(settings)).run(tmp_path / "broken", on_iteration=stop)
+    assert RunFolder(tmp_path / "broken").checkpoints() == [1]
+    Trainer(validate(settings)).run(tmp_path / "broken")
+    unbroken, broken = files(tmp_path / "unbroken"), files(tmp_path / "broken")
+    assert unbroken.keys() == broken.keys()
+    assert not [file for file in unbroken if unbroken[file] != broken[file]]
+
+
 def check_run(out: Path, settings: dict[str, Any]) -> None:
     """The metrics make sense, something was learned, and the exported policy is the trained one."""
     rows = RunFolder(out).metrics()

@@ -302,14 +302,13 @@ class NextScale(Generator):
         classes = torch.cat([state.context.classes] * own + [nobody] * null)
         conditions = [state.conditions] * own + [self._null_conditions().expand(size, -1, -1)] * null
 
-        def run(x: Tensor, condition: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-            hidden, logits, *grown = self.network(x, condition, *past)
+        def run(latent: Tensor, classes: Tensor, condition: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+            hidden, logits, *grown = self.network(self.network.embed(latent, scale, classes), condition, *past)
             return hidden.float(), logits.float(), *grown
 
-        x = self.network.embed(latent.repeat(own + null, 1, 1, 1), scale, classes)
         # At the coarsest scale a sample is one row of every matrix product.
         minimum = minimum_batch(self.dtype, self.device, rows=True)
-        return in_chunks(run, x, torch.cat(conditions), *cache, minimum=minimum)
+        return in_chunks(run, latent.repeat(own + null, 1, 1, 1), classes, torch.cat(conditions), *cache, minimum=minimum)
 
     def _conditions(self, classes: Tensor) -> Tensor:
         minimum = minimum_batch(self.dtype, self.device, rows=True)

@@ -87,14 +87,24 @@ class MultiScaleQuantizer(nn.Module):
 
     def contribution(self, codes: Tensor, scale: int) -> Tensor:
         """Codes of a scale (B, p * p) int64, row by row -> what they add to the latent, (B, C, H, H)."""
-        side = self.scales[scale]
-        return self.spread(self.embedding(codes).transpose(1, 2).reshape(len(codes), -1, side, side), scale)
+        side, table = self.scales[scale], self.embedding.weight
+
+        def run(batch: Tensor) -> Tensor:
+            return self.spread(self.embedding(batch).transpose(1, 2).reshape(len(batch), -1, side, side), scale)
+
+        return in_chunks(run, codes, minimum=minimum_batch(table.dtype, table.device), convolves=True)[0]
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """(B, C, p, p) -> (B, p * p) int64: the nearest codes in Euclidean distance, row by row."""
-        flat = vectors.flatten(2).transpose(1, 2)
-        # |z|^2 is the same for every code, so it is left out.
-        return (self.embedding.weight.square().sum(1) - 2 * flat @ self.embedding.weight.T).argmin(-1)
+        table = self.embedding.weight
+
+        def run(flat: Tensor) -> Tensor:
+            # |z|^2 is the same for every code, so it is left out.
+            return (table.square().sum(1) - 2 * flat @ table.T).argmin(-1)
+
+        # At the coarsest scale a sample is one row of the product.
+        minimum = minimum_batch(table.dtype, table.device, rows=True)
+        return in_chunks(run, vectors.flatten(2).transpose(1, 2), minimum=minimum)[0]
 
     def encode(self, latent: Tensor, chosen: Sequence[int] | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Codes of a latent, coarse to fine.
