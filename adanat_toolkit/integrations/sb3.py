@@ -30,7 +30,15 @@ from torch import Tensor, nn
 from ..core import ACTION, Context, Generator, ImageSource, Noise, Policy, RewardModel, derive, sample_seeds, seen_shape
 from ..errors import ConfigError, NotFiniteError
 from ..runtime import distributed, float32_by_default
-from ..training import RunConfig, Trainer, describe, describe_shares, describe_statistics, targets
+from ..training import (
+    RunConfig,
+    Trainer,
+    describe,
+    describe_shares,
+    describe_statistics,
+    require_finite_update,
+    targets,
+)
 from .gym_env import GenerationVectorEnv, Observations
 
 
