@@ -23,6 +23,7 @@ from ..limits import MOST_STEPS, check_steps
 from ..registry import discover, load, parse_options, toolkit_version
 from ..runtime import float32_by_default
 from ..storage import (
+    POLICY_FILES,
     Card,
     RunFolder,
     TensorFacts,
@@ -36,6 +37,12 @@ from ..storage import (
 )
 from .blend import blend_policies
 from .networks import FixedPolicy
+
+DEEPEST = 3
+"""Levels above a file of a run, at most: ``RUN/checkpoints/000010/state.json``."""
+
+PICKLED = (".pth", ".pt", ".ckpt", ".bin")
+"""How files of policies that others published end; no file of ours does."""
 
 
 class _Knob(BaseModel):
@@ -108,8 +115,14 @@ def export_policy(
 
 
 def policy_folder(spec: str | os.PathLike[str]) -> Path | None:
-    """The folder that holds ``policy.json``, of a run folder, a policy folder or a hub id; None for any other spec."""
-    return _within(Path(local_policy(spec)))
+    """The folder that holds ``policy.json``, of a run folder, a policy folder or a hub id; None for any other spec.
+
+    Raises:
+        ConfigError: a file or folder inside of one.
+    """
+    place = Path(local_policy(spec))
+    _refuse_parts(place)
+    return _within(place)
 
 
 def _within(folder: Path) -> Path | None:
@@ -162,6 +175,7 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
         return _fixed(term.schedule or generator.default_schedule, generator, steps)
     file, _, changes = spec.partition(",")
     folder = Path(local_policy(file if os.path.isfile(file) else spec))
+    _refuse_parts(Path(file) if os.path.isfile(file) else folder)
     if os.path.isfile(folder):  # os.path: a name that is too long for the system is no file
         if isinstance(generator, ReadsPolicies):
             return _ready(generator.read_policy(folder, steps, changes), generator)
@@ -221,6 +235,32 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
         policy = build()
     policy.load_state_dict(weights)
     return _ready(SamplingPolicy(policy, space, card=card), generator)
+
+
+def _refuse_parts(path: Path) -> None:
+    """Refuse what is a part of a policy or run folder, and name the folder.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if not os.path.exists(path) or _within(path) is not None:
+        return
+    what = "folder" if os.path.isdir(path) else "file"
+    above = list(Path(os.path.abspath(path)).parents)[:DEEPEST]
+    for folder in [] if path.suffix in PICKLED else above:
+        shown = folder if path.is_absolute() else os.path.relpath(folder)
+        if _within(folder) is not None:
+            raise ConfigError(f"{path} is a {what} inside of the policy or run {shown}; give that folder.")
+        if os.path.exists(folder / "config.json") and os.path.isdir(folder / "checkpoints"):
+            raise ConfigError(
+                f"{path} is a {what} inside of the run {shown}, which has stored no policy yet; let it go on with the "
+                "command that began it, and give that folder."
+            )
+    if path.name in POLICY_FILES:
+        other = next(name for name in POLICY_FILES if name != path.name)
+        raise ConfigError(
+            f"{path} is one of the two files of a policy, and {other} is not beside it; give a folder that holds both."
+        )
 
 
 def local_spec(spec: str | os.PathLike[str], *, offline: bool = False) -> str:
