@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core import RATIO_CURVES, Generator, Policy, PolicySpec, PolicyTerm, seen_shape
 from ..decoding import PUBLISHED_SAMPLERS, ReadsPolicies, SamplingPolicy, TokenGenerator, parse_sampler
-from ..errors import CheckpointError, ConfigError, nearest
+from ..errors import CheckpointError, ConfigError, PluginError, nearest
 from ..limits import MOST_STEPS, check_steps
 from ..registry import discover, load, parse_options, toolkit_version
 from ..runtime import float32_by_default
@@ -29,6 +29,7 @@ from ..storage import (
     TensorFacts,
     again_if_replaced,
     facts_of,
+    is_hub_id,
     local_policy,
     read_card,
     read_tensors,
@@ -37,6 +38,8 @@ from ..storage import (
 )
 from .blend import blend_policies
 from .networks import FixedPolicy
+
+KINDS = "adaptive, residual, lean, context, linear or shared"
 
 DEEPEST = 3
 """Levels above a file of a run, at most: ``RUN/checkpoints/000010/state.json``."""
@@ -235,6 +238,32 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
         policy = build()
     policy.load_state_dict(weights)
     return _ready(SamplingPolicy(policy, space, card=card), generator)
+
+
+def policy_class(name: str, instead: str) -> type[Policy]:
+    """The class of a kind of policy that is to be trained.
+
+    Args:
+        instead: what to do with a trained policy, for the error; ``{}`` stands for its name.
+
+    Raises:
+        ConfigError: ``name`` is a place, a blend, or a schedule. PluginError: there is no such kind.
+    """
+    try:
+        found: type[Policy] = load("policy", name)
+    except PluginError:
+        spec = PolicySpec.parse(name)
+        if spec.fixed:
+            raise ConfigError(
+                f"policy {name!r} has nothing to learn; give a kind of policy ({KINDS}), and --set policy.schedule="
+                f"{spec.terms[0].schedule} to start from that schedule."
+            ) from None
+        if spec.blend or os.path.exists(name) or is_hub_id(name) or "/" in name or os.sep in name:
+            raise ConfigError(
+                f"policy {shortened(name, 200)} is a place or a blend, no kind of policy ({KINDS}); {instead.format(name)}."
+            ) from None
+        raise
+    return found
 
 
 def _refuse_parts(path: Path) -> None:
