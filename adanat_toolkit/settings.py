@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
+from pydantic_core import PydanticCustomError
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Of a real number's size, unless it is 0: networks compute in float32, which ends not far beyond."""
@@ -26,7 +27,7 @@ class CheckedModel(BaseModel):
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             if isinstance(given, bool):  # YAML reads yes, no, on and off as these
-                raise ValueError("a number is needed, not true or false")
+                raise PydanticCustomError("number_type", "a number is needed, not true or false")
             if isinstance(number, int) and not -(2**63) <= number < 2**63:
                 raise ValueError("a whole number must fit into 64 bits")
             if isinstance(number, float) and number and not SMALLEST <= abs(number) <= LARGEST:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..core import PolicySpec, RewardModel, RewardSpec
 from ..errors import ConfigError, nearest
 from ..limits import MOST_IMAGES, MOST_STEPS
+from ..policies import policy_class
 from ..registry import explain, load, parse_options, reward_class
 from ..training import IGNORED_ON_RESUME, RunConfig, merge, validate
 from .controls import TITLES
@@ -104,8 +105,8 @@ class CompareConfig(BaseModel):
 
         Raises:
             ConfigError: a T or seed out of range, a policy that cannot be trained, an option that nothing in the grid has or
-                whose value does not fit, too small a budget for the search, kinds or T of a search where nothing is searched,
-                controls where nothing has any.
+                whose value does not fit, a reward that is named and neither teaches nor scores anything, too small a budget
+                for the search, kinds or T of a search where nothing is searched, controls where nothing has any.
             PluginError: an unknown policy or reward.
         """
         wrong = [s for s in self.seeds if not 0 <= s < LARGEST_SEED]
@@ -127,7 +128,11 @@ class CompareConfig(BaseModel):
         for name in self.policies:
             if PolicySpec.parse(name).fixed:
                 continue
-            found = load("policy", name)
+            found = policy_class(
+                name,
+                "compare trains each kind itself. A trained policy is judged by adanat evaluate --policy {0}, beside the "
+                "hand-made schedule and others that are given",
+            )
             if not found.trainable:
                 raise ConfigError(
                     f"policy {name!r} has nothing to learn; give adaptive, residual, lean, context, shared or fixed:SCHEDULE."
@@ -135,6 +140,14 @@ class CompareConfig(BaseModel):
             classes["policy"].append(found)
         if classes["policy"] and not self.rewards:
             raise ConfigError("learned policies need a reward; give at least one, or only fixed:SCHEDULE policies.")
+        if self.rewards and not classes["policy"] and "rewards" in self.model_fields_set:
+            asked = set(self.still_rewards().values())
+            for name in self.rewards:
+                if name not in asked:
+                    raise ConfigError(
+                        f"reward {name!r} does nothing where no policy is learned: it learns, or judges images as a set, so it "
+                        "has no score for hand-made schedules. Leave it out, or give a policy that learns, such as shared."
+                    )
         cells = self.cells()
         if any(cell.search for cell in cells):
             check_search(self.base.iterations * self.base.batch, self.candidates)

@@ -30,7 +30,15 @@ from torch import Tensor, nn
 from ..core import ACTION, Context, Generator, ImageSource, Noise, Policy, RewardModel, derive, sample_seeds, seen_shape
 from ..errors import ConfigError, NotFiniteError
 from ..runtime import distributed, float32_by_default
-from ..training import RunConfig, Trainer, describe, describe_shares, describe_statistics, targets
+from ..training import (
+    RunConfig,
+    Trainer,
+    describe,
+    describe_shares,
+    describe_statistics,
+    require_finite_update,
+    targets,
+)
 from .gym_env import GenerationVectorEnv, Observations
 
 
@@ -293,7 +301,7 @@ class SB3Trainer(Trainer):
             normalize_advantage=ppo.normalise_advantages,
             ent_coef=0.0,
             vf_coef=ppo.value_coefficient,
-            max_grad_norm=float("inf") if ppo.max_gradient_norm is None else ppo.max_gradient_norm,
+            max_grad_norm=float("inf"),  # _clip does it, to know the norm from before
             target_kl=ppo.target_kl,
             device=self.device,
             policy_kwargs={
@@ -308,6 +316,8 @@ class SB3Trainer(Trainer):
         self.sb3_policy = self.model.policy
         assert isinstance(self.sb3_policy.optimizer, torch.optim.Adam)
         self.optimiser = self.sb3_policy.optimizer
+        self._norms: list[float] = []
+        self.optimiser.register_step_pre_hook(lambda *_: self._clip())
         self.optimiser.register_step_post_hook(lambda *_: self._average_weights())
 
     def _iterate(self) -> dict[str, Any]:
@@ -322,6 +332,7 @@ class SB3Trainer(Trainer):
         if self.model._last_obs is None:  # the start, or a resume: begin the episodes of this iteration
             self.vec_env.episode = self.iteration
         updates = self.model._n_updates
+        self._norms.clear()
         with _global_seed(derive(config.seed, self.iteration)):  # mini-batches come from NumPy's global generator
             self.model.learn(
                 config.batch * self.space.decisions,
@@ -335,6 +346,8 @@ class SB3Trainer(Trainer):
         if self.model.updates_policy:
             found = self.model.logger.name_to_value
             row |= {f"ppo/{ours}": float(found[f"train/{theirs}"]) for ours, theirs in FIGURES}
+            if self._norms:  # none where ppo.target_kl stopped the first mini-batch
+                row["ppo/gradient_norm"] = sum(self._norms) / len(self._norms)
             row["ppo/epochs"] = float(self.model._n_updates - updates)
         row |= {
             "sigma": sigma,
@@ -389,6 +402,17 @@ class SB3Trainer(Trainer):
         self._require_finite(scores)
         values = torch.zeros(len(scores), self.space.decisions, device=scores.device)
         return targets(scores, values, self.config.ppo)[0][:, -1]
+
+    def _clip(self) -> None:
+        """Before each step of the optimiser.
+
+        Raises:
+            NotFiniteError: the norm is not finite. Clipped to it the gradient would be zero, and nothing would be learned.
+        """
+        limit = self.config.ppo.max_gradient_norm
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, float("inf") if limit is None else limit))
+        require_finite_update(self.iteration + 1, {"ppo/gradient_norm": norm}, {})
+        self._norms.append(norm)
 
     def _learning_rate(self, progress_remaining: float) -> float:
         """Our schedule instead of their progress, which restarts with every rollout."""

@@ -2,7 +2,7 @@
 
 from ..decoding import SamplingPolicy
 from .blend import BlendPolicy, blend_policies
-from .folder import export_policy, load_policy, local_spec, policy_card, policy_folder
+from .folder import export_policy, load_policy, local_spec, policy_card, policy_class, policy_folder
 from .made_for import open_generator
 from .networks import (
     SIZES,
@@ -48,5 +48,6 @@ __all__ = [
     "local_spec",
     "open_generator",
     "policy_card",
+    "policy_class",
     "policy_folder",
 ]

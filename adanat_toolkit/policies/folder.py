@@ -18,16 +18,18 @@ from torch import Tensor
 
 from ..core import RATIO_CURVES, Generator, Policy, PolicySpec, PolicyTerm, seen_shape
 from ..decoding import PUBLISHED_SAMPLERS, ReadsPolicies, SamplingPolicy, TokenGenerator, parse_sampler
-from ..errors import CheckpointError, ConfigError, nearest
+from ..errors import CheckpointError, ConfigError, PluginError, nearest
 from ..limits import MOST_STEPS, check_steps
 from ..registry import discover, load, parse_options, toolkit_version
 from ..runtime import float32_by_default
 from ..storage import (
+    POLICY_FILES,
     Card,
     RunFolder,
     TensorFacts,
     again_if_replaced,
     facts_of,
+    is_hub_id,
     local_policy,
     read_card,
     read_tensors,
@@ -36,6 +38,14 @@ from ..storage import (
 )
 from .blend import blend_policies
 from .networks import FixedPolicy
+
+KINDS = "adaptive, residual, lean, context, linear or shared"
+
+DEEPEST = 3
+"""Levels above a file of a run, at most: ``RUN/checkpoints/000010/state.json``."""
+
+PICKLED = (".pth", ".pt", ".ckpt", ".bin")
+"""How files of policies that others published end; no file of ours does."""
 
 
 class _Knob(BaseModel):
@@ -108,8 +118,14 @@ def export_policy(
 
 
 def policy_folder(spec: str | os.PathLike[str]) -> Path | None:
-    """The folder that holds ``policy.json``, of a run folder, a policy folder or a hub id; None for any other spec."""
-    return _within(Path(local_policy(spec)))
+    """The folder that holds ``policy.json``, of a run folder, a policy folder or a hub id; None for any other spec.
+
+    Raises:
+        ConfigError: a file or folder inside of one.
+    """
+    place = Path(local_policy(spec))
+    _refuse_parts(place)
+    return _within(place)
 
 
 def _within(folder: Path) -> Path | None:
@@ -162,6 +178,7 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
         return _fixed(term.schedule or generator.default_schedule, generator, steps)
     file, _, changes = spec.partition(",")
     folder = Path(local_policy(file if os.path.isfile(file) else spec))
+    _refuse_parts(Path(file) if os.path.isfile(file) else folder)
     if os.path.isfile(folder):  # os.path: a name that is too long for the system is no file
         if isinstance(generator, ReadsPolicies):
             return _ready(generator.read_policy(folder, steps, changes), generator)
@@ -221,6 +238,58 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
         policy = build()
     policy.load_state_dict(weights)
     return _ready(SamplingPolicy(policy, space, card=card), generator)
+
+
+def policy_class(name: str, instead: str) -> type[Policy]:
+    """The class of a kind of policy that is to be trained.
+
+    Args:
+        instead: what to do with a trained policy, for the error; ``{}`` stands for its name.
+
+    Raises:
+        ConfigError: ``name`` is a place, a blend, or a schedule. PluginError: there is no such kind.
+    """
+    try:
+        found: type[Policy] = load("policy", name)
+    except PluginError:
+        spec = PolicySpec.parse(name)
+        if spec.fixed:
+            raise ConfigError(
+                f"policy {name!r} has nothing to learn; give a kind of policy ({KINDS}), and --set policy.schedule="
+                f"{spec.terms[0].schedule} to start from that schedule."
+            ) from None
+        if spec.blend or os.path.exists(name) or is_hub_id(name) or "/" in name or os.sep in name:
+            raise ConfigError(
+                f"policy {shortened(name, 200)} is a place or a blend, no kind of policy ({KINDS}); {instead.format(name)}."
+            ) from None
+        raise
+    return found
+
+
+def _refuse_parts(path: Path) -> None:
+    """Refuse what is a part of a policy or run folder, and name the folder.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if not os.path.exists(path) or _within(path) is not None:
+        return
+    what = "folder" if os.path.isdir(path) else "file"
+    above = list(Path(os.path.abspath(path)).parents)[:DEEPEST]
+    for folder in [] if path.suffix in PICKLED else above:
+        shown = folder if path.is_absolute() else os.path.relpath(folder)
+        if _within(folder) is not None:
+            raise ConfigError(f"{path} is a {what} inside of the policy or run {shown}; give that folder.")
+        if os.path.exists(folder / "config.json") and os.path.isdir(folder / "checkpoints"):
+            raise ConfigError(
+                f"{path} is a {what} inside of the run {shown}, which has stored no policy yet; let it go on with the "
+                "command that began it, and give that folder."
+            )
+    if path.name in POLICY_FILES:
+        other = next(name for name in POLICY_FILES if name != path.name)
+        raise ConfigError(
+            f"{path} is one of the two files of a policy, and {other} is not beside it; give a folder that holds both."
+        )
 
 
 def local_spec(spec: str | os.PathLike[str], *, offline: bool = False) -> str:

@@ -2,9 +2,9 @@
 
 from .discovery import FIRST_PARTY, GROUPS, discover, features_named_in, load
 from .factories import create_features, create_generator, create_reward, reward_class
+from .faults import explain
 from .options import (
     GeneratorConfig,
-    explain,
     not_followed,
     parse_options,
     parse_override,

@@ -7,14 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError
 from ..settings import CheckedModel
 from ..storage import MAX_YAML, parse_yaml, shortened
-
-MOST_FAULTS = 5
-"""Faults of a configuration that one error tells."""
+from .faults import explain
 
 if TYPE_CHECKING:
     from ..core import PluginOptions
@@ -47,37 +45,6 @@ def not_followed(declared: type[PluginOptions], values: Mapping[str, Any]) -> di
 def shown_options(options: Mapping[str, str]) -> str:
     """``key = value, key = value``."""
     return ", ".join(f"{key} = {value}" for key, value in options.items())
-
-
-def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    """A validation error in one sentence a fault: the key, the value, what is expected."""
-    parts = []
-    faults = error.errors()
-    for fault in faults[:MOST_FAULTS]:
-        key = ".".join(str(p)[:100] for p in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            known = _fields(model, fault["loc"][:-1])
-            last = str(fault["loc"][-1])[:100]
-            inside = [f"{name}.{last}" for name in model.model_fields if last in _fields(model, (name,))]
-            meant = inside if len(fault["loc"]) == 1 and inside else known
-            parts.append(f"unknown key {shortened(key, 200)}{nearest(last, meant)} Known: {', '.join(known) or 'none'}")
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            whole = isinstance(fault["input"], Mapping | BaseModel)  # settings that contradict each other
-            shown = key if whole else f"{key} = {shortened(fault['input'], 200)}"
-            parts.append(": ".join(filter(None, [shown, message])))
-    if len(faults) > MOST_FAULTS:
-        parts.append(f"and {len(faults) - MOST_FAULTS} more faults")
-    return f"{where}: " + "; ".join(parts) + "."
-
-
-def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    for part in path:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
 
 
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+|[-+]?\.[0-9]+[eE][-+]?[0-9]+")

@@ -10,6 +10,7 @@ from .objects import FunctionReward, with_objects
 from .ppo import targets
 from .reward_update import prepared_update
 from .same_run import IGNORED_ON_RESUME
+from .scoring import require_finite_update
 from .trainer import Trainer
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "load_judge",
     "merge",
     "prepared_update",
+    "require_finite_update",
     "resolve",
     "targets",
     "validate",

@@ -289,7 +289,7 @@ def validate(values: Mapping[str, Any]) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, RunConfig, "configuration")) from None
+        raise ConfigError(explain(error, RunConfig, "configuration", settings=True)) from None
     group = config.ppo.group
     if config.batch % group:
         raise ConfigError(f"batch = {config.batch} must be a multiple of ppo.group = {group}; choose another batch.")

@@ -35,7 +35,7 @@ from ..core import (
 from ..errors import CheckpointError, ConfigError
 from ..evaluation import own_contexts
 from ..images import draw_contexts, images_for
-from ..policies import SamplingPolicy, build_policy, export_policy
+from ..policies import SamplingPolicy, build_policy, export_policy, policy_class
 from ..registry import create_generator, create_reward, load, parse_options
 from ..runtime import (
     CPU_CHUNK,
@@ -195,8 +195,12 @@ class Trainer(Engine):
     def _build_policy(self) -> None:
         """Policy, critic, the average of the policy's weights, and the optimiser."""
         config, generator = self.config, self.generator
-        policy_class = load("policy", config.policy.name)
-        if not policy_class.trainable:
+        kind = policy_class(
+            config.policy.name,
+            "a trained one is judged by adanat evaluate --policy {0}, and makes images with adanat sample --policy {0}. To go "
+            "on with a run, give the command that began it again (a longer one with more --trajectories)",
+        )
+        if not kind.trainable:
             raise ConfigError(
                 f"policy {config.policy.name!r} has nothing to learn; use adaptive, residual, lean, context or shared, or "
                 "adanat sample."
@@ -210,10 +214,10 @@ class Trainer(Engine):
         )
         if self.space.size == 0:
             raise ConfigError("policy.knobs is empty: a learned policy must set at least one knob.")
-        options = parse_options(f"policy {config.policy.name!r}", policy_class.Options, config.policy.options)
-        grid, width = seen_shape(generator, policy_class)
+        options = parse_options(f"policy {config.policy.name!r}", kind.Options, config.policy.options)
+        grid, width = seen_shape(generator, kind)
         policy, critic = build_policy(
-            policy_class, options, space=self.space, grid=grid, feature_dim=width, seed=config.seed
+            kind, options, space=self.space, grid=grid, feature_dim=width, seed=config.seed
         )
         assert critic is not None
         self.policy, self.critic = policy.to(self.device), critic.to(self.device)

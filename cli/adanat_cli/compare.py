@@ -122,7 +122,7 @@ def compare(
     settings = configure(
         base=base,
         policies=tuple(policy or ("shared", "adaptive")),
-        rewards=tuple(reward or ("adversarial",)),
+        **_given(rewards=tuple(reward) if reward else None),
         steps=_numbers("--steps", steps),
         seeds=_numbers("--seeds", seeds),
         hand_made_steps=_numbers("--hand-made-steps", hand_made_steps),

@@ -45,9 +45,10 @@ def weights(
             f"[bold]{escape(row['file'])}[/bold]  {state}  {row['size']}  {row['role']} of {', '.join(row['variants'])}"
         )
         if not row["embedded"]:
-            console.print(f"  published: {escape(row['source'])}\n  licence: {escape(row['licence'])}")
-            if not row["present"]:
-                console.print(f"  obtain: {escape(row['obtain'])}")
+            console.print(f"  published: {escape(row['source'])}")
+        console.print(f"  licence: {escape(row['licence'])}")
+        if not row["present"]:
+            console.print(f"  obtain: {escape(row['obtain'])}")
         if row["sha256"]:
             console.print(f"  sha256: {row['sha256']}")
     console.print(f"Files are looked for in {weights_folder()} (ADANAT_WEIGHTS names another folder).")

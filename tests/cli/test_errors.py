@@ -42,6 +42,8 @@ def run(finished: Path, tmp_path: Path) -> Path:
         (["--generator", "maskgit:emoji46"], ["no variant 'emoji46'", "did you mean 'emoji64'"]),
         (["--reward", "adverserial"], ["unknown reward 'adverserial'", "did you mean 'adversarial'"]),
         (["--policy", "adaptve"], ["unknown policy 'adaptve'", "did you mean 'adaptive'"]),
+        (["--policy", "runs/a"], ["'runs/a' is a place", "adanat evaluate --policy runs/a", "command that began it again"]),
+        (["--policy", "fixed:cosine"], ["nothing to learn", "--set policy.schedule=cosine"]),
         (["--policy", "fixed"], ["nothing to learn", "use adaptive, residual, lean, context or shared"]),
         (["--steps", "0"], ["steps = 0", "greater than or equal to 1"]),
         (["--trajectories", "0"], ["trajectories = 0", "greater than or equal to 1"]),

@@ -44,6 +44,12 @@ def test_the_file_of_a_feature_protocol_is_listed_where_it_looks_for_it(
     assert row["path"].startswith(str(tmp_path)) and row["path"] in str(missing.value)
 
 
+def test_every_file_is_listed_with_its_licence() -> None:
+    printed, rows = adanat("weights").stdout, json.loads(adanat("weights", "--json").stdout)
+    assert printed.count("\n  licence: ") == len(rows) and all(row["licence"] for row in rows)
+    assert "  licence: Apache-2.0 (trained on the embedded images alone" in adanat("weights", "var:emoji64").stdout
+
+
 def test_the_network_that_fid_reads_is_listed() -> None:
     (row,) = json.loads(adanat("weights", "fid", "--json").stdout)
     assert "inception-fidelity" in row["variants"]

@@ -38,6 +38,7 @@ from adanat_toolkit.testing import Control
 from adanat_toolkit.training import Trainer, validate
 from adanat_toolkit.training.held_out import HELD_OUT_SEED
 
+from ..helpers.cli import adanat, refused
 from ..helpers.tiny_plugins import Pixels, TinyWithData, tiny_plugins
 
 __all__ = ["tiny_plugins"]
@@ -65,6 +66,28 @@ def configuration(base: dict[str, Any] | None = None, **settings: Any) -> Any:
 
 
 # --- the grid ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reward", ["adversarial", "fid:influence", "fid", "contrast:1,adversarial:0.5"])
+@pytest.mark.usefixtures("tiny_plugins")
+def test_a_reward_that_would_do_nothing_is_refused(reward: str) -> None:
+    """Where nothing is learned only a reward that stands still has scores to give."""
+    for policies in ((), ("fixed:linear",)):
+        with pytest.raises(ConfigError, match=rf"reward '{re.escape(reward)}' does nothing where no policy is"):
+            configuration(policies=policies, rewards=("contrast", reward)).check()
+        configuration(policies=policies).check()  # a frozen one scores every row
+        configure(base=validate(BASE), policies=policies, candidates=0).check()  # the default was not asked for
+    configuration(policies=("shared",), rewards=(reward,)).check()
+    refused(adanat("compare", "--policy", "fixed:linear", "--reward", reward, "--dry-run"), "does nothing where")
+
+
+@pytest.mark.parametrize("policy", ["runs/a", "owner/name@main", "a*0.5+b*0.5", "."])
+@pytest.mark.usefixtures("tiny_plugins")
+def test_a_trained_policy_is_sent_to_evaluate(policy: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        configuration(policies=("shared", policy)).check()
+    assert f"policy '{policy}' is a place or a blend, no kind of policy" in str(told.value)
+    assert f"judged by adanat evaluate --policy {policy}, beside the hand-made schedule" in str(told.value)
 
 
 def test_the_grid_has_every_combination_once():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from adanat_toolkit.errors import ConfigError
 from adanat_toolkit.registry import parse_override
@@ -104,6 +106,62 @@ def test_overrides(text: str, expected: dict) -> None:
 )
 def test_bad_settings_are_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
+        resolve(overrides=[override])
+
+
+def _all_settings(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    out = []
+    for name, field in model.model_fields.items():
+        out.append(f"{prefix}{name}")
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            out += _all_settings(field.annotation, f"{prefix}{name}.")
+    return out
+
+
+WRONG = ("some text", "2024", "0.25", "yes", "null", "[]", "[some text]", "[[1]]", "[yes]", "{5: {}}", "{a: 1}", "paper")
+"""Values of all types that YAML has."""
+
+
+@pytest.mark.parametrize("key", _all_settings())
+def test_a_value_of_another_type_is_told_with_what_to_write(key: str) -> None:
+    """For every setting and every type: what is needed, what was found, and a remedy that is taken as it stands, as YAML
+    and behind ``--set``."""
+    refused = 0
+    for value in WRONG:
+        try:
+            resolve(overrides=[f"{key}={value}"])
+        except ConfigError as error:
+            message = str(error)
+        else:
+            continue
+        assert "Input should be a valid" not in message and "instance of" not in message
+        if re.search("unknown key|(greater|less) than|must be a multiple|goes with neither|is the paper's rule", message):
+            continue  # of the right type
+        refused += 1
+        found = re.fullmatch(
+            rf"configuration: {re.escape(key)}(\.\d)? = .*: needed is .*; write (?P<yaml>.*), or --set (?P<flag>.*?)"
+            r"( \(text that reads as something else stands in quotes\))?\.",
+            message,
+        )
+        assert found is not None, message
+        assert (", found" in message) or "one of" in message
+        (override,) = shlex.split(found["flag"])
+        assert validate(merge({}, yaml.safe_load(found["yaml"]))) == resolve(overrides=[override]), message
+    assert refused
+
+
+@pytest.mark.parametrize(
+    ("override", "yaml_form", "flag_form"),
+    [
+        ("tracker=tensorboard", "tracker: [tensorboard]", "'tracker=[tensorboard]'"),
+        ("policy=adaptive", "policy: {name: adaptive}", "policy.name=adaptive"),
+        ("data.path=2024", 'data: {path: "2024"}', "'data.path=\"2024\"'"),
+        ("data=faces", "data: {path: faces}", "data.path=faces"),
+        ("ppo.sigma_drop_at=0.5", "ppo: {sigma_drop_at: [0.5]}", "'ppo.sigma_drop_at=[0.5]'"),
+    ],
+)
+def test_what_was_probably_meant_is_what_to_write(override: str, yaml_form: str, flag_form: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"; write {yaml_form}, or --set {flag_form}")):
         resolve(overrides=[override])
 
 
@@ -214,7 +272,7 @@ def test_numbers_that_float32_does_not_have_are_refused(override: str) -> None:
 
 @pytest.mark.parametrize("override", ["steps=yes", "ppo.epochs=true", "ppo.gamma=on", "ppo.sigma_drop_at=[true]"])
 def test_switches_are_no_numbers(override: str) -> None:
-    with pytest.raises(ConfigError, match="a number is needed, not true or false"):
+    with pytest.raises(ConfigError, match=r"needed is a (list of|whole)? ?numbers?, found .*true or false"):
         resolve(overrides=[override])
 
 
