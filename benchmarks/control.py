@@ -3,10 +3,11 @@
     python benchmarks/control.py --policies shared adaptive --effects 0.02 0.005 --trajectories 100000 --seeds 0
 
 The control (``adanat_toolkit.testing.Control``) knows the best policy of each kind in closed form. An effect of e means
-that the slope common to all samples, those of contexts and those of states are each a share e of the reward's variance.
+that the slope common to all samples, those of contexts and those of states are each a share e of the reward's variance;
+an effect of a:b:c, such as 0.019:0.004:0.004, gives the three shares one by one, in this order.
 One line of JSON a reading, with the gain of the exported policy over the schedule as a share of what is possible for the
-adaptive policy; the same for a shared one is in ``possible_shared``. Whatever follows ``--set`` are settings of training,
-for all of them.
+adaptive policy; what a shared one and one that sees the class can reach of it is in ``possible_shared`` and
+``possible_context``. Whatever follows ``--set`` are settings of training, for all of them.
 """
 
 from __future__ import annotations
@@ -40,11 +41,31 @@ class DrawnAnew(Control):
         return after
 
 
-def train(policy: str, effect: float, seed: int, arguments: argparse.Namespace) -> None:
+def sizes_of(text: str) -> tuple[float, float, float]:
+    """The shares of the common slope, of contexts' slopes and of states' slopes: "E" for all three, or "A:B:C".
+
+    Raises:
+        ArgumentTypeError: it is neither one nor three numbers from 0 on that sum to less than 1.
+    """
+    try:
+        parts = [float(part) for part in text.split(":")]
+    except ValueError:
+        parts = []
+    sizes = parts * 3 if len(parts) == 1 else parts
+    if len(sizes) != 3 or not all(size >= 0 for size in sizes) or not sum(sizes) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: write one share for all three effects, such as 0.02, or three, such as 0.019:0.004:0.004 (common "
+            "to all, of contexts, of states); none below 0, and less than 1 in all"
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def train(policy: str, effects: tuple[float, float, float], seed: int, arguments: argparse.Namespace) -> None:
     """One run, without a folder."""
     name, _, options = policy.partition(":")
     kind = DrawnAnew if arguments.drawn_anew else Control
-    control = kind(context=arguments.context, shared=effect, by_context=effect, by_state=effect, seed=seed)
+    shared, by_context, by_state = effects
+    control = kind(context=arguments.context, shared=shared, by_context=by_context, by_state=by_state, seed=seed)
     possible = control.possible(STEPS)
     flags: dict[str, Any] = {
         "steps": STEPS,
@@ -64,13 +85,14 @@ def train(policy: str, effect: float, seed: int, arguments: argparse.Namespace) 
         if trainer.iteration % every == 0 or trainer.iteration == config.iterations:
             row = {
                 "policy": policy,
-                "effect": effect,
+                "effects": effects,
                 "seed": seed,
                 "settings": [*(["drawn anew"] if arguments.drawn_anew else []), *arguments.set],
                 "trajectories": trainer.iteration * config.batch,
                 "gain": round(control.gain(trainer.exported()), 4),
                 "of_possible": round(control.gain(trainer.exported()) / possible["adaptive"], 3),
                 "possible_shared": round(possible["shared"] / possible["adaptive"], 3),
+                "possible_context": round(possible["context"] / possible["adaptive"], 3),
                 "possible": round(possible["adaptive"], 4),
                 "seconds": round(time.perf_counter() - started, 1),
             }
@@ -80,7 +102,8 @@ def train(policy: str, effect: float, seed: int, arguments: argparse.Namespace) 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--policies", nargs="+", default=["shared", "adaptive"], help="NAME[:OPTION=VALUE,...]")
-    parser.add_argument("--effects", nargs="+", type=float, default=[0.02, 0.005])
+    both = [sizes_of("0.02"), sizes_of("0.005")]
+    parser.add_argument("--effects", nargs="+", type=sizes_of, default=both, metavar="E", help="E, or COMMON:CONTEXT:STATE")
     parser.add_argument("--trajectories", type=int, default=100_000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -90,10 +113,10 @@ def main() -> int:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for effect in arguments.effects:
+    for effects in arguments.effects:
         for policy in arguments.policies:
             for seed in arguments.seeds:
-                train(policy, effect, seed, arguments)
+                train(policy, effects, seed, arguments)
     return 0
 
 

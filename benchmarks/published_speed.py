@@ -5,7 +5,7 @@ own are, under `--preset paper`. Rates are medians over repeats after warm-up, w
 
     python benchmarks/published_speed.py --shape l --steps 8 --batch 128 [--set generator.options.compile=true] [--whole 4096]
 
-`--tiny` shrinks every network, to try the script where there is no GPU.
+`--tiny` shrinks every network, to try the script where there is no GPU. `gpu_all.py` runs this too.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-SIZES = {
+SIZES: dict[str, dict[str, int]] = {
     "l": {"tokens": 256, "codebook_size": 1024, "embed_dim": 768, "depth": 24, "num_heads": 8},
     "s": {"tokens": 256, "codebook_size": 1024, "embed_dim": 512, "depth": 12, "num_heads": 8},
     "tiny": {"tokens": 256, "codebook_size": 1024, "embed_dim": 64, "depth": 2, "num_heads": 8},
@@ -55,7 +57,7 @@ def write_weights(folder: Path, shape: str, tiny: bool) -> None:
     from adanat_plugins.weights import asset
 
     name = f"maskgit:adanat-imagenet-{shape}"
-    sizes = SIZES["tiny" if tiny else shape]
+    sizes: dict[str, Any] = {**SIZES["tiny" if tiny else shape]}
     config = VQGANConfig(width=32, blocks=1, code_width=32) if tiny else VQGANConfig()
     files = {
         asset(name, "generator").file: UViT(**sizes, num_classes=CLASSES),
@@ -105,8 +107,29 @@ def rate(count: int, times: list[float]) -> dict[str, float]:
     return {key: round(count / value, 1) for key, value in figures.items()}
 
 
+@contextmanager
+def random_weights(shape: str, tiny: bool) -> Iterator[Path]:
+    """Weights and images in a temporary folder, where the toolkit finds them inside; what was set before is set again."""
+    variable = "ADANAT_WEIGHTS"
+    before = os.environ.get(variable)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_weights(folder, shape, tiny)
+        write_images(folder / "images")
+        os.environ[variable] = name
+        try:
+            yield folder
+        finally:
+            if before is None:
+                del os.environ[variable]
+            else:
+                os.environ[variable] = before
+
+
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """One case's figures. ``arguments`` has those of :func:`options`; ``folder`` is that of :func:`random_weights`."""
     from adanat_toolkit.core import Noise
+    from adanat_toolkit.decoding import TokenGenerator
     from adanat_toolkit.policies import SamplingPolicy
     from adanat_toolkit.sampling import collect
     from adanat_toolkit.training import Trainer, resolve
@@ -125,14 +148,13 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     }
     trainer = Trainer(resolve(preset="paper", flags=flags, overrides=arguments.set))
     generator, batch, device = trainer.generator, arguments.batch, trainer.device
+    assert isinstance(generator, TokenGenerator)
     seeds = Noise(torch.arange(batch, device=device))
     context = generator.sample_contexts(seeds)
 
     def training() -> None:
-        rollout, _ = trainer._rollout(0.6)
+        trainer._score(trainer._rollout(0.6)[0])
         trainer.iteration += 1
-        assert rollout.embedded is not None
-        trainer._score(rollout)
 
     def sampling(images: int) -> Callable[[], object]:
         return lambda: collect(
@@ -156,6 +178,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
         "policy": lambda: trainer.policy(features, step),
         "embed": lambda: trainer.reward.embed(images, context),
     }
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     result: dict[str, object] = {
         "shape": arguments.shape,
         "steps": arguments.steps,
@@ -185,7 +209,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     return result
 
 
-def main() -> None:
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=("l", "s"), default="l")
     parser.add_argument("--steps", type=int, default=8)
@@ -197,12 +221,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--tiny", action="store_true")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        os.environ["ADANAT_WEIGHTS"] = name
-        write_weights(folder, arguments.shape, arguments.tiny)
-        write_images(folder / "images")
+    return parser
+
+
+def main() -> None:
+    arguments = options().parse_args()
+    with random_weights(arguments.shape, arguments.tiny) as folder:
         print(json.dumps(measure(arguments, folder), indent=1))
 
 

@@ -103,6 +103,30 @@ def test_no_forward_is_run_for_nothing(generator: LatentGenerator, steps: int, g
     assert not guidance or sum(rows) == 6 * forwards_of_an_image(generator, policy.space)
 
 
+def test_unconditional_forwards_are_run_for_guided_samples_alone(generator: LatentGenerator) -> None:
+    """In a batch of both, each image is bit for bit what it is when unconditional outputs are computed for all."""
+    guidance, noise, context = torch.tensor([0.0, 2.0, 0.0, 0.5, 0.0, 1.0]), Noise(torch.arange(6)), [0, 1, 2, 3, 4, 5]
+    times = torch.linspace(generator.path.start, generator.path.end, 5).clamp(0.01, 0.99)
+    rows: list[int] = []
+
+    def made(seen: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        rows.clear()
+        state = generator.reset(generator.encode_classes(context), noise, 4)
+        for time in times:
+            if seen:
+                generator.observe(state)
+            before, state = state, generator.step(state, torch.stack([time.expand(6), guidance], 1), noise)
+        return state.latents, generator.statistics(before)
+
+    hook = generator.network.register_forward_hook(lambda module, inputs, out: rows.append(len(inputs[0])))
+    wanted, statistics = made(seen=True)
+    assert rows == [12] * 4
+    found, again = made(seen=False)
+    hook.remove()
+    assert rows == [6, 3] * 4 + [6]  # the last is for the statistics
+    assert torch.equal(found, wanted) and torch.allclose(again, statistics, atol=1e-6)
+
+
 def test_the_batch_does_not_change_an_image(generator: LatentGenerator) -> None:
     policy = load_policy("fixed", generator, 8)
     whole = next(sample(generator, policy, seed_range(0, 17), batch=17)).images

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 import torch
 
@@ -57,3 +63,39 @@ def test_gain_of_policies() -> None:
 def test_shares_above_one_are_refused() -> None:
     with pytest.raises(ConfigError, match="sum to at most 1"):
         Control(context=0.9, shared=0.2)
+
+
+# --- benchmarks/control.py --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("control_script", Path(__file__).parents[2] / "benchmarks" / "control.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_effects_are_one_share_or_three(script: ModuleType) -> None:
+    assert script.sizes_of("0.02") == (0.02,) * 3
+    assert script.sizes_of("0.019:0.004:0") == (0.019, 0.004, 0.0)
+    for wrong in ("", "x", "0.1:0.1", "-0.1", "0.4", "nan", "0.1:inf:0.1"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"0\.019:0\.004:0\.004"):
+            script.sizes_of(wrong)
+
+
+def test_the_script_gives_each_effect_its_size(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = "--policies shared --effects 0.03:0.02:0.01 --trajectories 32 --batch 16 --readings 1 --set ppo.epochs=1"
+    monkeypatch.setattr("sys.argv", ["control.py", *settings.split()])
+    threads = torch.get_num_threads()
+    try:
+        assert script.main() == 0
+    finally:
+        torch.set_num_threads(threads)
+    row = json.loads(capsys.readouterr().out)
+    assert row["effects"] == [0.03, 0.02, 0.01] and row["trajectories"] == 32
+    assert row["possible_shared"] == pytest.approx(3 / 6, abs=1e-3)
+    assert row["possible_context"] == pytest.approx(5 / 6, abs=1e-3)

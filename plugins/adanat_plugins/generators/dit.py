@@ -222,14 +222,13 @@ class LatentGenerator(Generator):
         time = self.path.move(proposed, state.time)
         if state.time is None:
             return LatentState(state.context, state.latents, time)
-        # Asking whether all guidance is zero costs a device synchronisation, so it is asked only when nobody observed.
-        self.observe(state, guided=state.null_output is not None or bool((guidance != 0).any()))
+        null = self._null_output(state, guidance)
         assert state.output is not None
         output = state.output
-        if state.null_output is not None:
+        if null is not None:
             channels = torch.arange(output.shape[1], device=output.device) < self.guided_channels
             weight = guidance[:, None, None, None] * channels[:, None, None]
-            output = output + weight * (output - state.null_output)
+            output = output + weight * (output - null)
         data = self.path.data(state.latents, output, state.time)
         if state.start is None:
             latents = first_order(self.path, state.latents, data, state.time, time)
@@ -237,6 +236,23 @@ class LatentGenerator(Generator):
         begun = state.start
         latents = second_order(self.path, begun.latents, begun.data, data, begun.time, state.time, time)
         return LatentState(state.context, latents, time, data=data)
+
+    def _null_output(self, state: LatentState, guidance: Tensor) -> Tensor | None:
+        """The network's output without the class, computed for the samples that are guided alone; None if none is."""
+        if state.null_output is not None:
+            return state.null_output
+        # To ask which samples are guided waits for the device, so it is asked only when nobody observed them all.
+        rows = (guidance != 0).nonzero().squeeze(1)
+        everyone = len(rows) == len(guidance)
+        self.observe(state, guided=everyone)
+        if everyone or not len(rows):
+            return state.null_output
+        assert state.output is not None and state.time is not None
+        classes = torch.full_like(rows, self.null_class)
+        found = self._predict(state.latents[rows], state.time[rows], classes)[0]
+        # Guidance does not touch the others, so theirs may be the conditional one. The state does not keep it: statistics
+        # want that of every sample.
+        return state.output.index_copy(0, rows, found)
 
     @torch.no_grad()
     def decode(self, state: LatentState) -> Tensor:
