@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextvars import ContextVar
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from adanat_toolkit.core import Noise
 from adanat_toolkit.decoding import SamplingPolicy
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy
 from adanat_toolkit.runtime import MicroBatch
-from adanat_toolkit.runtime.threads import LEAST, Aside, side_by_side, together
+from adanat_toolkit.runtime.threads import LEAST, Aside, helped, side_by_side, together
 from adanat_toolkit.sampling import collect
 from adanat_toolkit.testing import Control, control_reward
 from adanat_toolkit.training import create_trainer, resolve
@@ -50,6 +52,47 @@ def test_a_thread_has_the_modes_of_its_caller(threads: None) -> None:
         assert side_by_side(look, slice(0, 64)) == [(False, False, "something")] * 2
     with torch.inference_mode():
         assert side_by_side(look, slice(0, 64)) == [(False, True, "something")] * 2
+
+
+def test_a_thread_that_has_ended_helps_the_others(threads: None) -> None:
+    torch.set_num_threads(2)
+    ended = threading.Event()
+
+    def work(number: int) -> tuple[int, int, int, bool]:
+        if number == 0:  # whoever else is free takes the others meanwhile
+            assert ended.wait(30)
+        elif number == 5:
+            ended.set()
+        return number, threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()
+
+    def long() -> list[tuple[int, int, int, bool]]:
+        assert short_ended.wait(30)
+        time.sleep(0.05)  # its thread is given back a moment after its function has returned
+        return helped(*(partial(work, number) for number in range(6)))
+
+    short_ended = threading.Event()
+    with torch.no_grad():
+        found, _ = together(long, short_ended.set)
+    assert [number for number, *_ in found] == list(range(6))
+    assert len({thread for _, thread, _, _ in found}) == 2 and {rest for *_, rest in found} == {False}
+    assert {number for _, _, number, _ in found} == {1} and torch.get_num_threads() == 2
+    ended.set()
+    assert len({thread for _, thread, _, _ in helped(*(partial(work, number) for number in range(6)))}) == 1  # none has ended
+
+
+def test_what_goes_wrong_while_others_help_is_said(threads: None) -> None:
+    torch.set_num_threads(2)
+
+    def fails() -> int:
+        raise KeyError("a head")
+
+    def long() -> list[int]:
+        time.sleep(0.1)
+        return helped(lambda: 1, fails, lambda: 3)
+
+    with pytest.raises(KeyError, match="a head"):
+        together(long, lambda: [0])
+    assert torch.get_num_threads() == 2
 
 
 def test_what_goes_wrong_in_a_thread_is_said_and_a_lack_of_memory_is_mended(threads: None) -> None:
