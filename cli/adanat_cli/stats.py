@@ -45,6 +45,7 @@ def stats(
                 extractor,
                 require_real_images(model, data),
                 out,
+                generator=model,
                 progress=lambda done, total: show("images", done, total),
             )
         if not here.main:

@@ -17,8 +17,9 @@ from adanat_toolkit.commands.feature_statistics import write_statistics
 from adanat_toolkit.commands.sample_folder import sample_to_folder
 from adanat_toolkit.compare import Comparison, configure
 from adanat_toolkit.errors import DataError, OutputError, WeightsError
-from adanat_toolkit.evaluation import evaluate_policies, real_side
-from adanat_toolkit.images import MemoryImages
+from adanat_toolkit.evaluation import evaluate_policies, own_contexts, real_side
+from adanat_toolkit.images import ClassCounts, MemoryImages
+from adanat_toolkit.images.real_images import open_images
 from adanat_toolkit.metrics import FeatureStatistics, Reference
 from adanat_toolkit.policies import load_policy
 from adanat_toolkit.training import Trainer, validate
@@ -109,13 +110,36 @@ def test_six_real_images_are_enough() -> None:
 def test_statistics_of_a_single_image(tmp_path: Path) -> None:
     one = MemoryImages(torch.zeros(1, 3, 3, 5, dtype=torch.uint8))
     with pytest.raises(DataError, match="at least 2 images"):
-        write_statistics(Pixels(), one, tmp_path / "s.safetensors")
+        write_statistics(Pixels(), one, tmp_path / "s.safetensors", generator=TinyGenerator())
     single = Reference(FeatureStatistics.of(torch.zeros(1, 45), "pixels-v1"))
     with pytest.raises(DataError, match="1 real image, and the figures need at least 2"):
         evaluate_policies(TinyGenerator(), [], Pixels(), single, count=16, steps=2)
 
 
 # --- statistics that do not fit
+
+
+def of_two_folders(tmp_path: Path, made_for: TinyGenerator, name: str = "s") -> str:
+    """Statistics of images in two folders, whose labels are their positions."""
+    data = write(tmp_path / f"{name}-data", {f"{n}/{i}.png": png(picture(i)) for n in ("west", "ost") for i in range(3)})
+    real = open_images(data, made_for.image_size)
+    file = tmp_path / f"{name}.safetensors"
+    write_statistics(Pixels(), real, file, generator=made_for)
+    return str(file)
+
+
+@pytest.mark.parametrize("kind", ["none", "text"])
+def test_positions_of_folders_are_no_class_ids(tmp_path: Path, tiny_plugins: None, kind: Any) -> None:  # noqa: F811
+    file = of_two_folders(tmp_path, TinyGenerator(kind))
+    judged = TinyGenerator("class")
+    assert own_contexts(judged, file, real_side(judged, file, Pixels())) is None
+
+
+def test_labels_of_a_generator_with_classes_are_kept(tmp_path: Path, tiny_plugins: None) -> None:  # noqa: F811
+    judged = TinyGenerator("class")
+    file = of_two_folders(tmp_path, judged)
+    counts = own_contexts(judged, file, real_side(judged, file, Pixels()))
+    assert isinstance(counts, ClassCounts) and counts.counts[:2].tolist() == [3, 3]
 
 
 def stored(tmp_path: Path, protocol: str, width: int = 7) -> str:
