@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..core import FeatureExtractor, Generator, ImageSource, Labelled
 from ..errors import DataError, OutputError
 from ..images import ClassCounts
@@ -26,8 +28,8 @@ def write_statistics(
     generator: Generator,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Write the mean and scatter of real images' features (see ``metrics.FeatureStatistics``), and how many images are of
-    each class.
+    """Write the mean and scatter of real images' features (see ``metrics.FeatureStatistics``), the size of the images, and
+    how many are of each class.
 
     All processes call it; the main one writes.
 
@@ -37,7 +39,7 @@ def write_statistics(
         progress: called with (images done, images in all).
 
     Returns:
-        ``file``, ``images``, ``protocol`` and ``data``; empty but in the main process.
+        ``file``, ``images``, ``image_size`` (H, W in pixels), ``protocol`` and ``data``; empty but in the main process.
 
     Raises:
         ConfigError: not a .safetensors name. DataError: a single image. OutputError: the file cannot be written.
@@ -52,6 +54,8 @@ def write_statistics(
     statistics = shared_statistics(extractor, real, progress=progress)
     if statistics is None:
         return {}
+    height, width = real.images(torch.zeros(1, dtype=torch.int64)).shape[-2:]
+    statistics = statistics.taken_at((height, width))
     labels = real.labels if isinstance(real, Labelled) and generator.context_kind == "class" else None
     if labels is not None:  # which classes images are held against
         statistics = replace(statistics, card={**statistics.card, "classes": ClassCounts.write(labels)})
@@ -65,6 +69,7 @@ def write_statistics(
     return {
         "file": str(file),
         "images": statistics.count,
+        "image_size": [height, width],
         "protocol": statistics.protocol,
         "data": statistics.data,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,30 @@ def test_statistics_of_a_single_image(tmp_path: Path) -> None:
 # --- statistics that do not fit
 
 
+def test_statistics_of_images_of_another_size_are_refused(tmp_path: Path, tiny_plugins: None) -> None:  # noqa: F811
+    judged = TinyGenerator("none")
+    file = of_two_folders(tmp_path, judged)
+    real_side(judged, file, Pixels())
+    FidReward(_pixels(file), generator=judged, real=None, device=torch.device("cpu"), seed=0)
+    judged.image_size = (5, 3)  # as many pixels, so that the protocol stays
+    message = r"images of 3x5 pixels, and tiny:none makes images of 5x3.*adanat stats --generator tiny:none"
+    with pytest.raises(DataError, match=message):
+        real_side(judged, file, Pixels())
+    with pytest.raises(DataError, match=message):
+        FidReward(_pixels(file), generator=judged, real=None, device=torch.device("cpu"), seed=0)
+
+
+def _pixels(file: str) -> Any:
+    return FidReward.Options(features="pixels", reference=file)
+
+
+@pytest.mark.parametrize("card", [{}, {"note": "3x5"}])
+def test_older_statistics_do_not_name_a_size(tmp_path: Path, tiny_plugins: None, card: dict[str, str]) -> None:  # noqa: F811
+    file = tmp_path / "s.safetensors"
+    replace(FeatureStatistics.of(torch.randn(9, 15), Pixels().protocol), card=card).save(file)
+    assert isinstance(real_side(TinyGenerator(), str(file), Pixels()), Reference)
+
+
 def of_two_folders(tmp_path: Path, made_for: TinyGenerator, name: str = "s") -> str:
     """Statistics of images in two folders, whose labels are their positions."""
     data = write(tmp_path / f"{name}-data", {f"{n}/{i}.png": png(picture(i)) for n in ("west", "ost") for i in range(3)})
@@ -154,7 +179,7 @@ def stored(tmp_path: Path, protocol: str, width: int = 7) -> str:
         ("emoji64-v1-00000000", r"statistics of emoji64-v1-00000000 \(7 features\).*give --features emoji64, which they fit"),
         ("clip-emoji64-1234", "give --features clip-emoji64, which"),
         ("clip-ViT-B-32-quickgelu-1234", "give --features clip, which"),
-        ("pixels-v0", r"other weights of pixels, or make them again with adanat stats --features pixels\."),
+        ("pixels-v0", r"other weights of pixels, or make them .* stats --generator tiny:class --features pixels\."),
         ("of-someone-else", "no protocol that is installed fits them, or make them again"),
     ],
 )
