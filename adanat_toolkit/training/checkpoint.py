@@ -116,7 +116,7 @@ def _read(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None])
     prepare_folder(folder.path)
     stored = folder.config
     if stored is None:
-        for kept, what in ((folder.checkpoints(), "checkpoints"), (folder.metrics(), "rows of metrics")):
+        for kept, what in ((folder.checkpoints(), "checkpoints"), (any(folder.each_row()), "rows of metrics")):
             if kept:
                 raise CheckpointError(f"{folder.path} has {what} but no config.json; choose another --out.")
         return Found(config.ppo.adam_epsilon, 0, None, config.model_dump(mode="json"))
