@@ -72,6 +72,24 @@ def test_a_copied_image_is_no_image_of_the_list(tmp_path: Path) -> None:
         sample_into(tmp_path, 4)
 
 
+def test_a_list_of_many_images_is_read_as_far_as_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sample_into(tmp_path)
+    monkeypatch.setattr("adanat_toolkit.commands.sample_folder.MOST_LIST", 10)
+    assert sample_into(tmp_path, 4)["images"][:3] == whole["images"]
+    file = tmp_path / "samples.json"
+    rows = [line for line in file.read_text().splitlines() if line.startswith("    {")]
+    assert [json.loads(line.rstrip(",")) for line in rows[:3]] == whole["images"]
+    file.write_text(json.dumps(json.loads(file.read_text())))  # by something else, without line breaks
+    with pytest.raises(OutputError, match=r"samples\.json is too large.* The images beside it were left as they are\."):
+        sample_into(tmp_path)
+    monkeypatch.undo()
+    assert sample_into(tmp_path)["images"][:3] == whole["images"]
+    for damaged in ('{\n  "toolkit": "0',  '{}', '{"images": 3}', '{\n  "images": ['):
+        file.write_text(damaged)
+        with pytest.raises(OutputError, match=r"samples\.json is damaged.* were left as they are|made with other settings"):
+            sample_into(tmp_path)
+
+
 # --- too few real images
 
 
