@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
 from ..runtime import DTYPES, Adam, distributed
-from ..storage import RunFolder, load_checkpoint, prepare_folder, save_tensors, write_json
-from .config import FitConfig, RunConfig, differences, merge
+from ..storage import RunFolder, check_value, load_checkpoint, prepare_folder, save_tensors, write_json
+from .config import FitConfig, RunConfig, differences, merge, validate
 from .same_run import IGNORED_ON_RESUME, require_same_run
 
 BEFORE = {
@@ -67,6 +68,32 @@ def as_begun(config: RunConfig, folder: RunFolder) -> RunConfig:
     stored = distributed.from_main((folder.config or {}).get("dtype") if distributed.is_main() else None)
     # A damaged one is left to ``open_run``, which says what differs.
     return config.model_copy(update={"dtype": stored}) if stored in list(DTYPES) else config
+
+
+def stored_config(folder: RunFolder) -> RunConfig | None:
+    """What the run of a folder was begun with; None for a folder without one.
+
+    Raises:
+        CheckpointError: its config.json is damaged, or does not fit this version.
+    """
+    stored = folder.config
+    if stored is None:
+        return None
+    try:
+        return validate(merge(BEFORE, stored))
+    except ConfigError as error:
+        file = folder.path / "config.json"
+        raise CheckpointError(f"{file} does not fit this version of adanat-toolkit: {error}") from None
+
+
+class _Epsilon(BaseModel):
+    adam_epsilon: float
+
+
+class _Begun(BaseModel):
+    """What of a stored configuration a resumed run goes by; the rest is compared."""
+
+    ppo: _Epsilon
 
 
 def settle(folder: RunFolder, found: Found) -> None:
@@ -121,9 +148,16 @@ def _read(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None])
                 raise CheckpointError(f"{folder.path} has {what} but no config.json; choose another --out.")
         return Found(config.ppo.adam_epsilon, 0, None, config.model_dump(mode="json"))
     complete = merge(BEFORE, stored)
+    begun: _Begun = check_value(
+        complete,
+        _Begun,
+        where=str(folder.path / "config.json"),
+        error=CheckpointError,
+        remedy="Restore it or choose another --out.",
+    )
     epsilon = config.ppo.adam_epsilon
     if "adam_epsilon" not in config.ppo.model_fields_set:  # nobody asked for another one: as it was begun
-        epsilon = float(complete["ppo"]["adam_epsilon"])
+        epsilon = begun.ppo.adam_epsilon
     config = with_epsilon(config, epsilon)
     saved = folder.checkpoints()
     tensors: dict[str, Tensor] | None = None

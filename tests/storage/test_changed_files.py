@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from adanat_toolkit.commands.headroom import reward_for
 from adanat_toolkit.commands.sample_folder import sample_to_folder
 from adanat_toolkit.compare import Comparison, configure, write_report
 from adanat_toolkit.compare.cells import CellFiles, read_report
@@ -32,7 +33,8 @@ from adanat_toolkit.registry import parse_override
 from adanat_toolkit.report import Settings, make_report
 from adanat_toolkit.sampling import seed_range
 from adanat_toolkit.storage import RunFolder, card_digest, load_checkpoint
-from adanat_toolkit.training import resolve, validate
+from adanat_toolkit.training import load_judge, resolve, validate
+from adanat_toolkit.training.checkpoint import open_run
 
 from ..helpers.mutations import (
     EXAMPLES,
@@ -156,6 +158,51 @@ def test_checkpoint(run: Path) -> None:
             survives(f"checkpoint {name}", lambda: load_checkpoint(folder))
 
     check()
+
+
+def _readers_of_settings(run: Path) -> dict[str, Callable[[], Any]]:
+    generator = TinyWithData()
+    config = validate(json.loads((run / "config.json").read_text()))
+    return {
+        "judge": lambda: load_judge(run, generator),
+        "headroom": lambda: reward_for(None, str(run), generator=generator, real=generator.real_images()),
+        "resume": lambda: open_run(RunFolder(run), config, {}),
+    }
+
+
+def test_settings_of_a_run(run: Path) -> None:
+    file, readers = run / "config.json", _readers_of_settings(run)
+    whole = file.read_text()
+
+    @settings
+    @given(st.sampled_from(sorted(readers)), st.data())
+    def check(reader: str, data: st.DataObject) -> None:
+        text = data.draw(st.one_of(changed_json(whole), changed_json(whole), changed_bytes(whole.encode())))
+        with Changed(file, text):
+            survives(f"{reader} config.json", readers[reader])
+
+    check()
+
+
+STRANGE_SETTINGS: tuple[dict[str, Any], ...] = (
+    {"reward": None},
+    {"reward": 3},
+    {"reward": {"name": "contrast", "options": [1]}},
+    {"reward": {"name": 3, "options": {}}},
+    {"ppo": 3},
+    {"ppo": {"adam_epsilon": None}},
+    {"ppo": {"adam_epsilon": "x"}},
+)
+"""By readers of the code, not by chance."""
+
+
+@pytest.mark.parametrize("strange", STRANGE_SETTINGS)
+def test_settings_of_a_stranger_are_checked(strange: dict[str, Any], run: Path) -> None:
+    readers = _readers_of_settings(run)
+    with Changed(run / "config.json", json.dumps(json.loads((run / "config.json").read_text()) | strange)):
+        for name, read in readers.items():
+            told = survives(f"{name} config.json", read)
+            assert told is not None and str(run) in told, (name, told)
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
