@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from ..errors import CheckpointError, ConfigError
 from ..evaluation import RESULT, read_evaluation
-from ..storage import Card, RunFolder, card_digest, read_card, read_rows
+from ..policies.folder import PolicyCard
+from ..storage import RunFolder, card_digest, read_card, read_rows
 from ..training import RunConfig, alarms, validate
 
 REQUIRED = ("trajectories", "reward/mean", "reward/std")
@@ -125,22 +124,12 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-class _MadeFor(BaseModel):
-    name: str
-
-
-class _Card(Card):
-    """What a report needs of policy.json; ``load_policy`` reads all of it."""
-
-    generator: _MadeFor
-
-
 def _card(path: Path) -> dict[str, Any] | None:
     folder = RunFolder(path).policy
     file = folder / "policy.json"
     if not os.path.lexists(file):
         return None
-    return read_card(folder, "policy", _Card)
+    return read_card(folder, "policy", PolicyCard)
 
 
 def _evaluation(path: Path, card: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:

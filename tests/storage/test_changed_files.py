@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,35 @@ class Changed:
 REPORTED = ("config.json", "metrics.jsonl", "policy/policy.json", "evaluation/evaluation.json")
 
 
+def judged(run: Path, text: bytes | str) -> str:
+    """The stored evaluation as one of the policy whose card this is; as it is where it is no card."""
+    facts = json.loads((run / REPORTED[3]).read_text())
+    with suppress(ValueError, RecursionError):
+        card = json.loads(text)
+        if isinstance(card, dict):
+            facts["policies"][0]["card"] = card
+    return json.dumps(facts)
+
+
+STRANGE_CARDS: tuple[dict[str, Any], ...] = (
+    {"training": 5},
+    {"training": {"reads": 5}},
+    {"training": None},
+    {"generator": {"name": 3}},
+    {"options": []},
+)
+"""By readers of the code, not by chance."""
+
+
+@pytest.mark.parametrize("strange", STRANGE_CARDS)
+def test_the_card_of_a_stranger_is_checked(strange: dict[str, Any], run: Path, tmp_path: Path) -> None:
+    card = run / "policy" / "policy.json"
+    text = signed(json.dumps(json.loads(card.read_text()) | strange))
+    with Changed(card, text), Changed(run / REPORTED[3], judged(run, text)):
+        told = survives("report policy.json", lambda: make_report([run], tmp_path / "r.html", Settings(pictures=False)))
+    assert told is not None and str(card) in told, told
+
+
 @pytest.mark.parametrize("name", REPORTED)
 def test_report(name: str, run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     out = tmp_path_factory.mktemp("out") / "out.html"
@@ -105,7 +135,8 @@ def test_report(name: str, run: Path, tmp_path_factory: pytest.TempPathFactory) 
         text: bytes | str = data.draw(st.one_of(change, change, changed_bytes(whole.encode())))
         if name == "policy/policy.json" and isinstance(text, str):
             text = signed(text)
-        with Changed(run / name, text):
+        more = judged(run, text) if name == "policy/policy.json" and data.draw(st.booleans()) else None
+        with Changed(run / name, text), nullcontext() if more is None else Changed(run / REPORTED[3], more):
             told = survives(f"report {name}", lambda: make_report([run], out, Settings(pictures=False)))
         assert told is None or str(run) in told, told
 
