@@ -123,6 +123,27 @@ def test_the_card_of_a_stranger_is_checked(strange: dict[str, Any], run: Path, t
     assert told is not None and str(card) in told, told
 
 
+STRANGE_ROWS = (
+    '"trajectories": Infinity',
+    '"trajectories": NaN',
+    '"trajectories": -1',
+    '"trajectories": 1e300',
+    '"trajectories": null',
+    '"reward/std": null',
+)
+"""By readers of the code, not by chance."""
+
+
+@pytest.mark.parametrize("strange", STRANGE_ROWS)
+def test_the_rows_of_a_stranger_are_checked(strange: str, run: Path, tmp_path: Path) -> None:
+    file = run / "metrics.jsonl"
+    first, *rest = file.read_text().splitlines()
+    row = {key: value for key, value in json.loads(first).items() if f'"{key}"' not in strange}
+    with Changed(file, "\n".join([json.dumps(row)[:-1] + f", {strange}}}", *rest]) + "\n"):
+        told = survives("report metrics.jsonl", lambda: make_report([run], tmp_path / "r.html", Settings(pictures=False)))
+    assert told is not None and f"row 1 of {file}" in told, told
+
+
 @pytest.mark.parametrize("name", REPORTED)
 def test_report(name: str, run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     out = tmp_path_factory.mktemp("out") / "out.html"
@@ -390,6 +411,14 @@ def test_an_array_larger_than_its_file(tmp_path: Path) -> None:
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 
+STRANGE_KNOBS: tuple[dict[str, Any], ...] = (
+    {"names": [], "mean": [[]], "low": [[]], "high": [[]]},
+    {"names": ["guidance"], "mean": [], "low": [], "high": []},
+    {"names": ["guidance"], "mean": [[]], "low": [[]], "high": [[]]},
+    {},
+)
+
+
 def test_comparisons(plugins: None, tmp_path_factory: pytest.TempPathFactory) -> None:
     out = tmp_path_factory.mktemp("compare")
     base = {"generator": {"name": "tiny"}, "batch": 16, "trajectories": 32, "device": "cpu", "evaluate_every": 1}
@@ -441,3 +470,9 @@ def test_comparisons(plugins: None, tmp_path_factory: pytest.TempPathFactory) ->
             assert told is None or told.startswith("cannot reuse"), told
 
     check()
+    facts = json.loads(report.read_text())
+    for strange in STRANGE_KNOBS:  # by readers of the code, not by chance
+        cells = [{**cell, "knobs": strange} for cell in facts["cells"]]
+        with Changed(report, json.dumps({**facts, "cells": cells})):
+            told = survives("compare --reuse", lambda: read_report(out))
+        assert told is not None and told.startswith("cannot reuse"), (strange, told)
