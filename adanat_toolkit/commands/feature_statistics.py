@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core import FeatureExtractor, ImageSource, Labelled
+import torch
+
+from ..core import FeatureExtractor, Generator, ImageSource, Labelled
 from ..errors import DataError, OutputError
 from ..images import ClassCounts
 from ..metrics import shared_statistics
@@ -19,15 +21,25 @@ from .prepare_data import require_safetensors
 
 @float32_by_default()
 def write_statistics(
-    extractor: FeatureExtractor, real: ImageSource, file: Path, *, progress: Callable[[int, int], None] | None = None
+    extractor: FeatureExtractor,
+    real: ImageSource,
+    file: Path,
+    *,
+    generator: Generator,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Write the mean and scatter of real images' features (see ``metrics.FeatureStatistics``), and how many images are of
-    each class.
+    """Write the mean and scatter of real images' features (see ``metrics.FeatureStatistics``), the size of the images, and
+    how many are of each class.
 
     All processes call it; the main one writes.
 
+    Args:
+        real: at least 2 images. generator: what they were opened for. Where it has no classes, their labels are positions of
+            folders, which are nobody's classes and are not kept.
+        progress: called with (images done, images in all).
+
     Returns:
-        ``file``, ``images``, ``protocol`` and ``data``; empty but in the main process.
+        ``file``, ``images``, ``image_size`` (H, W in pixels), ``protocol`` and ``data``; empty but in the main process.
 
     Raises:
         ConfigError: not a .safetensors name. DataError: a single image. OutputError: the file cannot be written.
@@ -42,7 +54,9 @@ def write_statistics(
     statistics = shared_statistics(extractor, real, progress=progress)
     if statistics is None:
         return {}
-    labels = real.labels if isinstance(real, Labelled) else None
+    height, width = real.images(torch.zeros(1, dtype=torch.int64)).shape[-2:]
+    statistics = statistics.taken_at((height, width))
+    labels = real.labels if isinstance(real, Labelled) and generator.context_kind == "class" else None
     if labels is not None:  # which classes images are held against
         statistics = replace(statistics, card={**statistics.card, "classes": ClassCounts.write(labels)})
     temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp.safetensors")
@@ -55,6 +69,7 @@ def write_statistics(
     return {
         "file": str(file),
         "images": statistics.count,
+        "image_size": [height, width],
         "protocol": statistics.protocol,
         "data": statistics.data,
     }

@@ -41,6 +41,7 @@ from ..runtime import CPU_CHUNK, MicroBatch, float32_by_default, may_go_side_by_
 from ..sampling import begin, embed, explored_by, mean_action
 from ..storage import RunFolder, load_checkpoint, prepare_folder, write_file, write_json
 from ..training import PPOConfig
+from ..training.checkpoint import stored_config
 from ..training.judge import reward_state
 from ..training.objects import name_of
 from ..training.scoring import score
@@ -441,14 +442,14 @@ def reward_for(
         CheckpointError: the run is damaged. PluginError, WeightsError, DataError: see ``create_reward``.
     """
     folder = None if policy is None else RunFolder(Path(policy))
-    stored = None if folder is None else folder.config
-    run_name = None if stored is None else str(stored["reward"]["name"])
+    stored = None if folder is None else stored_config(folder)
+    run_name = None if stored is None else stored.reward.name
     chosen, options = name or run_name or DEFAULT_REWARD, {}
     from_run = stored is not None and chosen == run_name
     kind = reward_class(RewardSpec.parse(chosen))[0]
     if from_run:
         assert stored is not None
-        options = stored["reward"]["options"]
+        options = stored.reward.options
         named = not_followed(kind.Options, options)
         if named:
             raise ConfigError(

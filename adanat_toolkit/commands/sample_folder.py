@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,25 @@ from ..images import GRID_LIMIT, grid, read_facts, read_png, write_png
 from ..registry import toolkit_version
 from ..runtime import distributed, dtype_name, float32_by_default
 from ..sampling import Edit, Refinement, Samples, Start, begin, edit, sample, start_of_edit
-from ..storage import MIB, holds_files, prepare_folder, read_document, write_json
+from ..storage import (
+    MAX_DOCUMENT,
+    MIB,
+    holds_files,
+    parse_document,
+    prepare_folder,
+    read_document,
+    read_head,
+    write_file,
+    write_json,
+)
 from ..training import differences
 
 LIST = "samples.json"
 GRID = "grid.png"
+IMAGES = b'\n  "images": ['
+"""Where the rows of a list begin. What is before is all that is read: a row an image and a number a step know no bound."""
 MOST_LIST = 256 * MIB
-"""Bytes of a list: of some 100,000 images."""
+"""Bytes of a list that something else wrote anew, so that it is read whole."""
 
 
 class Row(BaseModel):
@@ -192,7 +205,7 @@ def _write_image(folder: Path, part: Samples, position: int, names: Sequence[str
 
 def _finish(folder: Path, settings: dict[str, Any], seeds: Tensor, size: tuple[int, int]) -> None:
     """The list and the grid, when all images are there."""
-    write_json(folder / LIST, {**settings, "images": _rows(folder)})
+    write_file(folder / LIST, _list(folder, settings))
     shown = [read_png(folder / image_name(seed), size) for seed in seeds[:GRID_LIMIT].tolist()]
     write_png(folder / GRID, grid(torch.stack(shown)))
 
@@ -229,10 +242,7 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
     listing = folder / LIST
     if not listing.exists():
         raise OutputError(f"{folder} is not empty and has no {LIST}; choose another --out. Nothing was changed.")
-    remedy = "Remove it with its folder, or choose another --out."
-    stored: dict[str, Any] = read_document(listing, dict[str, Any], error=OutputError, limit=MOST_LIST, remedy=remedy)
-    if not isinstance(stored.pop("images", None), list):
-        raise OutputError(f"{listing} is damaged: it lists no images. {remedy}")
+    stored = _stored_settings(listing)
     # JSON has no tuples: compare what would be written.
     changed = differences(stored, json.loads(json.dumps(settings)))
     if changed:
@@ -240,6 +250,25 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
         raise OutputError(
             f"{folder} holds images made with other settings ({shown}); choose another --out. Nothing was changed."
         )
+
+
+def _stored_settings(listing: Path) -> dict[str, Any]:
+    """The head of a list, see :func:`folder_settings`.
+
+    Raises:
+        OutputError: it cannot be read, or is no such list.
+    """
+    remedy = "Restore it, or choose another --out. The images beside it were left as they are."
+    head, found, _ = read_head(listing, MAX_DOCUMENT, error=OutputError, remedy=remedy).partition(IMAGES)
+    stored: dict[str, Any]
+    if found:
+        text = head + IMAGES + b"]}"
+        stored = parse_document(text, dict[str, Any], where=str(listing), error=OutputError, remedy=remedy)
+    else:
+        stored = read_document(listing, dict[str, Any], error=OutputError, limit=MOST_LIST, remedy=remedy)
+    if not isinstance(stored.pop("images", None), list):
+        raise OutputError(f"{listing} is damaged: it lists no images. {remedy}")
+    return stored
 
 
 def _missing(folder: Path, seeds: Tensor, context: Context) -> list[int]:
@@ -281,15 +310,21 @@ def _row(part: Samples, position: int, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    """Rows of all images in the folder, by seed."""
-    rows = [row for path in folder.glob("*.png") if (row := _own_row(path)) is not None]
-    return sorted(rows, key=lambda row: row["seed"])
+def _list(folder: Path, settings: dict[str, Any]) -> Iterator[bytes]:
+    """The list in parts: the settings, then a line an image, by seed, of which one is in memory at a time."""
+    yield json.dumps({**settings, "images": []}, indent=2).encode().removesuffix(b"]\n}")
+    separator = "\n    "
+    for seed in sorted({int(path.stem) for path in folder.glob("*.png") if re.fullmatch("[0-9]{6,19}", path.stem)}):
+        row = _own_row(folder / image_name(seed))
+        if row is not None:
+            yield f"{separator}{json.dumps(row)}".encode()
+            separator = ",\n    "
+    yield b"\n  ]\n}\n"
 
 
 def _own_row(path: Path) -> dict[str, Any] | None:
     """An image's row; None for what was made by something else, and for a copy, which holds the row of its original."""
     row = None if path.name == GRID else read_facts(path, Row)
-    if row is None or row["file"] != path.name:
+    if row is None or not row["file"] == path.name == image_name(row["seed"]):
         return None
     return row

@@ -94,7 +94,7 @@ class StoredResult(_Stored):
 
     @model_validator(mode="after")
     def _whole(self) -> StoredResult:
-        if self.evaluation is not None and not self.knobs.mean:
+        if self.evaluation is not None and not (self.knobs.names and self.knobs.mean):
             raise ValueError("an evaluated cell has knobs")
         return self
 

@@ -102,7 +102,8 @@ def real_side(generator: Generator, path: str | None, extractor: FeatureExtracto
             ``sigma``, which does not name its protocol: it is taken to be the extractor's.
 
     Raises:
-        DataError: there is nothing, it cannot be used, or the statistics are of another protocol.
+        DataError: there is nothing, it cannot be used, or the statistics are of another protocol or of images of another
+            size.
     """
     if path is None or not is_statistics(path):
         return require_real_images(generator, path)
@@ -118,12 +119,13 @@ def real_side(generator: Generator, path: str | None, extractor: FeatureExtracto
             remedy = f"they were made with other weights of {own[0]}"
         else:
             remedy = "no protocol that is installed fits them"
-        again = "adanat stats" + "".join(f" --features {name}" for name in own)
+        again = f"adanat stats --generator {generator.name}" + "".join(f" --features {name}" for name in own)
         what = f"statistics of {statistics.protocol}" if named else "statistics"
         raise DataError(
             f"{path} holds {what} ({width} features), and the images are judged by {extractor.protocol} "
             f"({extractor.feature_dim} features): {remedy}, or make them again with {again}."
         )
+    statistics.require_size(generator, path)
     return Reference(statistics)
 
 

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +30,23 @@ from ..storage import HEAD, not_the_file, read_bytes, read_head
 
 Progress = Callable[[int, int], None]
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe", ".avif"})
+_READ = ".png .apng .jpg .jpeg .jfif .jpe .webp .bmp .gif .tif .tiff .avif .ppm .pgm .pbm .pnm"
+EXTENSIONS = frozenset(_READ.split())
+"""Endings of images that are read, in small letters."""
+# Texts and tables, arrays and weights, programs, archives and checksums, films and sounds, notes of programs.
+_BESIDE = """
+.txt .md .rst .html .htm .css .pdf .rtf .doc .docx .log .nfo .bib .tex .url .webloc .license
+.json .jsonl .ndjson .csv .tsv .xml .yaml .yml .toml .ini .cfg .xls .xlsx .ods .parquet .arrow .lst .names .sql .db
+.sqlite .npy .npz .mat .pt .pth .ckpt .pkl .pickle .safetensors .h5 .hdf5 .onnx .mdb .tfrecord .tfrecords
+.py .ipynb .sh .bat .ps1 .c .cpp .h .m .js .lua
+.zip .tar .gz .tgz .bz2 .xz .7z .rar .zst .md5 .sha1 .sha256 .sha512 .crc .sfv .torrent
+.mp4 .mov .avi .mkv .webm .mp3 .wav .flac .ogg .m4a
+.xmp .aae .caption .captions .prompt .tag .tags .label .labels .srt .vtt .lnk .desktop
+"""
+BESIDE = frozenset(_BESIDE.split())
+"""Endings of what lies beside images and is none."""
+SIGNATURE = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|....ftyp(avi|hei|mif)", re.DOTALL)
+"""How images begin."""
 PREPROCESSING = "exif orientation, white background, centred crop, PIL bicubic antialiased"
 LARGEST = 2**30
 """Bytes of one file that are read: a small zip may declare terabytes."""
@@ -112,6 +128,32 @@ class ImageFiles:
             raise
         except Exception as error:  # zipfile and its decompressors raise a dozen kinds for a damaged member
             raise DataError(f"{name} in {self.path} cannot be read ({_reason(error)}); repair or remove it.") from error
+
+    def not_read(self) -> list[str]:
+        """Names of what may be an image, and has no ending of those that are read: a set would be smaller without a word.
+
+        A file without an ending is one where it begins as images do.
+        """
+        found = []
+        for name in self.sizes:
+            ending = PurePosixPath(name).suffix.lower()
+            if ending in EXTENSIONS or ending in BESIDE:
+                continue
+            if re.fullmatch(r"\.\w{1,8}", ending) or SIGNATURE.match(self._head(name)):
+                found.append(name)
+        return found
+
+    def _head(self, name: str) -> bytes:
+        """The first bytes of a file, none of one that cannot be read."""
+        member = self.members[name]
+        if isinstance(member, Path):
+            with contextlib.suppress(DataError):
+                return read_head(member, HEAD, error=DataError)
+            return b""
+        assert self.archive is not None
+        with contextlib.suppress(Exception), self.archive.open(member) as handle:  # as for ``read``
+            return handle.read(HEAD)
+        return b""
 
     def checksum(self, name: str) -> bytes:
         member = self.members[name]

@@ -11,7 +11,8 @@ What ``--data PATH`` accepts, folder or ``.zip`` (``image_files`` says how an im
 - any of these inside a single folder, as zips are often made.
 
 Linked folders are entered. What begins with a dot is not looked at. Without a ``metadata.jsonl``, tables of other forms
-(``metadata.csv``, ``dataset.json``) and images of kinds that are not read (HEIC, camera files) are refused.
+(``metadata.csv``, ``dataset.json``) are refused, and so is every file that may be an image of a kind that is not read (HEIC,
+camera files): all but the endings of ``files.BESIDE``, which are known to be no images.
 """
 
 from __future__ import annotations
@@ -40,8 +41,6 @@ MEMORY_LIMIT = 2**30
 _HASHED_FILES = 256
 TABLES = frozenset({"metadata.jsonl", "metadata.csv", "metadata.json", "metadata.parquet", "dataset.json"})
 """What says of images which class or caption they have (Hugging Face, StyleGAN, EDM), in small letters."""
-UNREAD = frozenset({".heic", ".heif", ".jxl", ".jp2", ".tga", ".psd", ".dng", ".cr2", ".nef", ".arw", ".exr"})
-"""Images of which a set would be silently smaller."""
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------
@@ -368,10 +367,11 @@ def _read_listing(
         raise DataError(f"{files.path} {what}; give a folder or zip with images ({', '.join(sorted(EXTENSIONS))}).")
     if "metadata.jsonl" in files.sizes:
         return files, _from_metadata(files)
-    unread = [n for n in files.sizes if PurePosixPath(n).suffix.lower() in UNREAD]
+    unread = files.not_read()
     if unread:
         raise DataError(
-            f"{files.path} has {_some(unread, 'image')} of kinds that are not read; save them as PNG, or move them away."
+            f"{files.path} has {_some(unread, 'file')} that may be images of kinds that are not read; save them as PNG, or "
+            "move them away."
         )
     flat = [n for n in images if "/" not in n]
     if len(flat) == len(images):

@@ -14,11 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..core import Generator
 from ..errors import DataError
-from ..storage import HEAD, not_the_file, read_head
+from ..storage import HEAD, not_the_file, read_head, shortened
 
 INDEFINITE = 1e-3
 """Share of a covariance's largest eigenvalue below which a negative one is rounding, also of published float32 files."""
+IMAGE_SIZE = "image_size"
+"""Entry of a card: the pixels of the images, ``HxW``."""
 CHUNK = 16_384
 """Samples that are in float64 at once: 0.27 GB for the 2,048 features of InceptionV3 (docs/results/metrics_memory.md)."""
 
@@ -117,6 +120,23 @@ class FeatureStatistics:
             )
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
+    def taken_at(self, size: tuple[int, int]) -> FeatureStatistics:
+        """The same, with the images' (H, W) in pixels on the card."""
+        return replace(self, card={**self.card, IMAGE_SIZE: _shown(size)})
+
+    def require_size(self, generator: Generator, file: str | Path) -> None:
+        """Nothing is said of files that do not name the size: older ones, and published ones.
+
+        Raises:
+            DataError: the statistics are of images of another size than the generator makes.
+        """
+        found, own = self.card.get(IMAGE_SIZE), _shown(generator.image_size)
+        if found is not None and found != own:
+            raise DataError(
+                f"{file} holds statistics of images of {shortened(found)[1:-1]} pixels, and {generator.name} makes images of "
+                f"{own}: a resize changes the features. Make them again with `adanat stats --generator {generator.name}`."
+            )
+
     def save(self, path: str | Path) -> None:
         """Write a ``.safetensors`` file whose metadata hold count, protocol, data fingerprint and card."""
         from safetensors.torch import save_file
@@ -149,6 +169,10 @@ class FeatureStatistics:
             return cls(None, mean, covariance, protocol, path.name, {"source": path.name})
         about, mean, scatter = read_statistics(path)
         return cls(about.count, mean, scatter, about.protocol, about.data, about.card)
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:

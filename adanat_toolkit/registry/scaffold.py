@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from importlib import metadata, util
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
 from ..errors import ConfigError, OutputError, PluginError, nearest
 from ..storage import holds_files, prepare_folder, write_file
-from .discovery import GROUPS, discover
+from .discovery import FIRST_PARTY, GROUPS, discover
 from .version import toolkit_version
 
 KINDS = ("generator", "reward", "policy")
@@ -87,7 +89,8 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> Path:
         The folder.
 
     Raises:
-        ConfigError: the name or the kind does not fit. PluginError: an installed plug-in of the kind has the name.
+        ConfigError: the name or the kind does not fit. PluginError: an installed plug-in of the kind has the name, or
+            something installed has the module or the distribution that the project would make.
         OutputError: the folder is not empty or cannot be written.
     """
     if kind not in KINDS:
@@ -97,6 +100,8 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> Path:
     taken = [plugin for plugin in discover(kind) if plugin.name == name]
     if taken:
         raise PluginError(f"{taken[0].distribution} already has a {kind} {name!r}; choose another name.")
+    module = f"adanat_{name.replace('-', '_')}"
+    _refuse_taken(name, module)
     target = folder or Path(f"adanat-{name}")
     if target.exists() and (not target.is_dir() or holds_files(target)):
         raise OutputError(f"{target} exists and is not empty; give another --out.")
@@ -104,7 +109,7 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> Path:
         "name": name,
         "kind": kind,
         "group": GROUPS[kind],
-        "module": f"adanat_{name.replace('-', '_')}",
+        "module": module,
         "class_name": "".join(part.capitalize() for part in name.split("-")) + kind.capitalize(),
         "version": toolkit_version(),
         "colours": "12",
@@ -120,3 +125,22 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> Path:
     }.items():
         write_file(target / path, Template(text).substitute(values))
     return target
+
+
+def _refuse_taken(name: str, module: str) -> None:
+    """
+    Raises:
+        PluginError: ``pip install`` of the project would replace a distribution that is there, or hide a module.
+    """
+    distribution = f"adanat-{name}"
+    there = distribution == FIRST_PARTY
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        there = there or bool(metadata.version(distribution))
+    found = None
+    with contextlib.suppress(ValueError):  # a module that is loaded and does not say from where
+        found = util.find_spec(module)
+    if there or (found is not None and found.origin is not None):  # a folder of that name is no module
+        what = f"distribution {distribution!r}" if there else f"module {module!r}"
+        raise PluginError(
+            f"the {what} is installed already, and the project would replace it; choose another name than {name!r}."
+        )

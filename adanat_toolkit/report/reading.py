@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ..errors import CheckpointError, ConfigError
 from ..evaluation import RESULT, read_evaluation
-from ..storage import Card, RunFolder, card_digest, read_card, read_rows
+from ..policies.folder import PolicyCard
+from ..storage import RunFolder, card_digest, check_value, read_card, read_rows
 from ..training import RunConfig, alarms, validate
 
-REQUIRED = ("trajectories", "reward/mean", "reward/std")
-"""Numbers that every row of metrics has."""
 EVALUATION = "evaluation"
 """Folder in a run folder where ``adanat publish`` and the report look for the result of ``adanat evaluate --out``."""
 
@@ -112,27 +111,21 @@ def _what(path: Path) -> str:
     return "holds no config.json"
 
 
+class _Row(BaseModel):
+    """What every row of a run has; a run that diverged may have NaN and infinity in its figures."""
+
+    trajectories: float = Field(ge=0, le=2**53, allow_inf_nan=False)
+    mean: float = Field(alias="reward/mean")
+    std: float = Field(alias="reward/std")
+
+
 def _rows(file: Path) -> list[dict[str, Any]]:
     """All rows of a metrics.jsonl (see :func:`runs.read_rows`), each with the numbers that every row of a run has."""
     rows = read_rows(file)
+    remedy = "Nothing was changed; restore the file, or remove the line."
     for number, row in enumerate(rows, start=1):
-        missing = [key for key in REQUIRED if row.get(key) is None]
-        if missing:
-            raise CheckpointError(
-                f"{file} is damaged: row {number} has no number {missing[0]!r}, as every row of a run has. Nothing was "
-                "changed; restore the file, or remove the line."
-            )
+        check_value(row, _Row, where=f"row {number} of {file}", error=CheckpointError, remedy=remedy)
     return rows
-
-
-class _MadeFor(BaseModel):
-    name: str
-
-
-class _Card(Card):
-    """What a report needs of policy.json; ``load_policy`` reads all of it."""
-
-    generator: _MadeFor
 
 
 def _card(path: Path) -> dict[str, Any] | None:
@@ -140,7 +133,7 @@ def _card(path: Path) -> dict[str, Any] | None:
     file = folder / "policy.json"
     if not os.path.lexists(file):
         return None
-    return read_card(folder, "policy", _Card)
+    return read_card(folder, "policy", PolicyCard)
 
 
 def _evaluation(path: Path, card: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:

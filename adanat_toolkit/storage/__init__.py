@@ -1,7 +1,17 @@
 """What lies on disk: files that are whole or absent, run folders, the hub."""
 
 from .content import HEAD, content_hash, holds_files, not_the_file
-from .documents import MIB, check_value, parse_document, read_bytes, read_document, read_head, regular_file, shortened
+from .documents import (
+    MAX_DOCUMENT,
+    MIB,
+    check_value,
+    parse_document,
+    read_bytes,
+    read_document,
+    read_head,
+    regular_file,
+    shortened,
+)
 from .files import (
     Card,
     card_digest,
@@ -25,6 +35,7 @@ from .yaml_documents import MAX_YAML, parse_yaml, read_yaml_document
 
 __all__ = [
     "HEAD",
+    "MAX_DOCUMENT",
     "MAX_YAML",
     "MIB",
     "POLICY_FILES",

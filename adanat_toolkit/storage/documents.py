@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import os
 import stat
 from collections import Counter
 from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeVar, cast
+from typing import Any, BinaryIO, Generic, NoReturn, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -173,36 +175,56 @@ def read_document(
     return cast(T, parse_document(data, schema, where=_name(path), error=error, remedy=remedy))
 
 
+@dataclass(frozen=True)
+class Line(Generic[T]):
+    """A line of a file of JSON lines: its number, from 1; its bytes, with the line break where it has one; its value."""
+
+    number: int
+    data: bytes
+    value: T
+
+
 def read_lines(
     path: str | os.PathLike[str],
     schema: type[T] | Any,
     *,
     error: type[AdaNATError],
-    limit: int = 16 * MAX_DOCUMENT,
+    longest: int = MAX_DOCUMENT,
     remedy: str = REMEDY,
     cut_end: bool = False,
     finite: bool = True,
-) -> list[tuple[int, T]]:
-    """The values of a file of JSON lines with the numbers of their lines, from 1; empty lines are left out.
+) -> Iterator[Line[T]]:
+    """The lines of a file of JSON lines, one in memory at a time; empty lines are left out.
 
     Args:
+        longest: bytes of a line. The file itself has no bound: who keeps what the lines hold sets one.
         cut_end: leave out a last line that has no line break and is no JSON (the writer was killed while writing it).
         finite: see :func:`parse_document`.
 
     Raises:
-        error: as :func:`read_document`; the message names the line.
+        error: as :func:`read_document`, when the line is come to; the message names the line.
     """
-    lines = read_bytes(path, error=error, limit=limit, remedy=remedy).split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_bounded_lines(path, longest, error=error, remedy=remedy), 1):
         if not line.strip():
             continue
-        if cut_end and number == len(lines) and not _is_json(line):
+        if cut_end and not line.endswith(b"\n") and not _is_json(line):
             break
         where = f"line {number} of {_name(path)}"
         value = parse_document(line, schema, where=where, error=error, remedy=remedy, finite=finite)
-        rows.append((number, cast(T, value)))
-    return rows
+        yield Line(number, line, cast(T, value))
+
+
+def _bounded_lines(
+    path: str | os.PathLike[str], longest: int, *, error: type[AdaNATError], remedy: str
+) -> Iterator[bytes]:
+    with regular_file(path, error=error, limit=MAX_FILE, remedy=remedy) as (handle, _):
+        for number in itertools.count(1):
+            line = handle.readline(longest + 1)
+            if len(line) > longest:
+                raise _Unreadable(f"is too large: line {number} has more than {longest:,} bytes")
+            if not line:
+                return
+            yield line
 
 
 def _name(path: str | os.PathLike[str]) -> str:

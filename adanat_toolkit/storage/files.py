@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,15 +24,16 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import CheckpointError, InUseError, OutputError, ReplacedError
-from .documents import MIB, check_value, read_bytes, read_document, read_lines, shortened, was_missing
+from .documents import MIB, Line, check_value, read_bytes, read_document, read_lines, shortened, was_missing
 from .replace import again_if_replaced, gave_way, replace_folder
 from .tensors import TensorFacts, read_header
 
 FORMAT = 2
 OLD_FORMAT = 1
 """Without a digest: whatever the card says is checked for sense alone."""
-MOST_METRICS = 64 * MIB
-"""Bytes of a metrics.jsonl: some 30,000 iterations with many figures."""
+MOST_METRICS = 4096 * MIB
+"""Bytes of a metrics.jsonl whose rows are held all at once: 300,000 iterations at T = 32, which log 13 kB each. A run writes
+and resumes without a bound."""
 
 
 class Card(BaseModel):
@@ -135,32 +135,34 @@ def held(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_file(path: Path, data: bytes | str, *, parents: bool = True) -> None:
+def write_file(path: Path, data: bytes | str | Iterable[bytes], *, parents: bool = True) -> None:
     """Write beside and rename; the old file stays whole until the new one is.
 
     Args:
+        data: parts are written one after the other, and may be read from the old file.
         parents: make the folder it belongs in where there is none.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written.
     """
     # A path on the command line may have bytes that are no text; they are shown as such.
-    payload = data.encode(errors="backslashreplace") if isinstance(data, str) else data
+    whole = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as handle:
-            handle.write(payload)
+            handle.writelines((whole,) if isinstance(whole, bytes) else whole)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}. Nothing was lost; free space and run again."
         ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -314,8 +316,8 @@ Row = Annotated[dict[str, Any], AfterValidator(_row)]
 """What a line of metrics.jsonl holds: numbers by name (a run that diverged has NaN among them), and ``alarms``."""
 
 
-def read_rows(file: Path, *, rising: bool = True) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, none where there is no file; a last line cut off by a kill is ignored.
+def each_row(file: Path, *, rising: bool = True) -> Iterator[Line[dict[str, Any]]]:
+    """The lines of a metrics.jsonl, one at a time, none where there is no file; a last one cut off by a kill is left out.
 
     Args:
         rising: refuse rows that stand twice or out of order.
@@ -324,15 +326,31 @@ def read_rows(file: Path, *, rising: bool = True) -> list[dict[str, Any]]:
         CheckpointError: an earlier line is damaged or no row of a run, or out of its place; or the file cannot be read.
     """
     if not os.path.lexists(file):
-        return []
-    remedy = "Nothing was changed; restore the file, or remove the line."
-    lines: list[tuple[int, dict[str, Any]]] = read_lines(
-        file, Row, error=CheckpointError, limit=MOST_METRICS, remedy=remedy, cut_end=True, finite=False
-    )
-    for (_, before), (number, row) in itertools.pairwise(lines):
-        if rising and row["iteration"] <= before["iteration"]:
+        return
+    remedy, last = "Nothing was changed; restore the file, or remove the line.", 0
+    for line in read_lines(file, Row, error=CheckpointError, remedy=remedy, cut_end=True, finite=False):
+        if rising and line.value["iteration"] <= last:
             raise CheckpointError(
-                f"line {number} of {file} is not usable: iteration {row['iteration']} comes after iteration "
-                f"{before['iteration']}, so that a row stands twice or out of order. {remedy}"
+                f"line {line.number} of {file} is not usable: iteration {line.value['iteration']} comes after iteration {last}, so "
+                f"that a row stands twice or out of order. {remedy}"
             )
-    return [row for _, row in lines]
+        last = line.value["iteration"]
+        yield line
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """All rows of a metrics.jsonl (see :func:`each_row`).
+
+    Raises:
+        CheckpointError: as there; or the file is larger than :data:`MOST_METRICS`.
+    """
+    rows, size = [], 0
+    for line in each_row(file):
+        size += len(line.data)
+        if size > MOST_METRICS:
+            raise CheckpointError(
+                f"{file} is too large to hold all its rows: at most {MOST_METRICS:,} bytes are read. Nothing was changed, and "
+                "the run itself can go on; read the file row by row."
+            )
+        rows.append(line.value)
+    return rows

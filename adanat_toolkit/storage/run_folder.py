@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, OutputError
-from .documents import read_document
-from .files import read_rows, write_file
+from .documents import Line, read_document
+from .files import each_row, read_rows, write_file
 from .replace import standing
 
 
@@ -85,17 +86,18 @@ class RunFolder:
         """All rows of metrics.jsonl (see :func:`read_rows`)."""
         return read_rows(self.path / "metrics.jsonl")
 
-    def metrics_lines(self) -> list[bytes]:
-        """The whole lines of metrics.jsonl in whatever order, none where there is no file.
+    def each_row(self) -> Iterator[dict[str, Any]]:
+        """The rows of metrics.jsonl, one in memory at a time (see :func:`each_row`)."""
+        return (line.value for line in each_row(self.path / "metrics.jsonl"))
+
+    def metrics_lines(self) -> Iterator[Line[dict[str, Any]]]:
+        """The whole lines of metrics.jsonl in whatever order, one in memory at a time, none where there is no file.
 
         Raises:
-            CheckpointError: it is damaged, see :func:`read_rows`.
+            CheckpointError: it is damaged, see :func:`each_row`.
         """
-        if not read_rows(self.path / "metrics.jsonl", rising=False):
-            return []
-        # Where ``read_rows`` has them end: a carriage return inside a line is a blank of JSON.
-        lines = (self.path / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
-        return [line + b"\n" for line in lines if line.strip()]
+        lines = each_row(self.path / "metrics.jsonl", rising=False)
+        return (line for line in lines if line.data.endswith(b"\n"))
 
     def check_metrics(self, iteration: int, record: Mapping[str, Any] | None) -> None:
         """Every row that a checkpoint counts is there, as it was written; rows beyond it do not matter.
@@ -107,20 +109,22 @@ class RunFolder:
             CheckpointError: rows are missing or were changed.
         """
         file = self.path / "metrics.jsonl"
-        lines, rows = self.metrics_lines(), iteration if record is None else int(record["rows"])
+        rows = iteration if record is None else int(record["rows"])
         remedy = (
             "Restore the file from a copy, or choose another --out to start anew (removing the checkpoints starts this run "
             "anew too). Nothing was changed."
         )
-        if len(lines) < rows:
+        count, in_order, digest = 0, True, hashlib.sha256()
+        for count, line in enumerate(self.metrics_lines(), 1):
+            if count <= rows:
+                in_order &= line.value["iteration"] == count
+                digest.update(line.data)
+        if count < rows:
             raise CheckpointError(
-                f"{file} has {len(lines)} rows, but the checkpoint after iteration {iteration} counts {rows}: rows were "
+                f"{file} has {count} rows, but the checkpoint after iteration {iteration} counts {rows}: rows were "
                 f"deleted or cut off. {remedy}"
             )
-        numbers = [json.loads(line)["iteration"] for line in lines[:rows]]
-        if numbers != list(range(1, rows + 1)) or (
-            record is not None and hashlib.sha256(b"".join(lines[:rows])).hexdigest() != record["sha256"]
-        ):
+        if not in_order or (record is not None and digest.hexdigest() != record["sha256"]):
             raise CheckpointError(
                 f"{file} was changed or damaged since the checkpoint after iteration {iteration} was written: its first "
                 f"{rows} rows are not those it counts, or it is of another run. {remedy}"
@@ -129,7 +133,8 @@ class RunFolder:
     def truncate_metrics(self, iterations: int) -> None:
         """Keep the rows of the first ``iterations`` iterations (what the checkpoint stands for), byte for byte."""
         # By their places: what comes after them is dropped, whatever iterations it says it is of.
-        write_file(self.path / "metrics.jsonl", b"".join(self.metrics_lines()[:iterations]))
+        kept = (line.data for line in itertools.islice(self.metrics_lines(), iterations))
+        write_file(self.path / "metrics.jsonl", kept)
 
 
 class MetricsLog:
@@ -141,8 +146,10 @@ class MetricsLog:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        lines = folder.metrics_lines()
-        self._rows, self._hash = len(lines), hashlib.sha256(b"".join(lines))
+        self._rows, self._hash = 0, hashlib.sha256()
+        for line in folder.metrics_lines():
+            self._rows += 1
+            self._hash.update(line.data)
         self._identity = self._look()
 
     def _look(self) -> tuple[int, int] | None:

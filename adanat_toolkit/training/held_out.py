@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -51,7 +51,7 @@ class AlarmWatch(Callback):
         rows: those of the run so far, before a resume.
     """
 
-    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
         self.watch = alarms.Watch(rows)
 
     def on_iteration(self, row: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ from ..images import images_for
 from ..registry import create_reward, not_followed, reward_class, shown_options
 from ..runtime import float32_by_default
 from ..storage import RunFolder, load_checkpoint
-from .checkpoint import BEFORE
-from .config import RewardConfig, merge, validate
+from .checkpoint import stored_config
+from .config import RewardConfig
 
 
 @float32_by_default()
@@ -41,14 +41,13 @@ def load_judge(
             or its options name sources. CheckpointError: damaged files. PluginError, WeightsError: of the reward.
     """
     folder = RunFolder(Path(run))
-    stored = folder.config if os.path.isdir(run) else None
+    config = stored_config(folder) if os.path.isdir(run) else None
     saved = folder.checkpoints()
-    if stored is None or not saved:
+    if config is None or not saved:
         raise ConfigError(
             f"{os.fspath(run)} is no run folder with a checkpoint, so there is no reward to judge candidates by; give the "
             "folder of a training (--judge RUN)."
         )
-    config = validate(merge(BEFORE, stored))
     tensors, facts = load_checkpoint(folder.checkpoint(saved[-1]))
     if facts.get("generator") != generator.fingerprint:
         raise ConfigError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -448,7 +449,7 @@ class Trainer(Engine):
                 row = self.step()
                 tell(row)
         if not row and distributed.is_main():  # already complete
-            row = (folder.metrics() or [{}])[-1]
+            row = (deque(folder.each_row(), maxlen=1) or [{}])[-1]
         return {**row, "run": str(folder.path)}
 
     def _open(self, folder: RunFolder) -> None:
@@ -479,7 +480,7 @@ class Trainer(Engine):
         def save() -> None:
             self._save(folder, {"metrics": log.record(), "sources": sources})
 
-        out += [AlarmWatch(folder.metrics()), MetricsFile(log)]
+        out += [AlarmWatch(folder.each_row()), MetricsFile(log)]
         if config.tracker and self.iteration < last:  # nothing is opened for a run that is complete
             out.append(Trackers(config.tracker, folder.path, config.model_dump(mode="json")))
         return [*out, Checkpoints(save, every=config.checkpoint_every, last=last)]

@@ -370,6 +370,7 @@ def test_stats_are_those_of_the_images(images: Path, tmp_path: Path) -> None:
     result = adanat("stats", "--data", images, "--out", file, "--device", "cpu", "--json", "-q")
     statistics = FeatureStatistics.load(file)
     assert json.loads(result.stdout)["images"] == statistics.count == 12
+    assert json.loads(result.stdout)["image_size"] == [64, 64] and statistics.card["image_size"] == "64x64"
     assert statistics.protocol.startswith("emoji64") and statistics.mean.shape == (192,)
     assert [p.name for p in tmp_path.iterdir()] == ["real.safetensors"]
     # They stand for the images: the same distance, and nothing that needs the images themselves.

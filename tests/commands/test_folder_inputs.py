@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from adanat_toolkit.commands.feature_statistics import write_statistics
 from adanat_toolkit.commands.sample_folder import sample_to_folder
 from adanat_toolkit.compare import Comparison, configure
 from adanat_toolkit.errors import ConfigError, DataError, OutputError, WeightsError
-from adanat_toolkit.evaluation import evaluate_policies, real_side
-from adanat_toolkit.images import MemoryImages
+from adanat_toolkit.evaluation import evaluate_policies, own_contexts, real_side
+from adanat_toolkit.images import ClassCounts, MemoryImages
+from adanat_toolkit.images.real_images import open_images
 from adanat_toolkit.metrics import FeatureStatistics, Reference
 from adanat_toolkit.policies import load_policy
 from adanat_toolkit.registry import create_generator
@@ -106,6 +108,22 @@ def test_a_sampler_without_tokens_to_sample_leaves_no_folder(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="is no token generator"):
         sample_to_folder(other, policy, tmp_path / "samples", seeds=torch.arange(3))
     assert not (tmp_path / "samples").exists()
+def test_a_list_of_many_images_is_read_as_far_as_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sample_into(tmp_path)
+    monkeypatch.setattr("adanat_toolkit.commands.sample_folder.MOST_LIST", 10)
+    assert sample_into(tmp_path, 4)["images"][:3] == whole["images"]
+    file = tmp_path / "samples.json"
+    rows = [line for line in file.read_text().splitlines() if line.startswith("    {")]
+    assert [json.loads(line.rstrip(",")) for line in rows[:3]] == whole["images"]
+    file.write_text(json.dumps(json.loads(file.read_text())))  # by something else, without line breaks
+    with pytest.raises(OutputError, match=r"samples\.json is too large.* The images beside it were left as they are\."):
+        sample_into(tmp_path)
+    monkeypatch.undo()
+    assert sample_into(tmp_path)["images"][:3] == whole["images"]
+    for damaged in ('{\n  "toolkit": "0',  '{}', '{"images": 3}', '{\n  "images": ['):
+        file.write_text(damaged)
+        with pytest.raises(OutputError, match=r"samples\.json is damaged.* were left as they are|made with other settings"):
+            sample_into(tmp_path)
 
 
 # --- too few real images
@@ -147,13 +165,60 @@ def test_six_real_images_are_enough() -> None:
 def test_statistics_of_a_single_image(tmp_path: Path) -> None:
     one = MemoryImages(torch.zeros(1, 3, 3, 5, dtype=torch.uint8))
     with pytest.raises(DataError, match="at least 2 images"):
-        write_statistics(Pixels(), one, tmp_path / "s.safetensors")
+        write_statistics(Pixels(), one, tmp_path / "s.safetensors", generator=TinyGenerator())
     single = Reference(FeatureStatistics.of(torch.zeros(1, 45), "pixels-v1"))
     with pytest.raises(DataError, match="1 real image, and the figures need at least 2"):
         evaluate_policies(TinyGenerator(), [], Pixels(), single, count=16, steps=2)
 
 
 # --- statistics that do not fit
+
+
+def test_statistics_of_images_of_another_size_are_refused(tmp_path: Path, tiny_plugins: None) -> None:  # noqa: F811
+    judged = TinyGenerator("none")
+    file = of_two_folders(tmp_path, judged)
+    real_side(judged, file, Pixels())
+    FidReward(_pixels(file), generator=judged, real=None, device=torch.device("cpu"), seed=0)
+    judged.image_size = (5, 3)  # as many pixels, so that the protocol stays
+    message = r"images of 3x5 pixels, and tiny:none makes images of 5x3.*adanat stats --generator tiny:none"
+    with pytest.raises(DataError, match=message):
+        real_side(judged, file, Pixels())
+    with pytest.raises(DataError, match=message):
+        FidReward(_pixels(file), generator=judged, real=None, device=torch.device("cpu"), seed=0)
+
+
+def _pixels(file: str) -> Any:
+    return FidReward.Options(features="pixels", reference=file)
+
+
+@pytest.mark.parametrize("card", [{}, {"note": "3x5"}])
+def test_older_statistics_do_not_name_a_size(tmp_path: Path, tiny_plugins: None, card: dict[str, str]) -> None:  # noqa: F811
+    file = tmp_path / "s.safetensors"
+    replace(FeatureStatistics.of(torch.randn(9, 15), Pixels().protocol), card=card).save(file)
+    assert isinstance(real_side(TinyGenerator(), str(file), Pixels()), Reference)
+
+
+def of_two_folders(tmp_path: Path, made_for: TinyGenerator, name: str = "s") -> str:
+    """Statistics of images in two folders, whose labels are their positions."""
+    data = write(tmp_path / f"{name}-data", {f"{n}/{i}.png": png(picture(i)) for n in ("west", "ost") for i in range(3)})
+    real = open_images(data, made_for.image_size)
+    file = tmp_path / f"{name}.safetensors"
+    write_statistics(Pixels(), real, file, generator=made_for)
+    return str(file)
+
+
+@pytest.mark.parametrize("kind", ["none", "text"])
+def test_positions_of_folders_are_no_class_ids(tmp_path: Path, tiny_plugins: None, kind: Any) -> None:  # noqa: F811
+    file = of_two_folders(tmp_path, TinyGenerator(kind))
+    judged = TinyGenerator("class")
+    assert own_contexts(judged, file, real_side(judged, file, Pixels())) is None
+
+
+def test_labels_of_a_generator_with_classes_are_kept(tmp_path: Path, tiny_plugins: None) -> None:  # noqa: F811
+    judged = TinyGenerator("class")
+    file = of_two_folders(tmp_path, judged)
+    counts = own_contexts(judged, file, real_side(judged, file, Pixels()))
+    assert isinstance(counts, ClassCounts) and counts.counts[:2].tolist() == [3, 3]
 
 
 def stored(tmp_path: Path, protocol: str, width: int = 7) -> str:
@@ -168,7 +233,7 @@ def stored(tmp_path: Path, protocol: str, width: int = 7) -> str:
         ("emoji64-v1-00000000", r"statistics of emoji64-v1-00000000 \(7 features\).*give --features emoji64, which they fit"),
         ("clip-emoji64-1234", "give --features clip-emoji64, which"),
         ("clip-ViT-B-32-quickgelu-1234", "give --features clip, which"),
-        ("pixels-v0", r"other weights of pixels, or make them again with adanat stats --features pixels\."),
+        ("pixels-v0", r"other weights of pixels, or make them .* stats --generator tiny:class --features pixels\."),
         ("of-someone-else", "no protocol that is installed fits them, or make them again"),
     ],
 )

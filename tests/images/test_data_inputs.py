@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from adanat_toolkit.errors import ConfigError, DataError
 from adanat_toolkit.images.real_images import open_images
@@ -318,8 +319,39 @@ def test_images_of_other_kinds_are_read_or_refused(tmp_path: Path) -> None:
     write(tmp_path / "set", {"a.png": png(picture(1)), "b.jfif": png(picture(2)), "c.JPE": png(picture(3))})
     assert len(open_images(tmp_path / "set", SIZE)) == 3
     (tmp_path / "set/d.HEIC").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"1 image .d.HEIC. of kinds that are not read"):
+    with pytest.raises(DataError, match=r"1 file .d.HEIC. that may be images of kinds that are not read"):
         open_images(tmp_path / "set", SIZE)
+
+
+@pytest.mark.parametrize("name", ["a.cr3", "a.RAF", "a.orf", "a.hif", "a.j2k", "a.svg", "a.ico", "a.PNG_", "a"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_whatever_may_be_an_image_is_not_left_out_without_a_word(tmp_path: Path, name: str, zipped: bool) -> None:
+    content = {**IMAGES, f"0/{name}": png(picture(1))}
+    path = zipped_set(tmp_path, content) if zipped else write(tmp_path / "set", content)
+    with pytest.raises(DataError, match=rf"1 file .0/{name}. that may be images of kinds that are not read; save them as PNG"):
+        open_images(path, SIZE)
+
+
+def zipped_set(folder: Path, content: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(folder / "set.zip", "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    return folder / "set.zip"
+
+
+def test_what_lies_beside_images_is_left_out(tmp_path: Path) -> None:
+    beside = ("README", "LICENSE", "a.txt", "0/a.JSON", "b.csv", "c.npz", "1/d.xmp", "Thumbs.db", "v1. of today", "e.tar.gz")
+    write(tmp_path / "set", {**IMAGES, **dict.fromkeys(beside, b"text")})
+    assert len(open_images(tmp_path / "set", SIZE)) == 10
+
+
+@pytest.mark.parametrize("name", ["a.ppm", "a.pnm", "a.apng"])
+def test_netpbm_and_animated_png_are_read(tmp_path: Path, name: str) -> None:
+    data = io.BytesIO()
+    Image.open(io.BytesIO(png(picture(4)))).save(data, "PPM" if name.endswith("m") else "PNG")
+    write(tmp_path / "set", {"b.png": png(picture(4)), name: data.getvalue()})
+    both = open_images(tmp_path / "set", SIZE).images(torch.tensor([0, 1]))
+    assert torch.equal(both[0], both[1])
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,8 @@ def test_a_new_project_installs_and_keeps_the_contract(
 def test_the_commands_of_a_new_project_are_understood(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "adanat_mine", sys)  # so that what is imported is taken away in the end
+    monkeypatch.delitem(sys.modules, "adanat_mine")
     project = new_plugin("mine", kind, tmp_path / "project")
     info = project / "adanat_mine-0.1.0.dist-info"
     info.mkdir()
@@ -116,7 +118,6 @@ def test_the_commands_of_a_new_project_are_understood(
     lines = [f"{name} = {target}" for name, target in registered[GROUPS[kind]].items()]
     (info / "entry_points.txt").write_text("\n".join([f"[{GROUPS[kind]}]", *lines]))
     monkeypatch.syspath_prepend(str(project))
-    monkeypatch.delitem(sys.modules, "adanat_mine", raising=False)
     for colour in ("red", "green", "blue", "grey"):
         (tmp_path / "FOLDER" / colour).mkdir(parents=True)
         Image.new("RGB", (48, 48), colour).save(tmp_path / "FOLDER" / colour / "0.png")
@@ -126,6 +127,26 @@ def test_the_commands_of_a_new_project_are_understood(
         done = adanat(*shlex.split(command), "--dry-run")
         assert done.exit_code == 0, f"{command}: {done.stderr}"
     assert len(commands) == (2 if kind == "generator" else 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["toolkit", "plugins", "cli", "taken", "only-module"])
+def test_a_name_that_would_replace_what_is_installed_is_refused(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site/adanat_taken-1.0.dist-info").mkdir(parents=True)
+    (tmp_path / "site/adanat_taken-1.0.dist-info/METADATA").write_text("Name: adanat-taken\nVersion: 1.0\n")
+    (tmp_path / "site/adanat_only_module.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    with pytest.raises(PluginError, match=rf"'adanat[-_].*' is installed already.* choose another name than '{name}'"):
+        new_plugin(name, kind, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_of_the_modules_name_is_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "adanat_here").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert new_plugin("here", "reward", tmp_path / "adanat_here") == tmp_path / "adanat_here"
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:

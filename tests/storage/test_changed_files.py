@@ -9,7 +9,8 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from adanat_toolkit.commands.headroom import reward_for
 from adanat_toolkit.commands.sample_folder import sample_to_folder
 from adanat_toolkit.compare import Comparison, configure, write_report
 from adanat_toolkit.compare.cells import CellFiles, read_report
@@ -32,7 +34,8 @@ from adanat_toolkit.registry import parse_override
 from adanat_toolkit.report import Settings, make_report
 from adanat_toolkit.sampling import seed_range
 from adanat_toolkit.storage import RunFolder, card_digest, load_checkpoint
-from adanat_toolkit.training import resolve, validate
+from adanat_toolkit.training import load_judge, resolve, validate
+from adanat_toolkit.training.checkpoint import open_run
 
 from ..helpers.mutations import (
     EXAMPLES,
@@ -91,6 +94,56 @@ class Changed:
 REPORTED = ("config.json", "metrics.jsonl", "policy/policy.json", "evaluation/evaluation.json")
 
 
+def judged(run: Path, text: bytes | str) -> str:
+    """The stored evaluation as one of the policy whose card this is; as it is where it is no card."""
+    facts = json.loads((run / REPORTED[3]).read_text())
+    with suppress(ValueError, RecursionError):
+        card = json.loads(text)
+        if isinstance(card, dict):
+            facts["policies"][0]["card"] = card
+    return json.dumps(facts)
+
+
+STRANGE_CARDS: tuple[dict[str, Any], ...] = (
+    {"training": 5},
+    {"training": {"reads": 5}},
+    {"training": None},
+    {"generator": {"name": 3}},
+    {"options": []},
+)
+"""By readers of the code, not by chance."""
+
+
+@pytest.mark.parametrize("strange", STRANGE_CARDS)
+def test_the_card_of_a_stranger_is_checked(strange: dict[str, Any], run: Path, tmp_path: Path) -> None:
+    card = run / "policy" / "policy.json"
+    text = signed(json.dumps(json.loads(card.read_text()) | strange))
+    with Changed(card, text), Changed(run / REPORTED[3], judged(run, text)):
+        told = survives("report policy.json", lambda: make_report([run], tmp_path / "r.html", Settings(pictures=False)))
+    assert told is not None and str(card) in told, told
+
+
+STRANGE_ROWS = (
+    '"trajectories": Infinity',
+    '"trajectories": NaN',
+    '"trajectories": -1',
+    '"trajectories": 1e300',
+    '"trajectories": null',
+    '"reward/std": null',
+)
+"""By readers of the code, not by chance."""
+
+
+@pytest.mark.parametrize("strange", STRANGE_ROWS)
+def test_the_rows_of_a_stranger_are_checked(strange: str, run: Path, tmp_path: Path) -> None:
+    file = run / "metrics.jsonl"
+    first, *rest = file.read_text().splitlines()
+    row = {key: value for key, value in json.loads(first).items() if f'"{key}"' not in strange}
+    with Changed(file, "\n".join([json.dumps(row)[:-1] + f", {strange}}}", *rest]) + "\n"):
+        told = survives("report metrics.jsonl", lambda: make_report([run], tmp_path / "r.html", Settings(pictures=False)))
+    assert told is not None and f"row 1 of {file}" in told, told
+
+
 @pytest.mark.parametrize("name", REPORTED)
 def test_report(name: str, run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     out = tmp_path_factory.mktemp("out") / "out.html"
@@ -103,7 +156,8 @@ def test_report(name: str, run: Path, tmp_path_factory: pytest.TempPathFactory) 
         text: bytes | str = data.draw(st.one_of(change, change, changed_bytes(whole.encode())))
         if name == "policy/policy.json" and isinstance(text, str):
             text = signed(text)
-        with Changed(run / name, text):
+        more = judged(run, text) if name == "policy/policy.json" and data.draw(st.booleans()) else None
+        with Changed(run / name, text), nullcontext() if more is None else Changed(run / REPORTED[3], more):
             told = survives(f"report {name}", lambda: make_report([run], out, Settings(pictures=False)))
         assert told is None or str(run) in told, told
 
@@ -156,6 +210,51 @@ def test_checkpoint(run: Path) -> None:
             survives(f"checkpoint {name}", lambda: load_checkpoint(folder))
 
     check()
+
+
+def _readers_of_settings(run: Path) -> dict[str, Callable[[], Any]]:
+    generator = TinyWithData()
+    config = validate(json.loads((run / "config.json").read_text()))
+    return {
+        "judge": lambda: load_judge(run, generator),
+        "headroom": lambda: reward_for(None, str(run), generator=generator, real=generator.real_images()),
+        "resume": lambda: open_run(RunFolder(run), config, {}),
+    }
+
+
+def test_settings_of_a_run(run: Path) -> None:
+    file, readers = run / "config.json", _readers_of_settings(run)
+    whole = file.read_text()
+
+    @settings
+    @given(st.sampled_from(sorted(readers)), st.data())
+    def check(reader: str, data: st.DataObject) -> None:
+        text = data.draw(st.one_of(changed_json(whole), changed_json(whole), changed_bytes(whole.encode())))
+        with Changed(file, text):
+            survives(f"{reader} config.json", readers[reader])
+
+    check()
+
+
+STRANGE_SETTINGS: tuple[dict[str, Any], ...] = (
+    {"reward": None},
+    {"reward": 3},
+    {"reward": {"name": "contrast", "options": [1]}},
+    {"reward": {"name": 3, "options": {}}},
+    {"ppo": 3},
+    {"ppo": {"adam_epsilon": None}},
+    {"ppo": {"adam_epsilon": "x"}},
+)
+"""By readers of the code, not by chance."""
+
+
+@pytest.mark.parametrize("strange", STRANGE_SETTINGS)
+def test_settings_of_a_stranger_are_checked(strange: dict[str, Any], run: Path) -> None:
+    readers = _readers_of_settings(run)
+    with Changed(run / "config.json", json.dumps(json.loads((run / "config.json").read_text()) | strange)):
+        for name, read in readers.items():
+            told = survives(f"{name} config.json", read)
+            assert told is not None and str(run) in told, (name, told)
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -312,6 +411,14 @@ def test_an_array_larger_than_its_file(tmp_path: Path) -> None:
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 
+STRANGE_KNOBS: tuple[dict[str, Any], ...] = (
+    {"names": [], "mean": [[]], "low": [[]], "high": [[]]},
+    {"names": ["guidance"], "mean": [], "low": [], "high": []},
+    {"names": ["guidance"], "mean": [[]], "low": [[]], "high": [[]]},
+    {},
+)
+
+
 def test_comparisons(plugins: None, tmp_path_factory: pytest.TempPathFactory) -> None:
     out = tmp_path_factory.mktemp("compare")
     base = {"generator": {"name": "tiny"}, "batch": 16, "trajectories": 32, "device": "cpu", "evaluate_every": 1}
@@ -363,3 +470,9 @@ def test_comparisons(plugins: None, tmp_path_factory: pytest.TempPathFactory) ->
             assert told is None or told.startswith("cannot reuse"), told
 
     check()
+    facts = json.loads(report.read_text())
+    for strange in STRANGE_KNOBS:  # by readers of the code, not by chance
+        cells = [{**cell, "knobs": strange} for cell in facts["cells"]]
+        with Changed(report, json.dumps({**facts, "cells": cells})):
+            told = survives("compare --reuse", lambda: read_report(out))
+        assert told is not None and told.startswith("cannot reuse"), (strange, told)

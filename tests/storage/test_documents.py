@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -122,17 +123,36 @@ def test_only_regular_files_of_a_bounded_size(tmp_path: Path) -> None:
     assert len(read_bytes(link, error=DataError, limit=101)) == 101
 
 
+def lines(file: Path, **options: Any) -> list[tuple[int, Any]]:
+    return [(line.number, line.value) for line in read_lines(file, dict[str, Any], error=DataError, **options)]
+
+
+def test_a_line_has_a_bound_and_the_file_has_none(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"a": 1}\n' * 1000)
+    assert len(lines(file, longest=9)) == 1000
+    with pytest.raises(DataError, match=r"rows\.jsonl is too large: line 1 has more than 8 bytes"):
+        lines(file, longest=8)
+    with open(file, "ab") as handle:
+        handle.truncate(2**40)  # of holes
+    tracemalloc.start()
+    with pytest.raises(DataError, match="is too large: line 1001 has more than 1,000,000 bytes"):
+        lines(file, longest=10**6)
+    assert tracemalloc.get_traced_memory()[1] < 4 * 10**6
+    tracemalloc.stop()
+
+
 def test_documents_and_lines_of_files(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b'{"a": "x\xe2\x80\xa8y"}\r\n\n{"a": 2}\n{"a": ')
-    assert read_lines(file, dict[str, Any], error=DataError, cut_end=True) == [(1, {"a": "x\u2028y"}), (3, {"a": 2})]
+    assert lines(file, cut_end=True) == [(1, {"a": "x\u2028y"}), (3, {"a": 2})]
     with pytest.raises(DataError, match=r"line 4 of .*rows.jsonl is damaged"):
-        read_lines(file, dict[str, Any], error=DataError)
+        lines(file)
     file.write_text('{"a": 1}\n{"a": \n{"a": 2}\n')
     with pytest.raises(DataError, match=r"line 2 of .*rows.jsonl is damaged"):
-        read_lines(file, dict[str, Any], error=DataError, cut_end=True)
+        lines(file, cut_end=True)
     file.write_text('{"a": 1}\n[2]')
     with pytest.raises(DataError, match=r"line 2 of .*rows.jsonl is not usable: the value must be .*found a list of 1"):
-        read_lines(file, dict[str, Any], error=DataError, cut_end=True)
+        lines(file, cut_end=True)
     with pytest.raises(ConfigError, match=r"rows\.jsonl is damaged"):
         read_document(file, dict[str, Any], error=ConfigError)

@@ -393,6 +393,21 @@ def test_a_checkpoint_counts_rows_byte_by_byte(log: MetricsLog, tmp_path: Path) 
         assert (file.read_bytes() if file.exists() else None) == damaged
 
 
+def test_a_long_run_resumes_from_more_rows_than_are_held_at_once(
+    log: MetricsLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adanat_toolkit.storage.files.MOST_METRICS", 1000)
+    folder = RunFolder(tmp_path)
+    for iteration in range(1, 101):
+        log.append({"iteration": iteration})
+    record = log.record()
+    folder.check_metrics(100, record)
+    folder.truncate_metrics(100)
+    assert MetricsLog(folder).record() == record and [row["iteration"] for row in folder.each_row()] == [*range(1, 101)]
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is too large .* the run itself can go on; read"):
+        folder.metrics()
+
+
 @pytest.mark.parametrize("moved", ["metrics.jsonl", "config.json", "."])
 def test_what_is_taken_away_does_not_come_back(moved: str, log: MetricsLog, tmp_path: Path) -> None:
     log.append({"iteration": 1})
@@ -412,7 +427,7 @@ def test_damage_inside_the_metrics_loses_no_row(tmp_path: Path) -> None:
     file.write_text('{"iteration": 1}\n{"iterat\n{"iteration": 3}\n')
     with pytest.raises(CheckpointError, match=r"line 2 of .*metrics\.jsonl is damaged"):
         folder.truncate_metrics(3)
-    assert len(file.read_text().splitlines()) == 3
+    assert len(file.read_text().splitlines()) == 3 and [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b"3"])

@@ -114,8 +114,9 @@ class FidReward(RewardModel):
                 raise DataError(
                     f"{file} holds {len(reference.mean)} features of protocol {reference.protocol or 'unknown'}, but "
                     f"the reward uses {extractor.feature_dim} of {extractor.protocol}; {remedy}make it again with "
-                    "`adanat stats`."
+                    f"`adanat stats --generator {generator.name}`."
                 )
+            reference.require_size(generator, file)
             return reference
         if real is None:
             raise DataError(
