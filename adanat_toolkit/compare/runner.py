@@ -195,7 +195,7 @@ class Comparison:
             images=self.config.run_of(of).iterations * self.config.base.batch,
             partial=partial,
             told=told,
-            scores=_summary(images.scores),
+            **_summary(images.scores),
             knobs={"names": list(self.generator.action_space.names), **_spread(images.knobs)},
             device=self.device.type,
         )
@@ -239,7 +239,7 @@ class Comparison:
             result,
             evaluation=self.yardstick.judge(images),
             schedule=schedule,
-            scores=_summary(images.scores),
+            **_summary(images.scores),
             knobs={"names": list(names), **_spread(images.knobs)},
             device=self.device.type,
         )
@@ -258,8 +258,11 @@ class Comparison:
         return RunFolder(run).metrics(), len(found) > len(told), told
 
     def _lacks_scores(self, cell: Cell, result: Result) -> bool:
-        """Whether a hand-made row of an earlier grid was not asked for a reward of this one."""
-        return not cell.learned and not cell.search and bool(self.config.still_rewards().keys() - result.scores.keys())
+        """Whether a hand-made row of an earlier grid was not asked for a reward of this one that can be made here."""
+        if cell.learned or cell.search:
+            return False
+        missing = self.config.still_rewards().keys() - result.scores.keys() - set(result.unscored)
+        return bool(missing and missing & self._still_judges().keys())
 
     def _still_judges(self) -> dict[str, RewardModel]:
         """The rewards of the grid that stand still. One that cannot be made is left out: its own cells say why."""
@@ -387,10 +390,14 @@ def _training_row(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value if math.isfinite(value) else None for key, value in kept.items()}
 
 
-def _summary(scores: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of the scores under each reward, where all are finite."""
+def _summary(scores: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Mean and standard deviation of the scores under each reward as ``scores``, where all are finite; names of the others as
+    ``unscored``."""
     wide = {name: values.double() for name, values in scores.items() if bool(values.isfinite().all())}
-    return {name: (float(values.mean()), float(values.std())) for name, values in wide.items()}
+    return {
+        "scores": {name: (float(values.mean()), float(values.std())) for name, values in wide.items()},
+        "unscored": [name for name in scores if name not in wide],
+    }
 
 
 def _spread(knobs: Tensor) -> dict[str, Any]:

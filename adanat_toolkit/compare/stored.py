@@ -89,6 +89,7 @@ class StoredResult(_Stored):
     partial: bool = False
     told: list[Name] = []
     scores: dict[Text, tuple[StoredFigure, StoredFigure]] = {}
+    unscored: list[Text] = []
     error: str | None = None
     device: Name = ""
 
