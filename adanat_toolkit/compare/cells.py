@@ -186,6 +186,7 @@ def read_report(path: Path) -> dict[str, Result]:
                 dtype=facts.dtype,
                 base_schedule=base,
                 schedule=None if result.cell.search else result.schedule,
+                sources=facts.sources,
             )
         except (ConfigError, PluginError) as error:
             raise DataError(f"cannot reuse {file}: {error} {remedy}") from None

@@ -121,6 +121,7 @@ class _Facts(BaseModel):
     data: str
     dtype: str
     default_schedule: str | None = None
+    sources: dict[str, str] = {}
 
 
 class StoredReport(BaseModel):
