@@ -17,7 +17,7 @@ from .devices import (
     resolve_dtype,
 )
 from .distributed import gather, is_main, rank, world_size
-from .launcher import LAUNCHED, ProcessError, check_devices, environment, join, launch, leave, record_failure
+from .launcher import LAUNCHED, ProcessError, check_devices, environment, join, launch, leave, local_size, record_failure
 from .micro_batch import MemoryShortage, MicroBatch, free_host_memory, is_out_of_memory, measured_size, whole
 from .threads import Aside, ThreadSafe, may_go_side_by_side, together
 
@@ -47,6 +47,7 @@ __all__ = [
     "join",
     "launch",
     "leave",
+    "local_size",
     "may_go_side_by_side",
     "measured_size",
     "minimum_batch",
