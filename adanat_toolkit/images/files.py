@@ -30,7 +30,9 @@ from ..storage import HEAD, not_the_file, read_bytes, read_head
 
 Progress = Callable[[int, int], None]
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".jpe", ".avif"})
+EXTENSIONS = frozenset(
+    f".{name}" for name in "png apng jpg jpeg jpe jfif webp avif bmp dib gif tif tiff ppm pgm pbm pnm".split()
+)
 PREPROCESSING = "exif orientation, white background, centred crop, PIL bicubic antialiased"
 LARGEST = 2**30
 """Bytes of one file that are read: a small zip may declare terabytes."""

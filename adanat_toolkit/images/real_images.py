@@ -11,7 +11,7 @@ What ``--data PATH`` accepts, folder or ``.zip`` (``image_files`` says how an im
 - any of these inside a single folder, as zips are often made.
 
 Linked folders are entered. What begins with a dot is not looked at. Without a ``metadata.jsonl``, tables of other forms
-(``metadata.csv``, ``dataset.json``) and images of kinds that are not read (HEIC, camera files) are refused.
+(``metadata.csv``, ``dataset.json``) and images of kinds that are not read (HEIC, camera files, drawings) are refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,18 @@ MEMORY_LIMIT = 2**30
 _HASHED_FILES = 256
 TABLES = frozenset({"metadata.jsonl", "metadata.csv", "metadata.json", "metadata.parquet", "dataset.json"})
 """What says of images which class or caption they have (Hugging Face, StyleGAN, EDM), in small letters."""
-UNREAD = frozenset({".heic", ".heif", ".jxl", ".jp2", ".tga", ".psd", ".dng", ".cr2", ".nef", ".arw", ".exr"})
+UNREAD = frozenset(
+    f".{name}"
+    for name in (
+        "heic heics heif heifs hif avci avcs avifs "  # telephones
+        "3fr ari arw bay braw cr2 cr3 crw dcr dcs dng drf eip erf fff gpr iiq k25 kdc mdc mef mos mrw nef nrw orf pef pxn "
+        "r3d raf raw rw2 rwl rwz sr2 srf srw x3f "  # cameras
+        "jxl jp2 j2k j2c jpc jpf jpx jpm jxr wdp hdp jls jng mng mpo bpg flif qoi "  # pictures on their own
+        "svg svgz ico icns cur psd psb xcf kra ora eps emf wmf pct pict "  # drawings
+        "tga icb vda vst pcx dcx sgi rgb rgba bw ras xbm xpm wbmp pam pfm pcd dds ktx ktx2 "  # older, and of games
+        "exr hdr fits fit fts dcm nii"  # measurements
+    ).split()
+)
 """Images of which a set would be silently smaller."""
 
 

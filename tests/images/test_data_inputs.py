@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from adanat_toolkit.errors import ConfigError, DataError
 from adanat_toolkit.images.real_images import open_images
@@ -317,9 +319,22 @@ def test_tables_that_are_not_read_are_refused(tmp_path: Path, name: str, kind: A
 def test_images_of_other_kinds_are_read_or_refused(tmp_path: Path) -> None:
     write(tmp_path / "set", {"a.png": png(picture(1)), "b.jfif": png(picture(2)), "c.JPE": png(picture(3))})
     assert len(open_images(tmp_path / "set", SIZE)) == 3
-    (tmp_path / "set/d.HEIC").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"1 image .d.HEIC. of kinds that are not read"):
-        open_images(tmp_path / "set", SIZE)
+    for name in ("d.HEIC", "d.CR3", "d.raf", "d.orf", "d.rw2", "d.hif", "d.j2k", "d.svg", "d.ico", "d.tga", "d.qoi"):
+        (tmp_path / "set" / name).write_bytes(b"x")
+        with pytest.raises(DataError, match=rf"1 image .{re.escape(name)}. of kinds that are not read"):
+            open_images(tmp_path / "set", SIZE)
+        (tmp_path / "set" / name).unlink()
+    (tmp_path / "set/notes.txt").write_text("what a set may hold beside its images")
+    assert len(open_images(tmp_path / "set", SIZE)) == 3
+
+
+@pytest.mark.parametrize("ending", ["ppm", "pgm", "pbm", "pnm", "apng", "dib"])
+def test_images_of_simple_kinds_are_read(tmp_path: Path, ending: str) -> None:
+    image = Image.new({"pgm": "L", "pbm": "1"}.get(ending, "RGB"), SIZE[::-1], "white")
+    (tmp_path / "set").mkdir()
+    image.save(tmp_path / "set" / f"a.{ending}", format={"apng": "PNG", "dib": "DIB"}.get(ending, "PPM"))
+    found = open_images(tmp_path / "set", SIZE)
+    assert len(found) == 1 and bool((found.images(torch.arange(1)) == 1).all())
 
 
 @pytest.mark.parametrize(
