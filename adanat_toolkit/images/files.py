@@ -322,7 +322,8 @@ def decode_many(
     files: ImageFiles, names: Sequence[str], size: tuple[int, int], progress: Progress | None = None
 ) -> Tensor:
     """(n, 3, H, W) uint8 of the named files, decoded on all cores (Pillow releases the interpreter lock)."""
-    out = torch.empty(len(names), 3, *size, dtype=torch.uint8)
+    with torch.inference_mode(False):  # the threads that fill it are in no mode of the caller's
+        out = torch.empty(len(names), 3, *size, dtype=torch.uint8)
 
     def decode(position: int) -> None:
         data = files.read(names[position])

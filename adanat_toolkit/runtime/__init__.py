@@ -13,6 +13,7 @@ from .devices import (
     minimum_batch,
     minimum_rows,
     padded,
+    ready_to_learn,
     resolve_device,
     resolve_dtype,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "minimum_rows",
     "padded",
     "rank",
+    "ready_to_learn",
     "record_failure",
     "resolve_device",
     "resolve_dtype",

@@ -96,6 +96,25 @@ def prepare_folder(path: Path) -> Path:
     return path
 
 
+def prepare_file(path: Path) -> Path:
+    """Prove that a file can be written, before any long work starts; its folder is made where there is none.
+
+    Raises:
+        OutputError: it is a folder, its name cannot be one, or its folder cannot be written.
+    """
+    prepare_folder(path.parent)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give --out the name of a file, such as {path / path.name}.")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.tmp.safetensors")  # as long as a name that is written aside
+    try:
+        probe.touch()
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write {path}: {why}. Choose another --out.") from None
+    return path
+
+
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
     """Keep other processes that hold the same folder or file (made where it is not there) out of the block.

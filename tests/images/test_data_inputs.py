@@ -328,6 +328,15 @@ def test_images_of_other_kinds_are_read_or_refused(tmp_path: Path) -> None:
     assert len(open_images(tmp_path / "set", SIZE)) == 3
 
 
+def test_images_are_read_inside_inference_mode_and_after_it(tmp_path: Path) -> None:
+    write(tmp_path / "set", {"a.png": png(picture(1)), "b.png": png(picture(2))})
+    plain = open_images(tmp_path / "set", SIZE).images(torch.arange(2))
+    with torch.inference_mode():
+        source = open_images(tmp_path / "set", SIZE)
+        assert torch.equal(source.images(torch.arange(1)), plain[:1])
+    assert torch.equal(source.images(torch.arange(2)), plain)
+
+
 @pytest.mark.parametrize("ending", ["ppm", "pgm", "pbm", "pnm", "apng", "dib"])
 def test_images_of_simple_kinds_are_read(tmp_path: Path, ending: str) -> None:
     image = Image.new({"pgm": "L", "pbm": "1"}.get(ending, "RGB"), SIZE[::-1], "white")
