@@ -31,7 +31,8 @@ from ..storage import HEAD, not_the_file, read_bytes, read_head
 Progress = Callable[[int, int], None]
 
 EXTENSIONS = frozenset(
-    f".{name}" for name in "png apng jpg jpeg jpe jfif webp avif bmp dib gif tif tiff ppm pgm pbm pnm".split()
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 PREPROCESSING = "exif orientation, white background, centred crop, PIL bicubic antialiased"
 LARGEST = 2**30

@@ -41,17 +41,26 @@ _HASHED_FILES = 256
 TABLES = frozenset({"metadata.jsonl", "metadata.csv", "metadata.json", "metadata.parquet", "dataset.json"})
 """What says of images which class or caption they have (Hugging Face, StyleGAN, EDM), in small letters."""
 UNREAD = frozenset(
-    f".{name}"
-    for name in (
-        "heic heics heif heifs hif avci avcs avifs "  # telephones
-        "3fr ari arw bay braw cr2 cr3 crw dcr dcs dng drf eip erf fff gpr iiq k25 kdc mdc mef mos mrw nef nrw orf pef pxn "
-        "r3d raf raw rw2 rwl rwz sr2 srf srw x3f "  # cameras
-        "jxl jp2 j2k j2c jpc jpf jpx jpm jxr wdp hdp jls jng mng mpo bpg flif qoi "  # pictures on their own
-        "svg svgz ico icns cur psd psb xcf kra ora eps emf wmf pct pict "  # drawings
-        "tga icb vda vst pcx dcx sgi rgb rgba bw ras xbm xpm wbmp pam pfm pcd dds ktx ktx2 "  # older, and of games
-        "exr hdr fits fit fts dcm nii"  # measurements
-    ).split()
-)
+    {
+        # telephones
+        ".heic", ".heics", ".heif", ".heifs", ".hif", ".avci", ".avcs", ".avifs",
+        # cameras
+        ".3fr", ".ari", ".arw", ".bay", ".braw", ".cr2", ".cr3", ".crw", ".dcr", ".dcs", ".dng", ".drf", ".eip",
+        ".erf", ".fff", ".gpr", ".iiq", ".k25", ".kdc", ".mdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf",
+        ".pef", ".pxn", ".r3d", ".raf", ".raw", ".rw2", ".rwl", ".rwz", ".sr2", ".srf", ".srw", ".x3f",
+        # pictures on their own
+        ".jxl", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jpm", ".jxr", ".wdp", ".hdp", ".jls", ".jng",
+        ".mng", ".mpo", ".bpg", ".flif", ".qoi",
+        # drawings
+        ".svg", ".svgz", ".ico", ".icns", ".cur", ".psd", ".psb", ".xcf", ".kra", ".ora", ".eps", ".emf",
+        ".wmf", ".pct", ".pict",
+        # older, and of games
+        ".tga", ".icb", ".vda", ".vst", ".pcx", ".dcx", ".sgi", ".rgb", ".rgba", ".bw", ".ras", ".xbm", ".xpm",
+        ".wbmp", ".pam", ".pfm", ".pcd", ".dds", ".ktx", ".ktx2",
+        # measurements
+        ".exr", ".hdr", ".fits", ".fit", ".fts", ".dcm", ".nii",
+    }
+)  # fmt: skip
 """Images of which a set would be silently smaller."""
 
 

@@ -18,7 +18,17 @@ from .devices import (
     resolve_dtype,
 )
 from .distributed import gather, is_main, rank, world_size
-from .launcher import LAUNCHED, ProcessError, check_devices, environment, join, launch, leave, local_size, record_failure
+from .launcher import (
+    LAUNCHED,
+    ProcessError,
+    check_devices,
+    environment,
+    join,
+    launch,
+    leave,
+    local_size,
+    record_failure,
+)
 from .micro_batch import MemoryShortage, MicroBatch, free_host_memory, is_out_of_memory, measured_size, whole
 from .threads import Aside, ThreadSafe, may_go_side_by_side, together
 

@@ -44,7 +44,7 @@ def _open_closed() -> None:
         null = os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: the stream's own
         if null == number:
             os.set_inheritable(null, True)
-        setattr(sys, name, open(null, "r" if number == 0 else "w", closefd=False))
+        setattr(sys, name, open(null, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -65,5 +65,5 @@ def test_weights_that_can_never_learn_are_refused() -> None:
             return dict(network.state_dict())
 
     config = validate({"generator": {"name": "tiny"}, "policy": {"name": "shared"}, "steps": 2, "batch": 8, "trajectories": 8})
-    with pytest.raises(ConfigError, match="'mine' learns, and was made inside torch.inference_mode"):
+    with pytest.raises(ConfigError, match=r"'mine' learns, and was made inside torch\.inference_mode"):
         create_trainer(config, generator, Learns())
