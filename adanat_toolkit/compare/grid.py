@@ -190,7 +190,7 @@ class CompareConfig(BaseModel):
         """Hashes of the files and folders that settings name, by the setting (``decoder``, ``reward.options.weights``): a
         result depends on what they hold, not on what they are called. What fingerprints stand for is left out."""
         runs = {(c.policy, c.reward): self.run_of(c) for c in self.cells() if c.learned}
-        found = {}
+        found: dict[str, str] = {}
         for run in [self.base, *runs.values()]:
             for setting, value in texts_of(run.model_dump(mode="json")):
                 named = setting not in ("data.path", "generator.options.weights", *found) and is_source(setting, run)
@@ -272,7 +272,7 @@ def texts_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 def by_content(values: Mapping[str, Any], sources: Mapping[str, str], prefix: str = "") -> dict[str, Any]:
     """Nested settings with hashes in place of the names of files."""
-    out = {}
+    out: dict[str, Any] = {}
     for key, value in values.items():
         setting = f"{prefix}{key}"
         if isinstance(value, Mapping):
