@@ -140,10 +140,9 @@ def evaluate(
         raise wrong("policies", policies, f"a list of policies, each {NEEDS_POLICY}, or a Run")
     if not listed:
         raise ConfigError("policies is empty; name at least one, or leave it out for the policy that ships.")
-    ready: dict[str, SamplingPolicy] = {}
     if policies is None and pretrained_policy(generator, steps) is None:
         listed = ()  # the hand-made schedule alone
-    names = [_name(one, generator, steps, ready) for one in listed]
+    names, ready = _named(listed, generator, steps)
     extractor = create_features(choose_features(generator, features), device=generator.device, offline=offline)
     refinement = choose_refinement(generator, refine, judge or (names or ["fixed"])[0], offline=offline)
     path = None if data is None else os.fspath(data)
@@ -171,17 +170,29 @@ def _is_one(policies: Any) -> bool:
     return policies is None or isinstance(policies, str | os.PathLike | SamplingPolicy)
 
 
-def _name(
-    one: SamplingPolicy | Run | Spec | None, generator: Generator, steps: int | None, ready: dict[str, SamplingPolicy]
-) -> str:
-    """What a policy is called in the table: as the user wrote it, else its kind; what is loaded already goes to ``ready``."""
-    if isinstance(one, str | os.PathLike):
-        return os.fspath(one)
-    policy = as_policy(one, generator, steps=steps if one is None else None)  # they are those of hand-made schedules
-    kind = str(policy.card.get("kind", policy.network.kind))  # what a trainer exports has no card
-    name = f"fixed:{policy.card['schedule']}" if kind == "fixed" else kind
-    label, again = name, 2
-    while label in ready:
-        label, again = f"{name} ({again})", again + 1
-    ready[label] = policy
-    return label
+def _named(
+    listed: Sequence[Any], generator: Generator, steps: int | None
+) -> tuple[list[str], dict[int, SamplingPolicy]]:
+    """What the policies are called in the table: as the user wrote them, else their kind, with a number where another one is
+    called so; and those that are loaded already, by their position."""
+    texts = {os.fspath(one) for one in listed if isinstance(one, str | os.PathLike)}
+    names: list[str] = []
+    ready: dict[int, SamplingPolicy] = {}
+    taken: set[tuple[str, int]] = set()
+    for position, one in enumerate(listed):
+        if isinstance(one, str | os.PathLike):
+            names.append(os.fspath(one))
+            continue
+        # ``steps`` are those of hand-made schedules.
+        policy = as_policy(one, generator, steps=steps if one is None else None)
+        kind = str(policy.card.get("kind", policy.network.kind))  # what a trainer exports has no card
+        schedule = policy.card.get("schedule") if kind == "fixed" else None
+        name = label = kind if schedule is None else f"fixed:{schedule}"
+        again = 2
+        # A schedule's text and its T say which policy it is; a kind does not, and may be the name of a folder too.
+        while (label, policy.steps) in taken or (schedule is None and label in texts):
+            label, again = f"{name} ({again})", again + 1
+        taken.add((label, policy.steps))
+        ready[position] = policy
+        names.append(label)
+    return names, ready

@@ -87,7 +87,7 @@ def headroom(
     """
     generator = require_generator(generator)
     ready, told = as_reward(reward), None
-    loaded = as_policy(policy, generator, steps=steps)
+    loaded = as_policy(policy, generator, steps=steps, offline=offline)
     path = None if data is None else os.fspath(data)
     if out is not None:
         prepare_folder(Path(out))

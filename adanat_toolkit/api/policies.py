@@ -46,7 +46,9 @@ def load_policy(
     return policies.load_policy(policies.local_spec(spec, offline=offline), generator, steps)
 
 
-def as_policy(policy: SamplingPolicy | Spec | None, generator: Generator, *, steps: int | None = None) -> SamplingPolicy:
+def as_policy(
+    policy: SamplingPolicy | Spec | None, generator: Generator, *, steps: int | None = None, offline: bool = False
+) -> SamplingPolicy:
     """A policy that was given as an object or by what :func:`load_policy` takes.
 
     Raises:
@@ -54,7 +56,7 @@ def as_policy(policy: SamplingPolicy | Spec | None, generator: Generator, *, ste
         CheckpointError: damaged files.
     """
     if policy is None or isinstance(policy, str | os.PathLike):
-        return load_policy(policy, generator, steps=steps)
+        return load_policy(policy, generator, steps=steps, offline=offline)
     if not isinstance(policy, SamplingPolicy):
         raise wrong("policy", policy, f"{NEEDS_POLICY}, or None for the policy that ships")
     made_for = policy.card.get("generator", {})

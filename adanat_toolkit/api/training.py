@@ -63,8 +63,8 @@ class Run:
         Raises:
             ConfigError: no finished iteration. OutputError: the file cannot be written, or is something else than a report.
         """
-        settings = Settings(pictures=pictures, device=str(self.generator.device))
-        return Path(make_report([self.path], None if file is None else Path(file), settings)["report"])
+        target = None if file is None else Path(file)
+        return Path(make_report([self.path], target, Settings(pictures=pictures), generator=self.generator)["report"])
 
     def _repr_html_(self) -> str:
         rows = self.metrics

@@ -25,9 +25,9 @@ from ..limits import MOST_IMAGES, MOST_WIDTH
 from ..metrics import FeatureStatistics, extract_features, frechet_distance
 from ..policies import load_policy
 from ..registry import toolkit_version
-from ..runtime import CPU_CHUNK, Adam, MicroBatch, float32_by_default
+from ..runtime import CPU_CHUNK, Adam, MicroBatch, ready_to_learn
 from ..sampling import collect, explored_by
-from ..storage import prepare_folder
+from ..storage import prepare_file
 from .headroom import SIGMA, explored
 from .prepare_data import require_safetensors
 
@@ -72,7 +72,7 @@ class _Latents(RewardModel):
         return latents
 
 
-@float32_by_default()
+@ready_to_learn()
 def distill(
     generator: Generator,
     *,
@@ -158,7 +158,7 @@ def distill_to_file(generator: Generator, file: Path, **settings: Any) -> Distil
         ConfigError: not a .safetensors name, and of :func:`distill`. OutputError: the file cannot be written.
     """
     require_safetensors(file)
-    prepare_folder(file.parent)
+    prepare_file(file)
     found = distill(generator, **settings)
     found.decoder.save(file)
     return found

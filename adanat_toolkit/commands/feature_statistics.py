@@ -15,7 +15,7 @@ from ..errors import DataError, OutputError
 from ..images import ClassCounts
 from ..metrics import shared_statistics
 from ..runtime import distributed, float32_by_default
-from ..storage import prepare_folder
+from ..storage import prepare_file
 from .prepare_data import require_safetensors
 
 
@@ -50,7 +50,7 @@ def write_statistics(
     if len(real) < 2:
         raise DataError("statistics need at least 2 images, and there is 1; give --data with more.")
     if distributed.is_main():
-        prepare_folder(file.parent)
+        prepare_file(file)
     statistics = shared_statistics(extractor, real, progress=progress)
     if statistics is None:
         return {}

@@ -16,7 +16,7 @@ from ..images import GRID_LIMIT, grid, side_by_side, write_png
 from ..registry import toolkit_version
 from ..runtime import float32_by_default, in_chunks
 from ..sampling import default_batch
-from ..storage import prepare_folder, write_file
+from ..storage import prepare_file, write_file
 
 
 @float32_by_default()
@@ -51,7 +51,9 @@ def encode_to_file(
         raise ConfigError(
             f"{generator.name} is no token generator, so images cannot be encoded; use maskgit, mage or muse."
         )
-    prepare_folder(file.parent)
+    picture = file.with_suffix(".png")
+    for written in (file, picture):
+        prepare_file(written)
     total = len(real) if count is None else min(count, len(real))
     size = batch or default_batch(generator.device)
     parts, labels = [], []
@@ -80,7 +82,6 @@ def encode_to_file(
     }
     tensors = {"tokens": torch.cat(parts)} | ({"labels": torch.cat(labels)} if labels else {})
     write_file(file, save(tensors, metadata={"adanat_tokens": json.dumps(facts)}))
-    picture = file.with_suffix(".png")
     write_png(picture, side_by_side([grid(shown), grid(rebuilt)], ["real images", "their reconstructions"]))
     return {
         "file": str(file),

@@ -83,16 +83,19 @@ def publish(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "policy" if on_hub else _folder(Path(target).expanduser())
         prepare_folder(folder)
-        for name, data in _policy_files(source, card).items():
-            write_file(folder / name, data)
+        files = _policy_files(source, card)
         title = target.rpartition("/")[2] if on_hub else folder.resolve().name
         metrics = RunFolder(run).metrics()
         identifier = target if on_hub else f"./{folder.name}"
         text = model_card(title, identifier, policy, generator, judged, metrics, licence=licence, seed=seed)
-        write_file(folder / CARD, text)
         baseline = load_policy("fixed", generator, policy.steps)
         sheets = [_sheet(generator, shown, seed) for shown in (baseline, policy)]
-        write_png(folder / PICTURE, side_by_side(sheets, ["hand-made schedule", f"this policy ({card['kind']})"]))
+        picture = side_by_side(sheets, ["hand-made schedule", f"this policy ({card['kind']})"])
+        # All at once, when nothing is left that can fail: the folder may hold another policy, and its page.
+        write_png(folder / PICTURE, picture)
+        write_file(folder / CARD, text)
+        for name in POLICY_FILES:  # what makes it a policy comes last
+            write_file(folder / name, files[name])
         url = upload_folder(folder, target, public=public) if on_hub else None
     return {"target": target, "url": url, "files": list(PUBLISHED), "evaluated": judged is not None}
 

@@ -147,10 +147,11 @@ class CellFiles:
         result, sheet = self._reused(cell)
         if result is None or sheet is None:
             return None
-        self.sheet(cell).unlink(missing_ok=True)
-        if sheet.is_file():
+        if sheet.is_file():  # read before anything is removed: the report may be this folder's own
             remedy = "Remove it; the report is reused without."
             write_file(self.sheet(cell), read_bytes(sheet, error=DataError, limit=MOST_SHEET, remedy=remedy))
+        else:
+            self.sheet(cell).unlink(missing_ok=True)
         return replace(result, cell=cell)
 
 
@@ -185,6 +186,7 @@ def read_report(path: Path) -> dict[str, Result]:
                 dtype=facts.dtype,
                 base_schedule=base,
                 schedule=None if result.cell.search else result.schedule,
+                sources=facts.sources,
             )
         except (ConfigError, PluginError) as error:
             raise DataError(f"cannot reuse {file}: {error} {remedy}") from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,7 +16,8 @@ from ..errors import ConfigError, nearest
 from ..limits import MOST_IMAGES, MOST_STEPS
 from ..policies import policy_class
 from ..registry import explain, load, parse_options, reward_class
-from ..training import IGNORED_ON_RESUME, RunConfig, merge, validate
+from ..storage import content_hash
+from ..training import IGNORED_ON_RESUME, RunConfig, is_source, merge, validate
 from .controls import TITLES
 from .result import HAND_MADE, Cell
 from .search import SEARCHES, check_kind, check_search
@@ -70,14 +73,15 @@ class CompareConfig(BaseModel):
                 out += [Cell(p, r, t, s, control) for s in seeds for control in TITLES]
         return out
 
-    def still_rewards(self) -> dict[str, str]:
+    def still_rewards(self, sources: Mapping[str, str]) -> dict[str, str]:
         """Rewards of the grid whose scores mean the same in every row: no term learns, or judges a set. By what they are
-        called beside their scores: options are part of it, because scores depend on them."""
-        out = {}
+        called beside their scores: options are part of it, and what the files hold that they name (``sources``), because
+        scores depend on them."""
+        out, held = {}, {setting: found[:8] for setting, found in sources.items()}
         for spec in dict.fromkeys(self.rewards):
             terms = [load("reward", term.name) for term in RewardSpec.parse(spec).terms]
             if not any(term.learns or term.set_level or "real_images" in term.needs for term in terms):
-                options = self.reward_options(spec)
+                options = by_content(self.reward_options(spec), held, "reward.options.")
                 out[f"{spec} {json.dumps(options, sort_keys=True)}" if options else spec] = spec
         return out
 
@@ -195,6 +199,18 @@ class CompareConfig(BaseModel):
                 out[kind]["options"] = parsed.model_dump(mode="json")
         return out
 
+    def sources(self) -> dict[str, str]:
+        """Hashes of the files and folders that settings name, by the setting (``decoder``, ``reward.options.weights``): a
+        result depends on what they hold, not on what they are called. What fingerprints stand for is left out."""
+        runs = {(c.policy, c.reward): self.run_of(c) for c in self.cells() if c.learned}
+        found: dict[str, str] = {}
+        for run in [self.base, *runs.values()]:
+            for setting, value in texts_of(run.model_dump(mode="json")):
+                named = setting not in ("data.path", "generator.options.weights", *found) and is_source(setting, run)
+                if named and os.path.exists(os.path.expanduser(value)):
+                    found[setting] = content_hash(value)
+        return found
+
 
 def configure(**values: Any) -> CompareConfig:
     """A :class:`CompareConfig`.
@@ -223,21 +239,24 @@ def cell_key(
     dtype: str,
     base_schedule: str | None,
     schedule: str | None,
+    sources: Mapping[str, str],
 ) -> str:
     """Hash of everything that a result depends on but the device.
 
     Args:
+        sources: hashes of what settings name, see ``CompareConfig.sources``.
         generator, data: fingerprints. dtype: that was computed in: a generator is a few percent better or worse in another
             (docs/evaluation.md). base_schedule: the generator's best known one, which policies and the search start from.
             schedule: of a hand-made row, else None.
     """
     spec = config.base.generator
+    options = {key: value for key, value in spec.options.items() if key != "weights"}
     facts: dict[str, Any] = {
         "cell": cell.name,
         "generator": generator,
         # The fingerprint is that of the main network; a tokenizer, a text encoder or a number of heads are options.
         "name": spec.name.partition(":")[0],
-        "options": {key: value for key, value in spec.options.items() if key != "weights"},
+        "options": by_content(options, sources, "generator.options."),
         "protocol": protocol,
         "data": data,
         "dtype": dtype,
@@ -245,7 +264,7 @@ def cell_key(
         "first_seed": config.first_seed,
     }
     if cell.learned:
-        facts["run"] = config.resolved_run(cell)
+        facts["run"] = by_content(config.resolved_run(cell), sources)
         facts["base"] = base_schedule
     elif cell.search:
         facts["search"] = [config.candidates, config.base.iterations * config.base.batch]
@@ -253,3 +272,24 @@ def cell_key(
     else:
         facts["schedule"] = schedule
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def texts_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every text among nested settings, with the name of its setting (``reward.options.weights``)."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from texts_of(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{key}", value
+
+
+def by_content(values: Mapping[str, Any], sources: Mapping[str, str], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with hashes in place of the names of files."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        setting = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            out[key] = by_content(value, sources, f"{setting}.")
+        else:
+            out[key] = f"sha256:{sources[setting]}" if isinstance(value, str) and setting in sources else value
+    return out

@@ -76,6 +76,7 @@ class Result:
         told: further figures whose network the reward reads.
         scores: mean and standard deviation of the images' scores under the reward that it was trained on, as it was in the
             end; of what is not learned, under each reward of the grid that stands still.
+        unscored: rewards that were asked too, and gave scores that are not all finite.
         error: why it failed; there is no evaluation then.
         device: what computed it.
     """
@@ -91,6 +92,7 @@ class Result:
     partial: bool = False
     told: list[str] = field(default_factory=list)
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
+    unscored: list[str] = field(default_factory=list)
     error: str | None = None
     device: str = ""
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..core import REWARD, RewardModel, derive
 from ..decoding import PUBLISHED_SAMPLERS
-from ..errors import ConfigError, DataError, PluginError, WeightsError
+from ..errors import ConfigError, DataError, NotFiniteError, PluginError, WeightsError
 from ..evaluation import (
     Images,
     Yardstick,
@@ -50,7 +50,7 @@ from .table import Table, build_table
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (images, or trajectories of a training)."""
-Interrupted = (ConfigError, PluginError, DataError, WeightsError, MemoryShortage)
+Interrupted = (ConfigError, PluginError, DataError, WeightsError, NotFiniteError, MemoryShortage)
 """Errors that a cell fails with while the others go on; damaged files and full disks stop everything."""
 SHOWN = 16
 """Images of each cell in the picture of the same seeds."""
@@ -74,6 +74,7 @@ class Comparison:
     ) -> None:
         config.check()
         self.config, self.out = config, out
+        self._sources = config.sources()
         self.files = CellFiles(out / "cells", self._key, reuse=reuse, lacks=self._lacks_scores)
         self.progress = progress or (lambda what, done, total: None)
         base = config.base
@@ -101,6 +102,9 @@ class Comparison:
             elif not cell.learned:
                 load_policy(f"fixed:{self._schedule(cell.policy)}", self.generator, cell.steps)
         self._yardstick: Yardstick | None = None
+        # Of each policy whose training was seen to its end: whether its reward reads the features of the yardstick, and
+        # further figures whose network it reads.
+        self._trained: dict[Cell, tuple[bool, list[str]]] = {}
         # The policy whose controls were made last: its images, and the reward that it was trained on.
         self._replayed: tuple[Cell, Images, Mapping[str, RewardModel]] | None = None
         self._still: dict[str, RewardModel] | None = None
@@ -176,11 +180,11 @@ class Comparison:
         """The images of a learned policy's seeds once more, with its actions given to them otherwise."""
         of = replace(cell, control=None)
         run = self.out / "runs" / of.name
-        found = self.files.load(of)
-        if found is None or not (RunFolder(run).policy / "policy.json").is_file():
-            _, partial, told = self._train(of, run)  # another process may still be judging it
-        else:
-            partial, told = found.partial, found.told
+        if of not in self._trained:
+            # Its result may be of another report, and the run that is here cut off, or of other settings. A finished one is
+            # only looked at.
+            self._train(of, run)
+        partial, told = self._trained[of]
         if self._replayed is None or self._replayed[0] != of:
             judges = self._judges(of, run)
             self._replayed = of, self._images(of, str(run), judges), judges
@@ -195,7 +199,7 @@ class Comparison:
             images=self.config.run_of(of).iterations * self.config.base.batch,
             partial=partial,
             told=told,
-            scores=_summary(images.scores),
+            **_summary(images.scores),
             knobs={"names": list(self.generator.action_space.names), **_spread(images.knobs)},
             device=self.device.type,
         )
@@ -208,7 +212,8 @@ class Comparison:
         result = Result(cell, None)
         if cell.learned:
             run = self.out / "runs" / cell.name
-            rows, partial, told = self._train(cell, run)
+            rows = self._train(cell, run)
+            partial, told = self._trained[cell]
             result = replace(
                 result,
                 images=config.run_of(cell).iterations * config.base.batch,
@@ -239,15 +244,14 @@ class Comparison:
             result,
             evaluation=self.yardstick.judge(images),
             schedule=schedule,
-            scores=_summary(images.scores),
+            **_summary(images.scores),
             knobs={"names": list(names), **_spread(images.knobs)},
             device=self.device.type,
         )
         return result, grid(images.shown)
 
-    def _train(self, cell: Cell, run: Path) -> tuple[list[dict[str, Any]], bool, list[str]]:
-        """Rows of the finished training, whether its reward reads the features of the yardstick, and further figures whose
-        network it reads."""
+    def _train(self, cell: Cell, run: Path) -> list[dict[str, Any]]:
+        """Rows of the finished training."""
         config = self.config.run_of(cell)
         trainer = create_trainer(config)
         total = config.iterations * config.batch
@@ -255,17 +259,21 @@ class Comparison:
         scorer = self.yardstick.scorer
         found = flattered(trainer.reward.reads, self.extractor.protocol, None if scorer is None else scorer.protocol)
         told = [name for name in found if TABLE[name].reads == "prompts"]
-        return RunFolder(run).metrics(), len(found) > len(told), told
+        self._trained[cell] = len(found) > len(told), told
+        return RunFolder(run).metrics()
 
     def _lacks_scores(self, cell: Cell, result: Result) -> bool:
-        """Whether a hand-made row of an earlier grid was not asked for a reward of this one."""
-        return not cell.learned and not cell.search and bool(self.config.still_rewards().keys() - result.scores.keys())
+        """Whether a hand-made row of an earlier grid was not asked for a reward of this one that can be made here."""
+        if cell.learned or cell.search:
+            return False
+        missing = self.config.still_rewards(self._sources).keys() - result.scores.keys() - set(result.unscored)
+        return bool(missing and missing & self._still_judges().keys())
 
     def _still_judges(self) -> dict[str, RewardModel]:
         """The rewards of the grid that stand still. One that cannot be made is left out: its own cells say why."""
         if self._still is None:
             self._still = {}
-            for title, spec in self.config.still_rewards().items():
+            for title, spec in self.config.still_rewards(self._sources).items():
                 with contextlib.suppress(*Interrupted):
                     self._still[title] = create_reward(
                         spec,
@@ -281,7 +289,7 @@ class Comparison:
     def _judges(self, cell: Cell, run: Path) -> Mapping[str, RewardModel]:
         """The reward that a learned policy was trained on, as it was in the end; none where it judges a set."""
         assert cell.reward is not None
-        for title, spec in self.config.still_rewards().items():
+        for title, spec in self.config.still_rewards(self._sources).items():
             if spec == cell.reward and title in self._still_judges():
                 return {title: self._still_judges()[title]}
         own = self.config.run_of(cell).reward
@@ -331,6 +339,7 @@ class Comparison:
             dtype=dtype_name(self.generator.dtype),
             base_schedule=self.generator.default_schedule,
             schedule=schedule,
+            sources=self._sources,
         )
 
     def _facts(self, results: Sequence[Result]) -> dict[str, Any]:
@@ -349,6 +358,7 @@ class Comparison:
             "protocol_card": dict(self.extractor.card),
             "alarms": [{"cell": r.cell.name, **alarm} for r in results for alarm in r.alarms],
             "config": self.config.model_dump(mode="json"),
+            "sources": self._sources,
         }
 
 
@@ -387,10 +397,14 @@ def _training_row(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value if math.isfinite(value) else None for key, value in kept.items()}
 
 
-def _summary(scores: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of the scores under each reward, where all are finite."""
+def _summary(scores: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Mean and standard deviation of the scores under each reward as ``scores``, where all are finite; names of the others as
+    ``unscored``."""
     wide = {name: values.double() for name, values in scores.items() if bool(values.isfinite().all())}
-    return {name: (float(values.mean()), float(values.std())) for name, values in wide.items()}
+    return {
+        "scores": {name: (float(values.mean()), float(values.std())) for name, values in wide.items()},
+        "unscored": [name for name in scores if name not in wide],
+    }
 
 
 def _spread(knobs: Tensor) -> dict[str, Any]:

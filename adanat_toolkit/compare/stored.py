@@ -89,6 +89,7 @@ class StoredResult(_Stored):
     partial: bool = False
     told: list[Name] = []
     scores: dict[Text, tuple[StoredFigure, StoredFigure]] = {}
+    unscored: list[Text] = []
     error: str | None = None
     device: Name = ""
 
@@ -120,6 +121,7 @@ class _Facts(BaseModel):
     data: str
     dtype: str
     default_schedule: str | None = None
+    sources: dict[str, str] = {}
 
 
 class StoredReport(BaseModel):

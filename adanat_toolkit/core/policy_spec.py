@@ -56,9 +56,9 @@ class PolicySpec:
             if not 0 <= weight <= 1:
                 raise ConfigError(f"weight {weight:g} of policy {term.text!r} in a blend must lie in [0, 1].")
         if self.weights and not math.isclose(sum(self.weights), 1, abs_tol=1e-6):
-            shown = " + ".join(f"{weight:g}" for weight in self.weights)
+            shown = " + ".join(map(_print, self.weights))
             raise ConfigError(
-                f"the weights of blend {str(self)!r} sum to {sum(self.weights):g} ({shown}); they must sum to 1."
+                f"the weights of blend {str(self)!r} sum to {sum(self.weights):.9g} ({shown}); they must sum to 1."
             )
 
     @property
@@ -102,4 +102,9 @@ class PolicySpec:
     def __str__(self) -> str:
         if not self.weights:
             return self.terms[0].text
-        return "+".join(f"{term.text}*{weight:g}" for term, weight in zip(self.terms, self.weights, strict=True))
+        return "+".join(f"{term.text}*{_print(weight)}" for term, weight in zip(self.terms, self.weights, strict=True))
+
+
+def _print(weight: float) -> str:
+    """Every digit that makes a difference: what is printed is read again."""
+    return repr(float(weight)).removesuffix(".0")

@@ -36,7 +36,7 @@ def blend_specs(first: str, second: str, weights: Sequence[float]) -> list[str]:
         if weight in (0, 1):
             out.append(terms[int(weight == 0)].text)
         else:
-            out.append(str(PolicySpec(terms, (weight, 1 - weight))))
+            out.append(str(PolicySpec(terms, (weight, round(1 - weight, 12)))))  # 0.1, not 0.09999999999999998
     return out
 
 

@@ -125,7 +125,7 @@ def evaluate_policies(
     batch: int | None = None,
     contexts_from: OwnContexts | None = None,
     offline: bool = False,
-    ready: Mapping[str, SamplingPolicy] | None = None,
+    ready: Mapping[int, SamplingPolicy] | None = None,
     refinement: Refinement | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -145,7 +145,8 @@ def evaluate_policies(
         baseline: schedule text, default the generator's best known one; it takes as many steps as each policy does.
         contexts_from: see ``images.draw_contexts``.
         offline: forbids to download the network of the CLIP scores, or a policy.
-        ready: those among ``policies`` that are loaded already, by the name that stands there for each.
+        ready: those among ``policies`` that are loaded already, by their position there; the name that stands there is the
+            row's. Of unlike policies of one T it must differ.
         refinement: each policy is judged once more with it, and beside it the hand-made schedule with so many more steps
             that an image takes as many forwards, where the generator takes so many.
 
@@ -161,12 +162,13 @@ def evaluate_policies(
     hand_made = f"fixed:{baseline or generator.default_schedule}"
     # Where no hand-made schedule takes ``steps``, they are the learned policies' own, or a slip.
     taken = any(map(_is_fixed, specs))
-    known = dict(ready or {})
+    given = dict(ready or {})
 
-    def loaded_once(spec: str, length: int | None) -> SamplingPolicy:
-        return known[spec] if spec in known else load_policy(local_spec(spec, offline=offline), generator, length)
+    def load(spec: str) -> SamplingPolicy:
+        length = steps if _is_fixed(spec) or not taken else None
+        return load_policy(local_spec(spec, offline=offline), generator, length)
 
-    loaded = [(s, loaded_once(s, steps if _is_fixed(s) or not taken else None)) for s in specs]
+    loaded = [(spec, given[i] if i in given else load(spec)) for i, spec in enumerate(specs)]
     lengths = dict.fromkeys(policy.steps for _, policy in loaded)
     if not lengths:
         lengths = dict.fromkeys([load_policy(hand_made, generator, steps).steps])
@@ -183,6 +185,12 @@ def evaluate_policies(
     wanted = [
         (hand_made if _is_baseline(spec, baseline, hand_made) else spec, policy.steps) for spec, policy in loaded
     ]
+    by_key = {key: policy for key, (_, policy) in zip(wanted, loaded, strict=True)}
+
+    def of(name: str, length: int) -> SamplingPolicy:
+        """The policy of a row. The hand-made one has a row at several T."""
+        return load_policy(hand_made, generator, length) if name == hand_made else by_key[name, length]
+
     beside = [(key, key[1]) for key in wanted]  # a row, and T of the hand-made schedule that it stands beside
     refined: dict[tuple[str, int], tuple[str, int]] = {}
     if refinement is not None:
@@ -190,13 +198,13 @@ def evaluate_policies(
             best = f"{key[0]}, best of {refinement.candidates}", key[1]
             refined[best] = key
             beside.append((best, key[1]))
-            more = _steps_of_forwards(generator, loaded_once(*key).space, refinement.candidates)
+            more = _steps_of_forwards(generator, of(*key).space, refinement.candidates)
             if more is not None:
                 beside.append(((hand_made, more), key[1]))
     with Aside(generator.device) as meanwhile:
         begun: dict[tuple[str, int], Future[Judged]] = {}
         for key in dict.fromkeys([*((hand_made, length) for length in lengths), *(key for key, _ in beside)]):
-            policy = loaded_once(*refined.get(key, key))
+            policy = of(*refined.get(key, key))
             images = yardstick.make(
                 policy,
                 seed_range(seed, count),
@@ -232,7 +240,7 @@ def evaluate_policies(
         "estimators": first.settings,
     }
     if refinement is not None:
-        spaces = {key[1]: loaded_once(*key).space for key in refined.values()}
+        spaces = {key[1]: of(*key).space for key in refined.values()}
         facts["refine"] = [{"steps": t, **refinement.facts(generator, space)} for t, space in spaces.items()]
     return Comparison(rows, list(baselines.values()), facts)
 

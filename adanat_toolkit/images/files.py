@@ -30,7 +30,7 @@ from ..storage import HEAD, not_the_file, read_bytes, read_head
 
 Progress = Callable[[int, int], None]
 
-_READ = ".png .apng .jpg .jpeg .jfif .jpe .webp .bmp .gif .tif .tiff .avif .ppm .pgm .pbm .pnm"
+_READ = ".png .apng .jpg .jpeg .jfif .jpe .webp .bmp .dib .gif .tif .tiff .avif .ppm .pgm .pbm .pnm"
 EXTENSIONS = frozenset(_READ.split())
 """Endings of images that are read, in small letters."""
 # Texts and tables, arrays and weights, programs, archives and checksums, films and sounds, notes of programs.
@@ -362,7 +362,8 @@ def decode_many(
     files: ImageFiles, names: Sequence[str], size: tuple[int, int], progress: Progress | None = None
 ) -> Tensor:
     """(n, 3, H, W) uint8 of the named files, decoded on all cores (Pillow releases the interpreter lock)."""
-    out = torch.empty(len(names), 3, *size, dtype=torch.uint8)
+    with torch.inference_mode(False):  # the threads that fill it are in no mode of the caller's
+        out = torch.empty(len(names), 3, *size, dtype=torch.uint8)
 
     def decode(position: int) -> None:
         data = files.read(names[position])

@@ -175,7 +175,8 @@ class FileImages(_Conditioned):
     ) -> None:
         super().__init__(len(names), labels, captions, class_names)
         self._files, self._names, self._size = files, tuple(names), size
-        self._kept = torch.empty(len(names), 3, *size, dtype=torch.uint8) if keep else None
+        with torch.inference_mode(False):  # filled later, outside the mode that its maker may have set
+            self._kept = torch.empty(len(names), 3, *size, dtype=torch.uint8) if keep else None
         self._decoded: set[int] = set()
         self.fingerprint = fingerprint
 

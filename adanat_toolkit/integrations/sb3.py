@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ..core import ACTION, Context, Generator, ImageSource, Noise, Policy, RewardModel, derive, sample_seeds, seen_shape
 from ..errors import ConfigError, NotFiniteError
-from ..runtime import distributed, float32_by_default
+from ..runtime import distributed, ready_to_learn
 from ..training import (
     RunConfig,
     Trainer,
@@ -255,7 +255,7 @@ class SB3Trainer(Trainer):
                 "'reward', set both to 1, or use engine 'adanat'."
             )
 
-    @float32_by_default()
+    @ready_to_learn()
     def __init__(
         self,
         config: RunConfig,
@@ -360,7 +360,7 @@ class SB3Trainer(Trainer):
         }
         return row
 
-    @float32_by_default()
+    @ready_to_learn()
     def plan(self) -> dict[str, Any]:
         """As :meth:`training.Trainer.plan`; the rollout buffer is float32 on the host, and copied once to be read."""
         found = super().plan()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..core import Generator
 from ..errors import OutputError
 from ..storage import prepare_folder, read_head, write_file
 from .gather import IMAGES, Progress, Settings, gather
@@ -30,6 +31,7 @@ def make_report(
     file: Path | None = None,
     settings: Settings | None = None,
     *,
+    generator: Generator | None = None,
     command: str | None = None,
     progress: Progress | None = None,
     on_figures: Callable[[dict[str, Any]], None] | None = None,
@@ -38,6 +40,7 @@ def make_report(
 
     Args:
         paths: run folders. file: where to; None: :func:`default_file`. command: printed at the bottom.
+        generator: what the runs were trained on, loaded; None: it is loaded as their settings say.
         progress: called with what is being done, how many images of it are done, and how many there are.
         on_figures: called with what ``runs`` of the result will hold of a run, once it is judged: before pictures are made
             and anything is written, so that neither can lose figures that took long.
@@ -62,7 +65,7 @@ def make_report(
             if on_figures is not None:
                 on_figures(_about(run, tables))
 
-    gathered = gather(runs, chosen, progress or (lambda what, done, total: None), judged)
+    gathered = gather(runs, chosen, progress or (lambda what, done, total: None), judged, generator)
     text = render(runs, gathered, command=command)
     write_file(target, text)
     found = [_about(run, gathered.blocks) for run in runs]

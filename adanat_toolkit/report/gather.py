@@ -120,11 +120,13 @@ def gather(
     settings: Settings,
     progress: Progress,
     on_tables: Callable[[Sequence[Run], list[Block]], None] = lambda runs, tables: None,
+    ready: Generator | None = None,
 ) -> Gathered:
     """Tables and pictures of all runs.
 
     Args:
         on_tables: called with the runs of a generator and the tables so far, before any pictures of them are made.
+        ready: the generator of all runs, where it is loaded already.
 
     Raises:
         ConfigError, PluginError, WeightsError, DataError: the generator cannot be loaded, or the yardstick that the user
@@ -140,7 +142,7 @@ def gather(
                 f"{run.config.checkpoint_every}), so there are no pictures and no table of it yet."
             )
     for members in _by_generator(run for run in runs if run.card is not None):
-        generator = _open(members[0], settings) if settings.pictures else None
+        generator = (ready or _open(members[0], settings)) if settings.pictures else None
         wanted = settings.images
         stored = wanted == 0 or not settings.pictures or (wanted is None and all(run.evaluation for run in members))
         if stored:
@@ -215,6 +217,7 @@ def _judge(
                 count=settings.images or IMAGES,
                 seed=settings.seed,
                 batch=settings.batch,
+                offline=offline,
                 progress=progress,
             )
         except (ConfigError, PluginError, WeightsError, DataError) as error:

@@ -14,11 +14,22 @@ from .devices import (
     minimum_batch,
     minimum_rows,
     padded,
+    ready_to_learn,
     resolve_device,
     resolve_dtype,
 )
 from .distributed import gather, is_main, rank, world_size
-from .launcher import LAUNCHED, ProcessError, check_devices, environment, join, launch, leave, record_failure
+from .launcher import (
+    LAUNCHED,
+    ProcessError,
+    check_devices,
+    environment,
+    join,
+    launch,
+    leave,
+    local_size,
+    record_failure,
+)
 from .micro_batch import MemoryShortage, MicroBatch, free_host_memory, is_out_of_memory, measured_size, whole
 from .threads import Aside, ThreadSafe, helped, may_go_side_by_side, together
 
@@ -50,12 +61,14 @@ __all__ = [
     "join",
     "launch",
     "leave",
+    "local_size",
     "may_go_side_by_side",
     "measured_size",
     "minimum_batch",
     "minimum_rows",
     "padded",
     "rank",
+    "ready_to_learn",
     "record_failure",
     "resolve_device",
     "resolve_dtype",

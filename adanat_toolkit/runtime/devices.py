@@ -76,6 +76,14 @@ def float32_by_default() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+@contextmanager
+def ready_to_learn() -> Iterator[None]:
+    """:func:`float32_by_default`, and gradients are taken, whatever the user's program has switched off: notebooks begin with
+    ``torch.set_grad_enabled(False)`` or ``torch.inference_mode()``, and a training must not fail after its first rollout."""
+    with float32_by_default(), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """``torch.bfloat16`` -> ``bfloat16``, as settings and tables have it."""
     return str(dtype).removeprefix("torch.")

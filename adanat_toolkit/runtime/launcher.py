@@ -59,20 +59,37 @@ def environment() -> tuple[int, int]:
     Raises:
         ConfigError: what stands there are no such numbers; nobody would answer a rank that does not exist.
     """
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    return _place()[:2]
+
+
+def local_size() -> int:
+    """Ranks on this machine; 1 without a launcher.
+
+    Raises:
+        ConfigError: as of :func:`environment`.
+    """
+    return _place()[2]
+
+
+def _place() -> tuple[int, int, int]:
+    """Rank, number of ranks, and how many of them are on this machine."""
+    names: tuple[str, ...] = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     if not set(names) <= os.environ.keys():
-        return 0, 1
+        return 0, 1, 1
+    if "LOCAL_WORLD_SIZE" in os.environ:  # not of every launcher
+        names = (*names, "LOCAL_WORLD_SIZE")
     given = ", ".join(f"{name}={os.environ[name]!r}" for name in names)
     try:
-        rank, local, size = (int(os.environ[name]) for name in names)
+        rank, local, size, *here = (int(os.environ[name]) for name in names)
     except ValueError:
-        rank = local = size = -1
-    if not (0 <= rank < size and 0 <= local < size):
+        rank, local, size, here = -1, -1, -1, []
+    if not (0 <= rank < size and 0 <= local < size and all(1 <= number <= size for number in here)):
         raise ConfigError(
-            f"the environment has {given}; whole numbers with 0 <= RANK, LOCAL_RANK < WORLD_SIZE are needed. Start the "
-            "processes with torchrun or --gpus, or unset these variables to run in one process."
+            f"the environment has {given}; whole numbers with 0 <= RANK, LOCAL_RANK < WORLD_SIZE are needed, and 1 <= "
+            "LOCAL_WORLD_SIZE <= WORLD_SIZE where it is set. Start the processes with torchrun or --gpus, or unset these "
+            "variables to run in one process."
         )
-    return rank, size
+    return rank, size, here[0] if here else size
 
 
 def join(device: str) -> None:

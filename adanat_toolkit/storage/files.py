@@ -100,6 +100,25 @@ def prepare_folder(path: Path) -> Path:
     return path
 
 
+def prepare_file(path: Path) -> Path:
+    """Prove that a file can be written, before any long work starts; its folder is made where there is none.
+
+    Raises:
+        OutputError: it is a folder, its name cannot be one, or its folder cannot be written.
+    """
+    prepare_folder(path.parent)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give --out the name of a file, such as {path / path.name}.")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.tmp.safetensors")  # as long as a name that is written aside
+    try:
+        probe.touch()
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write {path}: {why}. Choose another --out.") from None
+    return path
+
+
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
     """Keep other processes that hold the same folder or file (made where it is not there) out of the block.
@@ -331,8 +350,8 @@ def each_row(file: Path, *, rising: bool = True) -> Iterator[Line[dict[str, Any]
     for line in read_lines(file, Row, error=CheckpointError, remedy=remedy, cut_end=True, finite=False):
         if rising and line.value["iteration"] <= last:
             raise CheckpointError(
-                f"line {line.number} of {file} is not usable: iteration {line.value['iteration']} comes after iteration {last}, so "
-                f"that a row stands twice or out of order. {remedy}"
+                f"line {line.number} of {file} is not usable: iteration {line.value['iteration']} comes after iteration {last}, "
+                f"so that a row stands twice or out of order. {remedy}"
             )
         last = line.value["iteration"]
         yield line

@@ -9,7 +9,7 @@ from .judge import load_judge
 from .objects import FunctionReward, with_objects
 from .ppo import targets
 from .reward_update import prepared_update
-from .same_run import IGNORED_ON_RESUME
+from .same_run import IGNORED_ON_RESUME, is_source
 from .scoring import require_finite_update
 from .trainer import Trainer
 
@@ -29,6 +29,7 @@ __all__ = [
     "describe_shares",
     "describe_statistics",
     "differences",
+    "is_source",
     "load_judge",
     "merge",
     "prepared_update",

@@ -93,6 +93,18 @@ def require_callbacks(callbacks: Sequence[Any], kind: type) -> None:
             raise _wrong("callbacks", callback, "Callback objects alone (a function goes to on_iteration)")
 
 
+def require_learnable(reward: RewardModel) -> None:
+    """
+    Raises:
+        ConfigError: it learns, and its weights were made where torch forbids that for good.
+    """
+    if reward.learns and any(value.is_inference() for value in reward.state().values()):
+        raise ConfigError(
+            f"reward {name_of(reward)!r} learns, and was made inside torch.inference_mode(), whose tensors no gradient can "
+            "change; make it outside."
+        )
+
+
 def _wrong(argument: str, value: object, wanted: str) -> ConfigError:
     found = f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__}"
     return ConfigError(f"{argument} must be {wanted}; it is {found}.")

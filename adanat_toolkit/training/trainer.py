@@ -45,9 +45,9 @@ from ..runtime import (
     distributed,
     dtype_name,
     fastest_dtype,
-    float32_by_default,
     may_go_side_by_side,
     measured_size,
+    ready_to_learn,
     resolve_device,
     resolve_dtype,
     together,
@@ -73,7 +73,7 @@ from .config import RunConfig
 from .decoder import Rebuilt, choose_decoder
 from .describe import describe, describe_shares, describe_statistics
 from .held_out import AlarmWatch, Readings, held_out_of
-from .objects import RewardFunction, as_reward, require_callbacks, with_objects
+from .objects import RewardFunction, as_reward, require_callbacks, require_learnable, with_objects
 from .plan import local_batch, plan, stored_features
 from .ppo import Batch, explained_variance, ppo_update, targets
 from .reward_update import prepared_update
@@ -99,7 +99,7 @@ class Trainer(Engine):
     needs_critic: ClassVar[bool] = True
     """Whether the policy's update reads the critic's values."""
 
-    @float32_by_default()
+    @ready_to_learn()
     def __init__(
         self,
         config: RunConfig,
@@ -158,6 +158,7 @@ class Trainer(Engine):
                 offline=config.offline,
             )
         )
+        require_learnable(self.reward)
         self.decoder = choose_decoder(config.decoder, generator, self.reward, supported=self.shows_distilled)
         self.seen_real = self.real if self.decoder is None or self.real is None else Rebuilt(self.real, generator, self.decoder)
         """Real images as a reward that learns sees them."""
@@ -238,7 +239,7 @@ class Trainer(Engine):
 
     # --- one iteration ----------------------------------------------------------------------------------------------------
 
-    @float32_by_default()
+    @ready_to_learn()
     def step(self) -> dict[str, Any]:
         """One iteration; returns its row of metrics (every name is explained in docs/logged-names.md).
 
@@ -413,7 +414,7 @@ class Trainer(Engine):
 
     # --- the run ----------------------------------------------------------------------------------------------------------
 
-    @float32_by_default()
+    @ready_to_learn()
     def run(
         self,
         out: Path,
@@ -526,7 +527,7 @@ class Trainer(Engine):
 
     # --- what it will cost ------------------------------------------------------------------------------------------------
 
-    @float32_by_default()
+    @ready_to_learn()
     def plan(self) -> dict[str, Any]:
         """What the run will need, for ``--dry-run``: parameter counts, generator forwards, memory of one iteration."""
         self._measure()

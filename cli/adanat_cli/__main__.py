@@ -15,8 +15,9 @@ def start() -> None:
     terminal's encoding does not have is written as an escape.
     """
     codecs.register_error("adanat", _escaped)
+    _open_closed()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # None where it is closed
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="adanat")
     if os.environ.get("COLUMNS") == "0":  # what a terminal of no size says; rich would print nothing at all
         del os.environ["COLUMNS"]
@@ -32,6 +33,18 @@ def start() -> None:
     finally:
         if handled:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _open_closed() -> None:
+    """Streams that were closed (``>&-``, a daemon) lead nowhere. Python has None in their place, and the first file that is
+    opened would get their number: what a library writes to its stderr must not end up there."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        null = os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: the stream's own
+        if null == number:
+            os.set_inheritable(null, True)
+        setattr(sys, name, open(null, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:

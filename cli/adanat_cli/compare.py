@@ -175,7 +175,6 @@ SHOWN = ("frechet", "precision", "recall")
 
 def _print_table(table: Table) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table as Grid
 
     from adanat_toolkit.compare import HEADS, TAILS, caption, cells_of, failures, saved_text
@@ -186,10 +185,10 @@ def _print_table(table: Table) -> None:
         text = name in ("policy", "reward", "notes")
         grid.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for row in table.rows:
-        grid.add_row(*map(escape, cells_of(row, SHOWN, intervals=False)))
+        grid.add_row(*cells_of(row, SHOWN, intervals=False))
     console = stdout()
     console.print(grid)
     for line in [*caption(table), *table.adapted, *map(saved_text, table.saved)]:
-        console.print(escape(line))
+        console.print(line)
     for line in failures(table):
-        console.print(escape(f"failed: {line}"))
+        console.print(f"failed: {line}")

@@ -113,14 +113,18 @@ def stderr(*, wrap: bool = True) -> Console:
     """Console for errors (``wrap``: long lines are left to the terminal) and for live displays (cropped to its width)."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=wrap)
+    return Console(stderr=True, highlight=False, soft_wrap=wrap, markup=False, emoji=False)
 
 
 def stdout() -> Console:
-    """Console for results meant for people."""
+    """Console for results meant for people.
+
+    Brackets in a text are brackets, as texts come from files, names of folders and the environment; what has a style is a
+    ``rich.text.Text``.
+    """
     from rich.console import Console
 
-    return Console(highlight=False, file=results())
+    return Console(highlight=False, file=results(), markup=False, emoji=False)
 
 
 def note(text: str, *, quiet: bool = False) -> None:

@@ -32,8 +32,8 @@ def doctor(json: options.Json = False) -> None:
 
 
 def _print(report: dict) -> None:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     console = stdout()
     versions = report["versions"]
@@ -41,16 +41,16 @@ def _print(report: dict) -> None:
     devices = Table("device", "name", "memory", "note", title="Devices", title_justify="left")
     for device in report["devices"]:
         memory = "" if device["memory_bytes"] is None else f"{device['memory_bytes'] / 2**30:.1f} GiB"
-        devices.add_row(device["device"], escape(device["name"]), memory, device["note"])
+        devices.add_row(device["device"], device["name"], memory, device["note"])
     console.print(devices)
     parts = Table("package", "version", title="Parts", title_justify="left")
     parts.add_column("state", overflow="fold")
     parts.add_column("serves")
     for part in report["parts"]:
-        state = "[green]works[/green]"
+        state = Text("works", "green")
         if not part["works"]:
             remedy = f" (pip install 'adanat-toolkit[{part['extra']}]')" if part["extra"] else ""
-            state = ("[yellow]" if part["extra"] else "[red]") + escape(part["error"] + remedy) + "[/]"
+            state = Text(part["error"] + remedy, "yellow" if part["extra"] else "red")
         parts.add_row(part["distribution"], part["version"] or "", state, part["serves"])
     console.print(parts)
     whole = sum(file["state"] == "ok" for file in report["embedded"])
@@ -58,6 +58,6 @@ def _print(report: dict) -> None:
     for folder in report["folders"]:
         console.print(f"{folder['what']}: {folder['path']} {'can' if folder['writable'] else 'cannot'} be written")
     for problem in report["problems"]:
-        console.print(f"[red]{escape(problem)}[/red]")
+        console.print(Text(problem, "red"))
     if not report["problems"]:
-        console.print("[green]everything that is required works[/green]")
+        console.print(Text("everything that is required works", "green"))

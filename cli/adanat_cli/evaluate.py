@@ -145,8 +145,8 @@ def numbers(flag: str, text: str) -> list[float]:
 
 def _print_table(comparison: Comparison) -> None:
     """One row a figure, one column a policy; hand-made schedules first."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from adanat_toolkit.metrics import FIGURES, direction, title
 
@@ -158,7 +158,7 @@ def _print_table(comparison: Comparison) -> None:
     table.add_column("")
     for one in judged:
         made = "hand-made\n" if one in comparison.baselines else ""
-        table.add_column(escape(f"{made}{one.policy}, T={one.steps}"), overflow="fold", justify="right")
+        table.add_column(f"{made}{one.policy}, T={one.steps}", overflow="fold", justify="right")
     for name in FIGURES:
         if all(name in one.evaluation.figures for one in judged):
             table.add_row(f"{title(name)} ({direction(name)})", *(_cell(one, name) for one in judged))
@@ -166,7 +166,7 @@ def _print_table(comparison: Comparison) -> None:
     if rows:
         table.add_section()
         blank = ["1"] * len(comparison.baselines)
-        table.add_row("[bold]Frechet / hand-made[/bold]", *blank, *(f"[bold]{text}[/bold]" for text in ratios))
+        table.add_row(Text("Frechet / hand-made", "bold"), *blank, *(Text(text, "bold") for text in ratios))
     console = stdout()
     console.print(table)
     console.print(
@@ -174,7 +174,7 @@ def _print_table(comparison: Comparison) -> None:
         f"adanat-toolkit {facts['toolkit']}; intervals: 95 %, bootstrap over the generated images"
     )
     for refined in facts.get("refine", ()):
-        console.print(escape(f"T={refined['steps']}, {options.told_of(refined)}"))
+        console.print(f"T={refined['steps']}, {options.told_of(refined)}")
 
 
 def _cell(judged: Judged, name: str) -> str:

@@ -85,13 +85,13 @@ def headroom(
 
 def _print_tables(found: Headroom) -> None:
     """Shares, slopes, trajectories, verdict."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from adanat_toolkit.commands.headroom import percent, span
 
     console = stdout()
-    table = Table(title=escape(found.title()))
+    table = Table(title=found.title())
     table.add_column("of the reward's variance")
     for name in ("share", "95 % interval"):
         table.add_column(name, justify="right")
@@ -107,9 +107,9 @@ def _print_tables(found: Headroom) -> None:
     for knob, whose, cells in found.slope_rows():
         if before not in (None, knob):
             slopes.add_section()
-        texts = [f"[bold]{100 * value:.2f}[/bold]" if clear else f"{100 * value:.2f}" for value, clear in cells]
-        slopes.add_row("" if knob == before else escape(knob), whose, *texts)
+        texts = [Text(f"{100 * value:.2f}", "bold" if clear else "") for value, clear in cells]
+        slopes.add_row("" if knob == before else knob, whose, *texts)
         before = knob
     console.print(slopes)
     console.print(found.needed_text())
-    console.print(found.verdict.text, style="bold", markup=False)
+    console.print(found.verdict.text, style="bold")

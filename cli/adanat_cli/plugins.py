@@ -92,16 +92,16 @@ def new(
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("kind", "name", "distribution", "status")
     for row in rows:
-        status = "[green]ok[/green]" if row["status"] == "ok" else f"[red]{row['status']}[/red]"
+        status = Text(row["status"], "green" if row["status"] == "ok" else "red")
         name = row["name"] + "".join(f"\n  :{variant}" for variant in row["variants"])
-        table.add_row(row["kind"], escape(name), f"{row['distribution']} {row['version']}", status)
+        table.add_row(row["kind"], name, f"{row['distribution']} {row['version']}", status)
     console = stdout()
     console.print(table)
     for row in rows:
         if row["error"]:
-            console.print(f"[red]{row['kind']} {row['name']}:[/red] {escape(row['error'])}")
+            console.print(Text.assemble((f"{row['kind']} {row['name']}:", "red"), f" {row['error']}"))

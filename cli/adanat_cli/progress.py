@@ -30,7 +30,7 @@ def image_progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     elif sys.stderr.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+        columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
         with Progress(*columns, console=stderr(wrap=False)) as display:
             tasks: dict[str, Any] = {}
 
@@ -107,7 +107,7 @@ class TrainingProgress:
         if self.live is None:
             note(text)
         else:  # above the live display
-            self.live.console.print(text, markup=False)
+            self.live.console.print(text)
 
     def _facts(self, row: dict[str, Any]) -> dict[str, str]:
         assert self.start is not None

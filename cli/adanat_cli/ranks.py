@@ -32,7 +32,7 @@ class Ranks:
             ConfigError: too few devices. ProcessError: a process failed. typer.Exit: the processes have done the work.
         """
         from adanat_toolkit.errors import ConfigError
-        from adanat_toolkit.runtime import check_devices, join, launch
+        from adanat_toolkit.runtime import check_devices, join, launch, local_size
 
         from .console import handed_on
 
@@ -42,7 +42,7 @@ class Ranks:
             with handed_on():
                 launch(self.gpus, [sys.executable, "-m", "adanat_cli", *_arguments(self.context)])
             raise typer.Exit()
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.number))
+        local = local_size()
         if self.gpus not in (None, local):
             raise ConfigError(
                 f"--gpus {self.gpus} under a launcher that started {local} processes on this machine; leave --gpus out."

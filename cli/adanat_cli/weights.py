@@ -34,21 +34,20 @@ def weights(
     if json:
         print_json(rows)
         return
-    from rich.markup import escape
+    from rich.text import Text
 
     console = stdout()
     for row in rows:
-        state = (
-            "[green]embedded[/green]" if row["embedded"] else "[green]present[/green]" if row["present"] else "absent"
-        )
+        state = "embedded" if row["embedded"] else "present" if row["present"] else "absent"
+        about = f"  {row['size']}  {row['role']} of {', '.join(row['variants'])}"
         console.print(
-            f"[bold]{escape(row['file'])}[/bold]  {state}  {row['size']}  {row['role']} of {', '.join(row['variants'])}"
+            Text.assemble((row["file"], "bold"), "  ", (state, "" if state == "absent" else "green"), about)
         )
         if not row["embedded"]:
-            console.print(f"  published: {escape(row['source'])}")
-        console.print(f"  licence: {escape(row['licence'])}")
+            console.print(f"  published: {row['source']}")
+        console.print(f"  licence: {row['licence']}")
         if not row["present"]:
-            console.print(f"  obtain: {escape(row['obtain'])}")
+            console.print(f"  obtain: {row['obtain']}")
         if row["sha256"]:
             console.print(f"  sha256: {row['sha256']}")
     console.print(f"Files are looked for in {weights_folder()} (ADANAT_WEIGHTS names another folder).")

@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 from adanat_cli.main import app
 from adanat_toolkit.commands.publish import CARD, PICTURE, PUBLISHED, publish
-from adanat_toolkit.errors import ConfigError, OutputError, ReplacedError
+from adanat_toolkit.errors import CheckpointError, ConfigError, OutputError, ReplacedError
 from adanat_toolkit.evaluation import RESULT
 from adanat_toolkit.policies import load_policy
 from adanat_toolkit.sampling import sample, seed_range
 from adanat_toolkit.storage import card_digest, is_hub_id, local_policy
 from adanat_toolkit.training import Trainer, validate
 
+from ..helpers.cli import contents
 from ..helpers.tiny import TinyGenerator, install_tiny
 
 
@@ -96,6 +97,29 @@ def test_files_that_a_training_replaces_meanwhile_are_not_mixed(
     with pytest.raises(ReplacedError, match="was replaced while it was read"):
         publish(source, str(tmp_path / "mine"), TinyGenerator())
     assert not list((tmp_path / "mine").iterdir())
+
+
+@pytest.mark.parametrize("fault", ["metrics", "pictures"])
+def test_what_cannot_be_published_leaves_the_folder_as_it_was(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    publish(run, str(tmp_path / "mine"), TinyGenerator())
+    before = contents(tmp_path / "mine")
+    card = tmp_path / "run" / "policy" / "policy.json"
+    values = {**json.loads(card.read_text()), "toolkit": "another"}
+    card.write_text(json.dumps({**values, "digest": card_digest(values)}))
+    if fault == "metrics":
+        (tmp_path / "run" / "metrics.jsonl").write_text("{\n")
+    else:
+        monkeypatch.setattr("adanat_toolkit.commands.publish.sample", _stopped)
+    with pytest.raises((CheckpointError, KeyboardInterrupt)):
+        publish(tmp_path / "run", str(tmp_path / "mine"), TinyGenerator())
+    assert contents(tmp_path / "mine") == before
+
+
+def _stopped(*_: Any) -> Any:
+    raise KeyboardInterrupt
 
 
 def test_figures_are_those_of_this_policy(run: Path, tmp_path: Path) -> None:

@@ -323,6 +323,24 @@ def test_images_of_other_kinds_are_read_or_refused(tmp_path: Path) -> None:
         open_images(tmp_path / "set", SIZE)
 
 
+def test_images_are_read_inside_inference_mode_and_after_it(tmp_path: Path) -> None:
+    write(tmp_path / "set", {"a.png": png(picture(1)), "b.png": png(picture(2))})
+    plain = open_images(tmp_path / "set", SIZE).images(torch.arange(2))
+    with torch.inference_mode():
+        source = open_images(tmp_path / "set", SIZE)
+        assert torch.equal(source.images(torch.arange(1)), plain[:1])
+    assert torch.equal(source.images(torch.arange(2)), plain)
+
+
+@pytest.mark.parametrize("ending", ["ppm", "pgm", "pbm", "pnm", "apng", "dib"])
+def test_images_of_simple_kinds_are_read(tmp_path: Path, ending: str) -> None:
+    image = Image.new({"pgm": "L", "pbm": "1"}.get(ending, "RGB"), SIZE[::-1], "white")
+    (tmp_path / "set").mkdir()
+    image.save(tmp_path / "set" / f"a.{ending}", format={"apng": "PNG", "dib": "DIB"}.get(ending, "PPM"))
+    found = open_images(tmp_path / "set", SIZE)
+    assert len(found) == 1 and bool((found.images(torch.arange(1)) == 1).all())
+
+
 @pytest.mark.parametrize("name", ["a.cr3", "a.RAF", "a.orf", "a.hif", "a.j2k", "a.svg", "a.ico", "a.PNG_", "a"])
 @pytest.mark.parametrize("zipped", [False, True])
 def test_whatever_may_be_an_image_is_not_left_out_without_a_word(tmp_path: Path, name: str, zipped: bool) -> None:
