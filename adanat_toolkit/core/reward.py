@@ -33,6 +33,9 @@ class RewardModel(ABC):
     holds before anything is loaded; an object may need less or more."""
     set_level: bool = False
     """True when a sample's score depends on the other samples it is scored with."""
+    compares_sets: bool = False
+    """True when generated images are held against real ones as they are, or against figures of such (FID): they must then be
+    the generator's own, not those of a distilled decoder."""
     learns: bool = False
     """True when :meth:`update` is to be called after each iteration. A class may say so, or an object once its options are
     known."""

@@ -75,6 +75,7 @@ class MixReward(RewardModel):
         self.learners = {name: reward for name, reward in rewards.items() if reward.learns}
         self.learns = bool(self.learners)
         self.thread_safe = all(reward.thread_safe for reward in rewards.values())
+        self.compares_sets = any(reward.compares_sets for reward in rewards.values())
         self.needs = frozenset().union(*(reward.needs for reward in rewards.values()))
         self._layout: list[tuple[torch.Size, torch.dtype]] = []
         self._scores: dict[str, Tensor] = {}
