@@ -116,7 +116,7 @@ def ppo_loss(
 class Batch:
     """States of this process, flattened over samples and steps (M of them).
 
-    features: (M, N, D) or None; step: (M,) int64; actions: (M, A); log_prob, targets, advantages: (M,); index: (M,) int64,
+    features: (M, N, D) in their storage type, or None; step: (M,) int64; actions: (M, A); log_prob, targets, advantages: (M,); index: (M,) int64,
     the states' global positions, which decide their mini-batch. Engine ``offline`` has targets of (M, A) and weights as
     advantages.
     """
@@ -145,7 +145,8 @@ class Batch:
         )
 
     def select(self, rows: Tensor) -> Batch:
-        features = None if self.features is None else self.features[rows]
+        """Some of the states, with features in float32, as policies take them."""
+        features = None if self.features is None else self.features[rows].float()
         return Batch(
             features,
             self.step[rows],

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from adanat_toolkit import testing
-from adanat_toolkit.core import Noise, see, seen_shape
+from adanat_toolkit.core import Context, Noise, Policy, see, seen_shape
 from adanat_toolkit.errors import ConfigError
 from adanat_toolkit.policies import ContextPolicy, LeanPolicy, SamplingPolicy, load_policy
 from adanat_toolkit.sampling import collect, sample, seed_range
@@ -132,3 +133,45 @@ def perturbed(kind: type, generator: TinyGenerator) -> SamplingPolicy:
         for parameter in policy.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
     return SamplingPolicy(policy, space)
+
+
+class Linear(nn.Module):
+    """Takes float32, as the contract says."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, features: Tensor, step: Tensor) -> Tensor:
+        return self.head(features.mean(1))
+
+
+class Stored(Policy):
+    """A plug-in whose features are kept in bfloat16, and which knows nothing of it."""
+
+    kind = "stored"
+    feature_dtype = torch.bfloat16
+
+    def __init__(self, options: Any, *, space: Any, grid: tuple[int, int], feature_dim: int) -> None:
+        super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
+        self.width, self.actor = feature_dim, Linear(feature_dim, space.size)
+
+    def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
+        assert features is not None
+        return self.actor(features, step)
+
+    def make_critic(self) -> nn.Module:
+        return Linear(self.width, 1)
+
+
+def dark(images: Tensor, context: Context) -> Tensor:
+    return -images.mean((1, 2, 3))
+
+
+def test_features_kept_in_fewer_bits_come_back_as_float32_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    testing.check_policy(Stored)
+    monkeypatch.setattr("adanat_toolkit.training.trainer.load", lambda kind, name: Stored)
+    once = {"generator": {}, "reward": {}, "ppo": {"epochs": 1, "minibatches": 1}}
+    config = validate(settings("stored", **once))
+    trainer = Trainer(config, TinyGenerator(), dark)
+    assert trainer.step()["ppo/approx_kl"] < 1e-9  # before the first step of the optimiser nothing has changed
