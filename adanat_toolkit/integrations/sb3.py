@@ -141,7 +141,7 @@ class GenerationPolicy(ActorCriticPolicy):
         self.sigma = self._sigma
         self.exploration: Noise | None = None
         """One seed an environment: exploration that belongs to the trajectory. None: torch's global generator."""
-        parameters = [*self.actor.parameters(), *self.critic.parameters()]
+        parameters = list(dict.fromkeys([*self.actor.parameters(), *self.critic.parameters()]))  # once each, where they share
         # mypy sees the abstract base class of optimisers here, which takes no learning rate
         self.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore
 

@@ -218,7 +218,8 @@ class Trainer(Engine):
         self.policy, self.critic = policy.to(self.device), critic.to(self.device)
         self.average = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
         trained = (self.policy, self.critic) if self.needs_critic else (self.policy,)
-        self.parameters = [parameter for module in trained for parameter in module.parameters()]
+        # Once each: a critic may share layers with its policy, and Adam would move those twice.
+        self.parameters = list(dict.fromkeys(parameter for module in trained for parameter in module.parameters()))
         self.optimiser: Adam | torch.optim.Adam = Adam(
             self.parameters, lr=config.ppo.learning_rate, eps=config.ppo.adam_epsilon
         )

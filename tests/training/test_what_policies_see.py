@@ -175,3 +175,41 @@ def test_features_kept_in_fewer_bits_come_back_as_float32_and_the_same(monkeypat
     config = validate(settings("stored", **once))
     trainer = Trainer(config, TinyGenerator(), dark)
     assert trainer.step()["ppo/approx_kl"] < 1e-9  # before the first step of the optimiser nothing has changed
+
+
+class Trunk(Policy):
+    """Its critic shares a layer with it."""
+
+    kind = "trunk"
+
+    def __init__(self, options: Any, *, space: Any, grid: tuple[int, int], feature_dim: int) -> None:
+        super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
+        self.trunk, self.head = nn.Linear(feature_dim, 8), nn.Linear(8, space.size)
+
+    def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
+        assert features is not None
+        return self.head(self.trunk(features.mean(1)).tanh())
+
+    def make_critic(self) -> nn.Module:
+        return SharedTrunk(self.trunk)
+
+
+class SharedTrunk(nn.Module):
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk, self.value = trunk, nn.Linear(8, 1)
+
+    def forward(self, features: Tensor, step: Tensor) -> Tensor:
+        return self.value(self.trunk(features.mean(1)).tanh())
+
+
+def test_a_layer_that_policy_and_critic_share_moves_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    testing.check_policy(Trunk)
+    monkeypatch.setattr("adanat_toolkit.training.trainer.load", lambda kind, name: Trunk)
+    once = {"generator": {}, "reward": {}, "ppo": {"epochs": 1, "minibatches": 1, "max_gradient_norm": None}}
+    trainer = Trainer(validate(settings("trunk", **once)), TinyGenerator(), dark)
+    before = {key: value.clone() for key, value in trainer.policy.state_dict().items()}
+    rate = trainer.step()["learning_rate"]
+    moved = {key: float((value - before[key]).abs().max()) / rate for key, value in trainer.policy.state_dict().items()}
+    assert max(moved.values()) < 1.001, moved  # Adam's first step is as long as its rate
+    trainer.load_state({key: value.clone() for key, value in trainer.state().items()})
