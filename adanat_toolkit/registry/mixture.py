@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..core import Context, PluginOptions, RewardModel, RewardSpec, derive
+from ..core import Context, PluginOptions, RewardModel, RewardSpec, derive, unchanged
 from ..errors import CheckpointError, ConfigError, nearest
 from .discovery import load
 from .factories import create_reward
@@ -93,15 +93,16 @@ class MixReward(RewardModel):
     @torch.no_grad()
     def embed(self, images: Tensor, context: Context) -> Tensor:
         """(B, sum of the terms' sizes). A frozen per-sample term is scored at once, and only its score is kept."""
-        parts = {name: self._embed_term(reward, images, context) for name, reward in self.rewards.items()}
+        parts = {name: self._embed_term(name, images, context) for name in self.rewards}
         self._layout = forms(parts)
         return pack(parts)
 
-    @staticmethod
-    def _embed_term(reward: RewardModel, images: Tensor, context: Context) -> Tensor:
-        if reward.set_level or reward.learns:
-            return reward.embed(images, context)
-        return reward.score(images, context)[:, None]
+    def _embed_term(self, name: str, images: Tensor, context: Context) -> Tensor:
+        reward = self.rewards[name]
+        with unchanged(images, f"term {name!r}"):
+            if reward.set_level or reward.learns:
+                return reward.embed(images, context)
+            return reward.score(images, context)[:, None]
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
@@ -112,7 +113,8 @@ class MixReward(RewardModel):
         for name, part in unpack(embedded, self._layout).items():
             reward = self.rewards[name]
             kept = reward.set_level or reward.learns
-            scores = (reward.score_embedded(part, context) if kept else part[:, 0]).float()
+            with unchanged(part, f"term {name!r}"):
+                scores = (reward.score_embedded(part, context) if kept else part[:, 0]).float()
             self._scores[name] = scores
             if kept:
                 self._scores |= {f"{name}/{key}": value for key, value in reward.terms().items()}
@@ -167,7 +169,10 @@ class MixReward(RewardModel):
     @torch.no_grad()
     def embed_real(self, images: Tensor, context: Context) -> Tensor:
         """What the terms that learn read of real images, side by side as in :meth:`embed`."""
-        parts = {name: reward.embed_real(images, context) for name, reward in self.learners.items()}
+        parts = {}
+        for name, reward in self.learners.items():
+            with unchanged(images, f"term {name!r}"):
+                parts[name] = reward.embed_real(images, context)
         if not parts:
             return self.embed(images, context)
         self._real_layout = forms(parts)

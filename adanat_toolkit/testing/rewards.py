@@ -31,8 +31,8 @@ class RewardCase:
 
 
 def reward_scores(case: RewardCase) -> None:
-    """Scores are (B,) float32, finite, not all alike, and the same through ``embed`` in micro-batches."""
-    reward, images, context, size = case.make(0), case.images, case.context, len(case.images)
+    """Scores are (B,) float32, finite, not all alike, and the same through ``embed`` in micro-batches. The images stay."""
+    reward, images, context, size = case.make(0), case.images.clone(), case.context, len(case.images)
     scores = reward.score(images, context)
     found = (tuple(scores.shape), scores.dtype)
     require(found == ((size,), torch.float32), f"scores are {found}, must be ({size},) float32.")
@@ -42,6 +42,8 @@ def reward_scores(case: RewardCase) -> None:
     )
     rows = [slice(0, 5), slice(5, 6), slice(6, size)]  # micro-batches of unlike sizes
     embedded = torch.cat([reward.embed(images[r], context.select(r)) for r in rows])
+    kept = torch.equal(images, case.images)
+    require(kept, "score or embed changes the images, which others read too; work on a copy (images.clone()).")
     require(len(embedded) == size, f"embed gives {len(embedded)} rows for {size} images.")
     require_close(reward.score_embedded(embedded, context), scores, 1e-3, "score_embedded(embed(...)) in micro-batches")
     for name, values in reward.terms().items():
