@@ -42,7 +42,7 @@ class OfflineTrainer(Trainer):
 
     @classmethod
     def refuse(cls, config: RunConfig) -> None:
-        group, _ = cls.groups(config)
+        group, *_ = cls.groups(config)
         what = f"fit.actions x fit.repeats = {config.fit.actions} x {config.fit.repeats} = {group}"
         if config.trajectories < group:
             raise ConfigError(
@@ -54,8 +54,8 @@ class OfflineTrainer(Trainer):
         refuse_settings_of_ppo(config, "offline")
 
     @classmethod
-    def groups(cls, config: RunConfig) -> tuple[int, int]:
-        return config.fit.actions * config.fit.repeats, config.fit.repeats
+    def groups(cls, config: RunConfig) -> tuple[int, int, int]:
+        return config.fit.actions * config.fit.repeats, config.fit.repeats, 1
 
     def _begin(self, first: int, count: int) -> tuple[Context, Noise, Noise]:
         """A group shares its context; R trajectories at a time share their exploration; none share their token noise.

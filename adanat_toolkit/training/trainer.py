@@ -108,7 +108,7 @@ class Trainer(Engine):
         reward = as_reward(reward)
         config = with_objects(config, generator, reward, data)
         self.refuse(config)
-        self.group, self.copies = self.groups(config)
+        self.group, self.copies, self.alike = self.groups(config)
         if config.batch // self.group < distributed.world_size():
             raise ConfigError(
                 f"batch = {config.batch} gives {config.batch // self.group} groups of trajectories for "
@@ -186,10 +186,11 @@ class Trainer(Engine):
         """
 
     @classmethod
-    def groups(cls, config: RunConfig) -> tuple[int, int]:
-        """How many trajectories have one context, all made by one process; and how many of them say the same of the headroom,
-        so that one counts (``describe_shares``)."""
-        return config.ppo.group, config.ppo.group
+    def groups(cls, config: RunConfig) -> tuple[int, int, int]:
+        """How many trajectories have one context, all made by one process; how many of them say the same of the headroom,
+        so that one counts (``describe_shares``); and how many share their noise, so that one is an independent image
+        (``describe``)."""
+        return config.ppo.group, config.ppo.group, config.ppo.group
 
     def _build_policy(self) -> None:
         """Policy, critic, the average of the policy's weights, and the optimiser."""
@@ -267,7 +268,7 @@ class Trainer(Engine):
         # Each image is scored once, at its end.
         scores, terms = self._score(rollout)
         self._require_finite(scores, actions_of_the_policy=rollout.actions, values_of_the_critic=rollout.values)
-        row |= describe(rollout, scores, terms, self.space, group=config.ppo.group)
+        row |= describe(rollout, scores, terms, self.space, group=self.alike)
         row |= describe_shares(rollout, scores, explore, start=start, group=self.copies)
         if self.policy.reads == "statistics" and rollout.features is not None:
             row |= describe_statistics(rollout.features, self.generator)
