@@ -28,6 +28,7 @@ from ..sampling import Rollout, explored_by
 from ..settings import CheckedModel
 from .config import RunConfig
 from .ppo import Batch, descend, shrunk_baseline
+from .standard import mean_and_divisor
 from .trainer import Trainer
 
 
@@ -75,8 +76,7 @@ class OfflineTrainer(Trainer):
         _, steps, size = rollout.actions.shape
         worth = scores.view(-1, fit.repeats).mean(1)
         gained = worth - shrunk_baseline(worth, fit.actions)
-        _, std = distributed.mean_and_std(gained)
-        gained = gained / (std + 1e-7)
+        gained = gained / mean_and_divisor(gained, worth)[1]
         ranked = gained.view(-1, fit.actions)
         best = ranked.max(1).values
         if fit.keep == "best":
