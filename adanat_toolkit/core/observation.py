@@ -30,9 +30,9 @@ def seen_shape(generator: Generator, policy: Policy | type[Policy]) -> tuple[tup
             )
         return (1, 1), len(generator.statistic_names)
     if generator.context_dim == 0:
-        raise ConfigError(
-            f"policy {policy.kind!r} reads the context, and {generator.name} has none; use policy shared."
-        )
+        text = generator.context_kind == "text"
+        lacks = "gives no embedding of its prompts (pooled or states of encode_prompts)" if text else "has none"
+        raise ConfigError(f"policy {policy.kind!r} reads the context, and {generator.name} {lacks}; use policy shared.")
     return (1, 1), generator.context_dim
 
 

@@ -228,7 +228,8 @@ class Trainer(Engine):
         if config.ppo.context_baseline:
             if generator.context_dim == 0:
                 raise ConfigError(
-                    f"ppo.context_baseline = true: {generator.name} has no context to expect a score of; leave it out."
+                    f"ppo.context_baseline = true: {generator.name} has no context to expect a score of (classes, or an "
+                    "embedding of its prompts); leave it out."
                 )
             self.baseline = ContextBaseline(generator.context_dim, self.device)
 

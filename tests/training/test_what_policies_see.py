@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from adanat_toolkit import testing
-from adanat_toolkit.core import Context, Noise, Policy, see, seen_shape
+from adanat_toolkit.core import Context, Noise, Policy, RewardModel, see, seen_shape
 from adanat_toolkit.errors import ConfigError
+from adanat_toolkit.gym_env import GenerationVectorEnv
 from adanat_toolkit.policies import ContextPolicy, LeanPolicy, SamplingPolicy, load_policy
 from adanat_toolkit.sampling import collect, sample, seed_range
 from adanat_toolkit.storage import RunFolder
@@ -213,3 +214,31 @@ def test_a_layer_that_policy_and_critic_share_moves_once(monkeypatch: pytest.Mon
     moved = {key: float((value - before[key]).abs().max()) / rate for key, value in trainer.policy.state_dict().items()}
     assert max(moved.values()) < 1.001, moved  # Adam's first step is as long as its rate
     trainer.load_state({key: value.clone() for key, value in trainer.state().items()})
+
+
+class Words(TinyGenerator):
+    """Knows prompts as words alone."""
+
+    def encode_prompts(self, prompts: Any) -> Context:
+        return Context(len(prompts), prompts=tuple(prompts))
+
+
+def test_prompts_without_an_embedding_are_a_clear_error() -> None:
+    words = Words("text")
+    assert words.context_dim == 0 and TinyGenerator("text").context_dim > 0
+    with pytest.raises(ConfigError, match=r"gives no embedding of its prompts .*; use policy shared"):
+        seen_shape(words, ContextPolicy)
+    config = settings("shared", generator={}, reward={}, ppo={"context_baseline": True})
+    with pytest.raises(ConfigError, match="context_baseline = true: tiny:text has no context"):
+        Trainer(validate(config), words, dark)
+    with pytest.raises(ConfigError, match="no embedding of their texts"):
+        words.encode_prompts(["a cat"]).embedding()
+    assert GenerationVectorEnv(2, generator=words, reward=Plain(), steps=STEPS).single_observation_space["context"].n == 1
+
+
+class Plain(RewardModel):
+    def __init__(self) -> None:
+        """Nothing to build."""
+
+    def score(self, images: Tensor, context: Context) -> Tensor:
+        return dark(images, context)
