@@ -13,7 +13,7 @@ variant has ``adanat/CLASS-v0``, and ``adanat/Generator-v0`` takes any ``generat
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -445,8 +445,7 @@ class GenerationEnv(gymnasium.Env[Observations, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
         """See :meth:`GenerationVectorEnv.reset`; ``options`` may hold ``class`` or ``prompt``."""
-        names = {"class": "classes", "prompt": "prompts"}
-        chosen = {names.get(key, key): [value] for key, value in (options or {}).items()}
+        chosen = options_of_all([options or {}])
         made = self.vector.reset(seed=seed, options=chosen)  # before gymnasium sees a seed: it has another message
         super().reset(seed=seed)
         return self._first(*made)
@@ -469,6 +468,19 @@ class GenerationEnv(gymnasium.Env[Observations, np.ndarray]):
     def _first(self, observations: Observations, infos: dict[str, Any]) -> tuple[Observations, dict[str, Any]]:
         one = {key: value[0] for key, value in observations.items()}
         return one, {key: value[0] for key, value in infos.items() if not key.startswith("_")}
+
+
+def options_of_all(each: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Options of :meth:`GenerationVectorEnv.reset` from those of single environments (``class`` or ``prompt``).
+
+    Raises:
+        ConfigError: some say what others do not: all episodes begin together.
+    """
+    if len({frozenset(one) for one in each}) > 1:
+        said = " and ".join(sorted({str(sorted(one)) for one in each}))
+        raise ConfigError(f"reset options name {said} in one reset; give the same ones for all environments.")
+    names = {"class": "classes", "prompt": "prompts"}
+    return {names.get(key, key): [one[key] for one in each] for key in each[0]}
 
 
 def _context_space(generator: Generator) -> spaces.Space[Any]:

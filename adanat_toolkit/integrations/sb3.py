@@ -31,7 +31,7 @@ from ..core import ACTION, Context, Generator, ImageSource, Noise, Policy, Rewar
 from ..errors import ConfigError, NotFiniteError
 from ..runtime import distributed, float32_by_default
 from ..training import RunConfig, Trainer, describe, describe_shares, describe_statistics, targets
-from .gym_env import GenerationVectorEnv, Observations
+from .gym_env import GenerationVectorEnv, Observations, options_of_all
 
 
 class GenerationVecEnv(VecEnv):
@@ -61,11 +61,18 @@ class GenerationVecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Observations:
+        """Takes the seeds and the options (``class`` or ``prompt``) that were set for this reset alone.
+
+        Raises:
+            ConfigError: see :meth:`GenerationVectorEnv.reset`.
+        """
+        options = options_of_all(self._options)
         if self.seeds is not None:
-            observations, _ = self.env.reset(seed=self.seeds(self.episode))
+            observations, _ = self.env.reset(seed=self.seeds(self.episode), options=options)
         else:
-            observations, _ = self.env.reset(seed=self._seeds[0])
+            observations, _ = self.env.reset(seed=self._seeds[0], options=options)
             self._reset_seeds()
+        self._reset_options()
         self.episode += 1
         self._started = time.perf_counter()
         return observations
