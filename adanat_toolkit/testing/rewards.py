@@ -21,7 +21,7 @@ class RewardCase:
 
     Attributes:
         make: the reward of a seed. images: (B, 3, H, W) in [0, 1], B >= 8, not all alike. context: theirs.
-        real: real images; only learned rewards read them.
+        real: real images; only rewards that learn from them (``needs``) read them.
     """
 
     make: Callable[[int], RewardModel]
@@ -166,10 +166,14 @@ def check_reward(case: RewardCase) -> None:
 
 
 def _learn(case: RewardCase, reward: RewardModel, seed: int) -> dict[str, float]:
-    require(case.real is not None, "a reward that learns is checked with real images; give RewardCase(real=...).")
+    fakes = case.context.select(slice(0, 7))
+    embedded = reward.embed(case.images[:7] * 0.8, fakes)
+    if "real_images" not in reward.needs:  # it is given none, as in training
+        return reward.update(embedded[:0], fakes.select(slice(0, 0)), embedded, fakes, seed=seed)
+    require(case.real is not None, "a reward that learns from real images is checked with some; give RewardCase(real=...).")
     assert case.real is not None
     index = (torch.arange(reward.real_per_update) * 3 + seed) % len(case.real)
     device = case.images.device
-    context, fakes = case.real.contexts(index).to(device), case.context.select(slice(0, 7))
+    context = case.real.contexts(index).to(device)
     real = reward.embed_real(case.real.images(index).to(device), context)
-    return reward.update(real, context, reward.embed(case.images[:7] * 0.8, fakes), fakes, seed=seed)
+    return reward.update(real, context, embedded, fakes, seed=seed)
