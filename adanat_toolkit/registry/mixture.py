@@ -14,7 +14,6 @@ from ..errors import CheckpointError, ConfigError, nearest
 from .discovery import load
 from .factories import create_reward
 
-
 Form = tuple[torch.Size, torch.dtype]
 """Shape of an image's embedding, and its type."""
 HOLDS = {torch.int16: torch.float32, torch.int32: torch.float64, torch.int64: torch.float64}

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..core import Context
 from ..runtime import distributed
 
-
 MINIMUM_WIDTH = 16
 """Numbers an image below which an embedding holds scores, not features."""
 

@@ -117,9 +117,9 @@ def ppo_loss(
 class Batch:
     """States of this process, flattened over samples and steps (M of them).
 
-    features: (M, N, D) in their storage type, or None; step: (M,) int64; actions: (M, A); log_prob, targets, advantages: (M,); index: (M,) int64,
-    the states' global positions, which decide their mini-batch. Engine ``offline`` has targets of (M, A) and weights as
-    advantages.
+    features: (M, N, D) in their storage type, or None; step: (M,) int64; actions: (M, A); log_prob, targets, advantages: (M,);
+    index: (M,) int64, the states' global positions, which decide their mini-batch. Engine ``offline`` has targets of (M, A)
+    and weights as advantages.
     """
 
     features: Tensor | None

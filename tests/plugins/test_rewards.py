@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from adanat_plugins.prepare import prepare_images
 from adanat_plugins.rewards.aesthetic import LinearHead
