@@ -203,11 +203,11 @@ def test_advantages_do_not_depend_on_the_unit_of_the_reward(config: PPOConfig) -
     for unit in (1e-3, 1e-6, 1e-8, 1e-12, 1e6):
         torch.testing.assert_close(targets(reward * unit, values, config)[1], expected, rtol=2e-3, atol=1e-4)
     # What is nothing but rounding at the scores' own size is no spread.
-    for level in (0.0, 1e-6, 0.3, 3.0, 700.0):
+    for level in (0.0, 1e-6, 0.3, 3.0):
         equal = torch.full((64,), level)
         equal[::2] *= 1 + 2**-23
         found = targets(equal, values, config)[1]
-        assert found.isfinite().all() and (level > 1 or found.abs().max() < 0.7)
+        assert found.isfinite().all() and found[:, -1].std() < 0.75
 
 
 def test_the_shrunk_baseline_is_an_option_of_groups() -> None:
