@@ -295,7 +295,8 @@ class ActionSpace:
         key = which, like.device, like.dtype
         if key not in self._tables:
             assert self.schedule is not None, "unbound action space"
-            make = {"base": self.base, "raw": self._raw_schedule, "schedule": lambda: self.schedule}
-            table = make[which]()
+            table = self.schedule
+            if which != "schedule":
+                table = self.base() if which == "base" else self._raw_schedule()
             self._tables[key] = table.to(device=like.device, dtype=like.dtype)
         return self._tables[key]
