@@ -145,7 +145,7 @@ class CompareConfig(BaseModel):
         if classes["policy"] and not self.rewards:
             raise ConfigError("learned policies need a reward; give at least one, or only fixed:SCHEDULE policies.")
         if self.rewards and not classes["policy"] and "rewards" in self.model_fields_set:
-            asked = set(self.still_rewards().values())
+            asked = set(self.still_rewards({}).values())
             for name in self.rewards:
                 if name not in asked:
                     raise ConfigError(

@@ -37,7 +37,7 @@ from .observation import see, seen_shape, statistic_units
 from .options import PluginOptions, Source
 from .policy import Policy
 from .policy_spec import PolicySpec, PolicyTerm
-from .reward import LearnedReward, RewardModel
+from .reward import LearnedReward, RewardModel, unchanged
 from .reward_spec import RewardSpec, RewardTerm
 from .schedules import RATIO_CURVES, adanat_heuristic, linear, parse_schedule
 
@@ -94,4 +94,5 @@ __all__ = [
     "seen_shape",
     "statistic_units",
     "to_gumbel",
+    "unchanged",
 ]

@@ -97,7 +97,7 @@ class ActionSpace:
         knobs: all knobs the generator obeys; physical actions have one column each, in this order.
         acted: names of the knobs the policy sets, in the order of its raw outputs. The others follow ``schedule``.
         schedule: (T, len(knobs)) float64 physical values, or None while unbound.
-        residual: whether a raw action is added to the schedule's raw value (a zero action then reproduces the schedule).
+        residual: whether a raw action is added to the schedule's raw value (a zero action then is the schedule, to the bit).
         smoothing: s in [0, 1) of AdaGen's action smoothing: what the transforms see is s times what they saw at the
             sample's step before plus 1 - s times the raw value, the residual included; 0 is off. The residual undoes
             it, so that zero actions reproduce the schedule all the same.
@@ -186,8 +186,7 @@ class ActionSpace:
         """
         if self.schedule is None or not self.residual or not self.acted:
             return torch.zeros(0 if self.schedule is None else self.decisions, self.size)
-        columns = [self.knobs[i].to_raw(self.schedule[:, i]) for i in self._acted_columns()]
-        raw = torch.stack(columns, dim=1)
+        raw = self._raw_schedule()
         before = torch.cat([raw[:1], raw[:-1]])
         return ((raw - self.smoothing * before) / (1 - self.smoothing)).float()
 
@@ -213,6 +212,12 @@ class ActionSpace:
         index = torch.as_tensor(step, device=smoothed.device, dtype=torch.int64).expand(smoothed.shape[0])
         columns = {i: self.knobs[i].to_physical(smoothed[:, j]) for j, i in enumerate(self._acted_columns())}
         fixed = self._table("schedule", smoothed)[index]
+        if self.residual and columns:
+            # There and back, a ratio of 1/2 may come out just below it, and the count of cells is then one less.
+            raw = self._table("raw", smoothed)[index]
+            same = (smoothed - raw).abs() <= self._rounding * (1 + raw.abs())
+            for j, (i, value) in enumerate(columns.items()):  # plus 0, which lets gradients through
+                columns[i] = torch.where(same[:, j], fixed[:, i] + (value - value.detach()), value)
         return torch.stack([columns.get(i, fixed[:, i]) for i in range(len(self.knobs))], dim=1)
 
     def to_physical(self, raw: Tensor, step: int | Tensor, before: Tensor | None = None) -> Tensor:
@@ -269,6 +274,16 @@ class ActionSpace:
             steps=spec.get("steps"),
         )
 
+    def _raw_schedule(self) -> Tensor:
+        """(decisions, A) float64: the schedule before the transforms of the acted knobs."""
+        assert self.schedule is not None
+        return torch.stack([self.knobs[i].to_raw(self.schedule[:, i]) for i in self._acted_columns()], dim=1)
+
+    @property
+    def _rounding(self) -> float:
+        """How far float32 may take the raw value of a zero action from the schedule's, as a share of 1 + its size."""
+        return 2**-22 / (1 - self.smoothing)  # smoothing carries the errors of the steps before along
+
     def _acted_columns(self) -> list[int]:
         return [self.names.index(name) for name in self.acted]
 
@@ -279,7 +294,9 @@ class ActionSpace:
     def _table(self, which: str, like: Tensor) -> Tensor:
         key = which, like.device, like.dtype
         if key not in self._tables:
-            table = self.base() if which == "base" else self.schedule
-            assert table is not None, "unbound action space"
+            assert self.schedule is not None, "unbound action space"
+            table = self.schedule
+            if which != "schedule":
+                table = self.base() if which == "base" else self._raw_schedule()
             self._tables[key] = table.to(device=like.device, dtype=like.dtype)
         return self._tables[key]

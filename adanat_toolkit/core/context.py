@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
+
 ContextKind = Literal["class", "text", "none"]
 
 
@@ -34,11 +36,24 @@ class Context:
     def __len__(self) -> int:
         return self.size
 
+    @property
+    def embeds(self) -> bool:
+        """Whether :meth:`embedding` has something to give: a generator may know prompts as words alone."""
+        return self.pooled is not None or self.states is not None
+
     def embedding(self) -> Tensor:
-        """(B, P) of texts: the pooled embedding, or the token states' mean where there is none."""
+        """(B, P) of texts: the pooled embedding, or the token states' mean where there is none.
+
+        Raises:
+            ConfigError: there is neither.
+        """
         if self.pooled is not None:
             return self.pooled
-        assert self.states is not None
+        if self.states is None:
+            raise ConfigError(
+                "these contexts have no embedding of their texts; let the generator's encode_prompts give pooled or states, or "
+                "use what does not read the context."
+            )
         return self.states.mean(1)
 
     def select(self, index: Tensor | slice) -> Context:

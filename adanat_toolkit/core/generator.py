@@ -179,9 +179,10 @@ class Generator(ABC):
 
     @property
     def context_dim(self) -> int:
-        """P, the width of :meth:`context_vectors`; 0 for a generator without context."""
+        """P, the width of :meth:`context_vectors`; 0 for a generator without context, or whose texts have no embedding."""
         if self.context_kind == "text":
-            return self.context_vectors(self.encode_prompts([""])).shape[1]
+            probe = self.encode_prompts([""])
+            return self.context_vectors(probe).shape[1] if probe.embeds else 0
         return self.num_classes or 0
 
     def context_vectors(self, context: Context) -> Tensor:

@@ -30,9 +30,9 @@ def seen_shape(generator: Generator, policy: Policy | type[Policy]) -> tuple[tup
             )
         return (1, 1), len(generator.statistic_names)
     if generator.context_dim == 0:
-        raise ConfigError(
-            f"policy {policy.kind!r} reads the context, and {generator.name} has none; use policy shared."
-        )
+        text = generator.context_kind == "text"
+        lacks = "gives no embedding of its prompts (pooled or states of encode_prompts)" if text else "has none"
+        raise ConfigError(f"policy {policy.kind!r} reads the context, and {generator.name} {lacks}; use policy shared.")
     return (1, 1), generator.context_dim
 
 
@@ -42,17 +42,20 @@ def see(
 ) -> Tensor | None:
     """What the policy's network is called with before a step: (B, N, D) float32 in the shape of :func:`seen_shape`.
 
+    It is rounded to the policy's ``feature_dtype``, so that an update, which reads what was kept in that type, sees the same.
     Statistics come in units of their usual spread around their usual value (``Generator.statistic_ranges``), so that small
     networks find them at one scale. None for a policy that sees the step alone. ``guided``: see ``Generator.observe``.
     """
     if not policy.needs_features:
         return None
     if policy.reads == "features":
-        return generator.observe(state, guided=guided)
-    if policy.reads == "context":
-        return generator.context_vectors(context)[:, None]
-    centre, spread = statistic_units(generator)
-    return ((generator.statistics(state) - centre) / spread)[:, None]
+        seen = generator.observe(state, guided=guided)
+    elif policy.reads == "context":
+        seen = generator.context_vectors(context)[:, None]
+    else:
+        centre, spread = statistic_units(generator)
+        seen = ((generator.statistics(state) - centre) / spread)[:, None]
+    return seen.to(policy.feature_dtype).float()
 
 
 def statistic_units(generator: Generator) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ class Policy(nn.Module, ABC):
     the latter two N is 1, and ``grid`` and ``feature_dim`` are (1, 1) and the number of statistics or the vectors' width."""
     trainable: ClassVar[bool] = True
     feature_dtype: torch.dtype = torch.float32
-    """Type in which a rollout keeps what the policy sees for the epochs of PPO."""
+    """Type in which a rollout keeps what the policy sees for the epochs of PPO. The network is given float32, rounded to it."""
 
     def __init__(self, options: PluginOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int) -> None:
         super().__init__()

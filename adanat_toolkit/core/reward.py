@@ -6,11 +6,14 @@ Shapes: B images of 3 x H x W.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..errors import PluginError
 from .context import Context
 from .generator import Generator, ImageSource
 from .options import PluginOptions
@@ -33,6 +36,9 @@ class RewardModel(ABC):
     holds before anything is loaded; an object may need less or more."""
     set_level: bool = False
     """True when a sample's score depends on the other samples it is scored with."""
+    compares_sets: bool = False
+    """True when generated images are held against real ones as they are, or against figures of such (FID): they must then be
+    the generator's own, not those of a distilled decoder."""
     learns: bool = False
     """True when :meth:`update` is to be called after each iteration. A class may say so, or an object once its options are
     known."""
@@ -75,10 +81,10 @@ class RewardModel(ABC):
 
     @abstractmethod
     def score(self, images: Tensor, context: Context) -> Tensor:
-        """(B, 3, H, W) float32 in [0, 1] -> (B,) float32, higher is better."""
+        """(B, 3, H, W) float32 in [0, 1] -> (B,) float32, higher is better. The images must stay as they are."""
 
     def embed(self, images: Tensor, context: Context) -> Tensor:
-        """What :meth:`score_embedded` and :meth:`update` need of the images: (B, ...)."""
+        """What :meth:`score_embedded` and :meth:`update` need of the images, which must stay as they are: (B, ...)."""
         return images
 
     def embed_latents(self, latents: Tensor, context: Context) -> Tensor:
@@ -130,6 +136,22 @@ class RewardModel(ABC):
         Raises:
             CheckpointError: a tensor is missing or misshapen.
         """
+
+
+@contextmanager
+def unchanged(images: Tensor, who: str) -> Iterator[None]:
+    """Sees that ``who`` leaves the images, or what was made of them, as they are: others read the same tensor.
+
+    Raises:
+        PluginError: it changed them.
+    """
+    before = None if images.is_inference() else images._version
+    yield
+    if before is not None and images._version != before:
+        raise PluginError(
+            f"{who} changed the images that it was given, which others read too; let it work on a copy (images.clone()) "
+            "instead of functions such as mul_."
+        )
 
 
 class LearnedReward(RewardModel):

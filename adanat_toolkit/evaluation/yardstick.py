@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..core import Context, FeatureExtractor, Generator, ImageSource, Noise, PromptScorer, RewardModel
+from ..core import Context, FeatureExtractor, Generator, ImageSource, Noise, PromptScorer, RewardModel, unchanged
 from ..decoding import SamplingPolicy
 from ..errors import DataError
 from ..images import OwnContexts, draw_contexts, to_bytes
@@ -212,8 +212,10 @@ class Yardstick:
 @torch.no_grad()
 def _scored(reward: RewardModel, name: str, samples: Samples, device: torch.device) -> Tensor:
     """(B,) scores of images as a training has them, before they are rounded to bytes."""
-    context = samples.context.to(device)
-    return checked_scores(reward, name, reward.embed(samples.images.to(device), context), context)[0]
+    context, images = samples.context.to(device), samples.images.to(device)
+    with unchanged(images, f"reward {name!r}"):
+        embedded = reward.embed(images, context)
+    return checked_scores(reward, name, embedded, context)[0]
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

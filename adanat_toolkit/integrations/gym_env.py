@@ -13,7 +13,7 @@ variant has ``adanat/CLASS-v0``, and ``adanat/Generator-v0`` takes any ``generat
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -62,7 +62,8 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
     - ``features``: (N, D) float32, the generator's features, or what the kind of policy named by ``features`` sees. Zeros
       after the last step: no action follows, and computing them would cost a forward of the generator.
     - ``step``: 0..T, the index of the next step; T after the last one.
-    - ``context``: the class id; or the (P,) float32 pooled text embedding; or 0 for a generator without context.
+    - ``context``: the class id; or the (P,) float32 pooled text embedding; or 0 for a generator without context,
+      or whose prompts have no embedding.
 
     Actions: (A,) float32 raw values of the acted knobs; the environment maps them to physical values (see
     ``actions.ActionSpace``), and with ``residual`` a zero action follows the hand-made schedule.
@@ -198,7 +199,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
 
         Raises:
             ConfigError: a wrong number of seeds or contexts, a seed that is not in 0 .. 2^63 - 1, an unknown class,
-                a partial mask, or an unknown option.
+                a partial mask, or an unknown option. The episodes that run are left as they were.
         """
         chosen = dict(options or {})
         self._check_mask(chosen.pop("reset_mask", None))
@@ -207,15 +208,13 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             base = seed_range(int(seed), self.num_envs) if single else as_seeds(seed).cpu()  # type: ignore[arg-type]
             if len(base) != self.num_envs:
                 raise ConfigError(f"{len(base)} seeds given for num_envs = {self.num_envs}; give one an environment.")
+            self._begin(base, 0, chosen)
             super().reset(seed=int(base[0]))
-            self._base, self._episode = base, 0
         elif self._base is None:
-            drawn = self.np_random.integers(0, 2**63 - 1, self.num_envs)
-            self._base, self._episode = torch.from_numpy(drawn), 0
+            self._begin(torch.from_numpy(self.np_random.integers(0, 2**63 - 1, self.num_envs)), 0, chosen)
         else:
-            self._episode += 1
+            self._begin(self._base, self._episode + 1, chosen)
         self._shown = None
-        self._begin(self._contexts(chosen))
         return self._observe(), self._infos()
 
     @float32_by_default()
@@ -245,9 +244,8 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         if self._step == self.space.decisions:  # the episodes ended with the last call
             if self.mode is AutoresetMode.DISABLED:
                 raise ConfigError("the episodes have ended and autoreset is disabled; call reset first.")
+            self._next()
             self._shown = None
-            self._episode += 1
-            self._begin(self._contexts({}))
             return self._observe(), rewards, ended, ended.copy(), self._infos()
         knobs = self._advance(torch.from_numpy(raw.copy()).to(self.generator.device))
         observations, infos = self._observe(), self._infos(knobs)
@@ -257,8 +255,7 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             if self.mode is AutoresetMode.SAME_STEP:
                 final: dict[str, Any] = {"final_obs": _each(observations, self.num_envs), "_final_obs": ended.copy()}
                 final |= {"final_info": infos, "_final_info": ended.copy()}
-                self._episode += 1
-                self._begin(self._contexts({}))
+                self._next()
                 observations, infos = self._observe(), {**self._infos(), **final}
         return observations, rewards, ended, np.zeros(self.num_envs, dtype=bool), infos
 
@@ -323,18 +320,14 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
 
     # --- episodes -----------------------------------------------------------------------------------------------------
 
-    def _contexts(self, options: dict[str, Any]) -> Context:
-        """Seeds of the next episodes, and their contexts."""
-        assert self._base is not None
-        seeds = self._base if self._episode == 0 else mix(self._base ^ derive(self._episode)) & (2**63 - 1)
-        self.seeds = seeds
-        self._noise = Noise(seeds.to(self.generator.device))
+    def _contexts(self, options: dict[str, Any], noise: Noise) -> Context:
+        """Contexts of the next episodes: those that the options name, else those that the seeds draw."""
         classes, prompts = options.pop("classes", None), options.pop("prompts", None)
         if options or (classes is not None and prompts is not None):
             raise ConfigError(f"reset options {sorted(options)} are unknown; give classes or prompts, and reset_mask.")
         given = classes if classes is not None else prompts
         if given is None:
-            return draw_contexts(self.generator, self._noise, self.contexts_from)
+            return draw_contexts(self.generator, noise, self.contexts_from)
         if isinstance(given, str) or not hasattr(given, "__len__"):
             raise ConfigError(f"reset options: {given!r} is one context; give a list of them, one an environment.")
         if len(given) != self.num_envs:
@@ -343,12 +336,20 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
             return self.generator.encode_classes([class_id(each, self.generator) for each in classes])
         return self.generator.encode_prompts(list(given))
 
-    def _begin(self, context: Context) -> None:
-        self._context, self._step = context, 0
-        self._states = [
-            self.generator.reset(context.select(rows), self._noise.select(rows), self.space.steps)
-            for rows in self._parts
+    def _next(self) -> None:
+        assert self._base is not None
+        self._begin(self._base, self._episode + 1, {})
+
+    def _begin(self, base: Tensor, episode: int, options: dict[str, Any]) -> None:
+        """Start the ``episode``-th episodes (from 0) of these seeds. What can fail comes before anything is changed."""
+        seeds = base if episode == 0 else mix(base ^ derive(episode)) & (2**63 - 1)
+        noise = Noise(seeds.to(self.generator.device))
+        context = self._contexts(options, noise)
+        states = [
+            self.generator.reset(context.select(rows), noise.select(rows), self.space.steps) for rows in self._parts
         ]
+        self._base, self._episode, self.seeds = base, episode, seeds
+        self._noise, self._context, self._states, self._step = noise, context, states, 0
         self._smoothed: Tensor | None = None  # of the action before, while episodes run
         self._actions: list[Tensor] = []
         self._physical: list[Tensor] = []
@@ -444,8 +445,7 @@ class GenerationEnv(gymnasium.Env[Observations, np.ndarray]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
         """See :meth:`GenerationVectorEnv.reset`; ``options`` may hold ``class`` or ``prompt``."""
-        names = {"class": "classes", "prompt": "prompts"}
-        chosen = {names.get(key, key): [value] for key, value in (options or {}).items()}
+        chosen = options_of_all([options or {}])
         made = self.vector.reset(seed=seed, options=chosen)  # before gymnasium sees a seed: it has another message
         super().reset(seed=seed)
         return self._first(*made)
@@ -470,13 +470,27 @@ class GenerationEnv(gymnasium.Env[Observations, np.ndarray]):
         return one, {key: value[0] for key, value in infos.items() if not key.startswith("_")}
 
 
+def options_of_all(each: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Options of :meth:`GenerationVectorEnv.reset` from those of single environments (``class`` or ``prompt``).
+
+    Raises:
+        ConfigError: some say what others do not: all episodes begin together.
+    """
+    if len({frozenset(one) for one in each}) > 1:
+        said = " and ".join(sorted({str(sorted(one)) for one in each}))
+        raise ConfigError(f"reset options name {said} in one reset; give the same ones for all environments.")
+    names = {"class": "classes", "prompt": "prompts"}
+    return {names.get(key, key): [one[key] for one in each] for key in each[0]}
+
+
 def _context_space(generator: Generator) -> spaces.Space[Any]:
     if generator.context_kind == "class":
         assert generator.num_classes is not None
         return spaces.Discrete(generator.num_classes)
     if generator.context_kind == "text":
         probe = generator.encode_prompts([""])
-        return spaces.Box(-np.inf, np.inf, (probe.embedding().shape[1],), np.float32)
+        if probe.embeds:
+            return spaces.Box(-np.inf, np.inf, (probe.embedding().shape[1],), np.float32)
     return spaces.Discrete(1)
 
 

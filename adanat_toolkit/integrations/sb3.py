@@ -39,7 +39,7 @@ from ..training import (
     require_finite_update,
     targets,
 )
-from .gym_env import GenerationVectorEnv, Observations
+from .gym_env import GenerationVectorEnv, Observations, options_of_all
 
 
 class GenerationVecEnv(VecEnv):
@@ -69,11 +69,18 @@ class GenerationVecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Observations:
+        """Takes the seeds and the options (``class`` or ``prompt``) that were set for this reset alone.
+
+        Raises:
+            ConfigError: see :meth:`GenerationVectorEnv.reset`.
+        """
+        options = options_of_all(self._options)
         if self.seeds is not None:
-            observations, _ = self.env.reset(seed=self.seeds(self.episode))
+            observations, _ = self.env.reset(seed=self.seeds(self.episode), options=options)
         else:
-            observations, _ = self.env.reset(seed=self._seeds[0])
+            observations, _ = self.env.reset(seed=self._seeds[0], options=options)
             self._reset_seeds()
+        self._reset_options()
         self.episode += 1
         self._started = time.perf_counter()
         return observations
@@ -149,7 +156,7 @@ class GenerationPolicy(ActorCriticPolicy):
         self.sigma = self._sigma
         self.exploration: Noise | None = None
         """One seed an environment: exploration that belongs to the trajectory. None: torch's global generator."""
-        parameters = [*self.actor.parameters(), *self.critic.parameters()]
+        parameters = list(dict.fromkeys([*self.actor.parameters(), *self.critic.parameters()]))  # once each, where they share
         # mypy sees the abstract base class of optimisers here, which takes no learning rate
         self.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore
 

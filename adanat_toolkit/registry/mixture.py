@@ -9,10 +9,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..core import Context, PluginOptions, RewardModel, RewardSpec, derive
+from ..core import Context, PluginOptions, RewardModel, RewardSpec, derive, unchanged
 from ..errors import CheckpointError, ConfigError, nearest
 from .discovery import load
 from .factories import create_reward
+
+Form = tuple[torch.Size, torch.dtype]
+"""Shape of an image's embedding, and its type."""
+HOLDS = {torch.int16: torch.float32, torch.int32: torch.float64, torch.int64: torch.float64}
+"""Floating point types that hold whole numbers exactly, which ``promote_types`` does not see to: it gives float32."""
 
 
 class MixOptions(PluginOptions):
@@ -75,8 +80,11 @@ class MixReward(RewardModel):
         self.learners = {name: reward for name, reward in rewards.items() if reward.learns}
         self.learns = bool(self.learners)
         self.thread_safe = all(reward.thread_safe for reward in rewards.values())
+        self.compares_sets = any(reward.compares_sets for reward in rewards.values())
         self.needs = frozenset().union(*(reward.needs for reward in rewards.values()))
-        self._layout: list[tuple[torch.Size, torch.dtype]] = []
+        self._layout: dict[str, Form] = {}
+        self._real_layout: dict[str, Form] = {}
+        """Of what :meth:`embed_real` gives, where a term may leave out what only its score reads."""
         self._scores: dict[str, Tensor] = {}
 
     # --- embedding: the terms' embeddings side by side ----------------------------------------------------------------
@@ -84,27 +92,16 @@ class MixReward(RewardModel):
     @torch.no_grad()
     def embed(self, images: Tensor, context: Context) -> Tensor:
         """(B, sum of the terms' sizes). A frozen per-sample term is scored at once, and only its score is kept."""
-        return self._pack([self._embed_term(reward, images, context) for reward in self.rewards.values()])
+        parts = {name: self._embed_term(name, images, context) for name in self.rewards}
+        self._layout = forms(parts)
+        return pack(parts)
 
-    @staticmethod
-    def _embed_term(reward: RewardModel, images: Tensor, context: Context) -> Tensor:
-        if reward.set_level or reward.learns:
-            return reward.embed(images, context)
-        return reward.score(images, context)[:, None]
-
-    def _pack(self, parts: list[Tensor]) -> Tensor:
-        self._layout = [(part.shape[1:], part.dtype) for part in parts]
-        dtype = parts[0].dtype
-        for part in parts[1:]:
-            dtype = torch.promote_types(dtype, part.dtype)  # exact in both directions
-        return torch.cat([part.flatten(1).to(dtype) for part in parts], dim=1)
-
-    def _unpack(self, packed: Tensor) -> dict[str, Tensor]:
-        columns = packed.split([shape.numel() for shape, _ in self._layout], dim=1)
-        return {
-            name: part.view(len(packed), *shape).to(dtype)
-            for name, part, (shape, dtype) in zip(self.rewards, columns, self._layout, strict=True)
-        }
+    def _embed_term(self, name: str, images: Tensor, context: Context) -> Tensor:
+        reward = self.rewards[name]
+        with unchanged(images, f"term {name!r}"):
+            if reward.set_level or reward.learns:
+                return reward.embed(images, context)
+            return reward.score(images, context)[:, None]
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
@@ -112,10 +109,11 @@ class MixReward(RewardModel):
     def score_embedded(self, embedded: Tensor, context: Context) -> Tensor:
         total = embedded.new_zeros(len(embedded), dtype=torch.float32)
         self._scores = {}
-        for name, part in self._unpack(embedded).items():
+        for name, part in unpack(embedded, self._layout).items():
             reward = self.rewards[name]
             kept = reward.set_level or reward.learns
-            scores = (reward.score_embedded(part, context) if kept else part[:, 0]).float()
+            with unchanged(part, f"term {name!r}"):
+                scores = (reward.score_embedded(part, context) if kept else part[:, 0]).float()
             self._scores[name] = scores
             if kept:
                 self._scores |= {f"{name}/{key}": value for key, value in reward.terms().items()}
@@ -169,19 +167,15 @@ class MixReward(RewardModel):
 
     @torch.no_grad()
     def embed_real(self, images: Tensor, context: Context) -> Tensor:
-        """:meth:`embed` for images that only :meth:`update` reads: terms that do not learn are not computed (0)."""
-        layout = self._layout or self._layout_of(images[:1], context.select(slice(0, 1)))
-        parts = [
-            self.learners[name].embed_real(images, context)
-            if name in self.learners
-            else torch.zeros(len(images), *shape, dtype=dtype, device=images.device)
-            for name, (shape, dtype) in zip(self.rewards, layout, strict=True)
-        ]
-        return self._pack(parts)
-
-    def _layout_of(self, images: Tensor, context: Context) -> list[tuple[torch.Size, torch.dtype]]:
-        self.embed(images, context)
-        return self._layout
+        """What the terms that learn read of real images, side by side as in :meth:`embed`."""
+        parts = {}
+        for name, reward in self.learners.items():
+            with unchanged(images, f"term {name!r}"):
+                parts[name] = reward.embed_real(images, context)
+        if not parts:
+            return self.embed(images, context)
+        self._real_layout = forms(parts)
+        return pack(parts)
 
     def update(
         self, real: Tensor, real_context: Context, fake: Tensor, fake_context: Context, *, seed: int
@@ -191,7 +185,10 @@ class MixReward(RewardModel):
         Returns:
             The terms' figures as ``NAME/FIGURE``.
         """
-        real_parts, fake_parts = self._unpack(real), self._unpack(fake)
+        # One that reads no real images is given none of the generated ones in their place.
+        real_layout = self._real_layout if "real_images" in self.needs and self._real_layout else self._layout
+        real_parts = unpack(real, real_layout)
+        fake_parts = unpack(fake, self._layout)
         figures: dict[str, float] = {}
         wanted = {name: reward.real_per_update for name, reward in self.learners.items()}  # an update may change it
         most = max(1, *wanted.values())
@@ -206,6 +203,40 @@ class MixReward(RewardModel):
             )
             figures |= {f"{name}/{key}": value for key, value in found.items()}
         return figures
+
+
+def forms(parts: Mapping[str, Tensor]) -> dict[str, Form]:
+    return {name: (part.shape[1:], part.dtype) for name, part in parts.items()}
+
+
+def pack(parts: Mapping[str, Tensor]) -> Tensor:
+    """(B, ...) of each term -> (B, sum of their sizes), in a type that holds all of them exactly.
+
+    Raises:
+        ConfigError: whole numbers beyond 2**53 beside floating point ones: no type holds both.
+    """
+    mixed = any(part.is_floating_point() for part in parts.values())
+    dtype: torch.dtype | None = None
+    for name, part in parts.items():
+        own = part.dtype
+        if mixed and not part.is_floating_point() and own in HOLDS:
+            own = HOLDS[own]
+            if own == torch.float64 and part.numel() and int(part.abs().max()) > 2**53:
+                raise ConfigError(
+                    f"term {name!r} embeds images as {part.dtype} with numbers above 2**53, which cannot stand beside the "
+                    "floating point numbers of other terms; let it embed smaller numbers, or use it alone."
+                )
+        dtype = own if dtype is None else torch.promote_types(dtype, own)
+    return torch.cat([part.flatten(1).to(dtype) for part in parts.values()], dim=1)
+
+
+def unpack(packed: Tensor, layout: Mapping[str, Form]) -> dict[str, Tensor]:
+    """Inverse of :func:`pack`."""
+    columns = packed.split([shape.numel() for shape, _ in layout.values()], dim=1)
+    return {
+        name: part.reshape(len(packed), *shape).to(dtype)
+        for part, (name, (shape, dtype)) in zip(columns, layout.items(), strict=True)
+    }
 
 
 def standardise(scores: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import CANDIDATE, ActionSpace, Context, Generator, Noise, RewardModel, as_seeds, derive, mix
+from ..core import CANDIDATE, ActionSpace, Context, Generator, Noise, RewardModel, as_seeds, derive, mix, unchanged
 from ..decoding import SamplingPolicy
 from ..errors import ConfigError, NotFiniteError
 from ..limits import MOST_IMAGES
@@ -95,7 +95,9 @@ class Refinement:
         for number in range(self.candidates):
             (made,) = sample(generator, policy, candidate_seeds(seeds, number), context, batch=size)
             with torch.no_grad():
-                embedded = self.reward.embed(made.images.to(scores.device), context)
+                images = made.images.to(scores.device)
+                with unchanged(images, f"the reward of {self.judge}"):
+                    embedded = self.reward.embed(images, context)
                 score, _ = checked_scores(self.reward, self.judge, embedded, context)
             wrong = int((~score.isfinite()).sum())
             if wrong:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import ACTION, ActionSpace, Context, Generator, Noise, RewardModel
+from ..core import ACTION, ActionSpace, Context, Generator, Noise, RewardModel, unchanged
 from ..decoding import DistilledDecoder, SamplingPolicy, TokenGenerator
 from ..errors import ConfigError
 from ..runtime import MicroBatch, ThreadSafe, float32_by_default, may_go_side_by_side
@@ -200,12 +200,18 @@ def embed(
 
     Args:
         decoder: shows the reward its own images, whatever ``images`` are.
+
+    Raises:
+        PluginError: the reward changed what it was given.
     """
     if reward.reads_latents:
-        return reward.embed_latents(generator.latents(state), context)
-    if decoder is not None:
-        return reward.embed(decoder.decode(generator.latents(state)), context)
-    return reward.embed(generator.decode(state) if images is None else images, context)
+        shown = generator.latents(state)
+    elif decoder is not None:
+        shown = decoder.decode(generator.latents(state))
+    else:
+        shown = generator.decode(state) if images is None else images
+    with unchanged(shown, f"reward {type(reward).__name__}"):
+        return reward.embed_latents(shown, context) if reward.reads_latents else reward.embed(shown, context)
 
 
 def begin(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..core import Context, RewardModel
+from ..core import Context, RewardModel, unchanged
 from ..errors import AdaNATError, PluginError
 from ..runtime import is_out_of_memory
 
@@ -24,9 +24,9 @@ def checked_scores(
     Raises:
         PluginError: the reward failed, ended the program, returned something else, or changed the images.
     """
-    before = None if embedded.is_inference() else embedded._version
     try:
-        scores, terms = reward.score_embedded(embedded, context), reward.terms()
+        with unchanged(embedded, f"reward {name!r}"):
+            scores, terms = reward.score_embedded(embedded, context), reward.terms()
     except SystemExit as error:
         raise PluginError(
             f"reward {name!r} tried to end the program (SystemExit: {error}); a plug-in must raise an error instead."
@@ -38,11 +38,6 @@ def checked_scores(
             f"reward {name!r} failed: {type(error).__name__}: {str(error)[:500]}. A reward is called with (images, context) "
             "and returns one score an image; mend the plug-in. ADANAT_DEBUG=1 shows where."
         ) from error
-    if before is not None and embedded._version != before:
-        raise PluginError(
-            f"reward {name!r} changed the images that it was given, which others read too; let it work on a copy "
-            "(images.clone()) instead of functions such as mul_."
-        )
     _check(f"the scores of reward {name!r}", scores, len(context))
     if not isinstance(terms, Mapping):
         raise PluginError(f"terms() of reward {name!r} must return a dict of tensors, not {type(terms).__name__}.")

@@ -347,7 +347,10 @@ def each_row(file: Path, *, rising: bool = True) -> Iterator[Line[dict[str, Any]
     if not os.path.lexists(file):
         return
     remedy, last = "Nothing was changed; restore the file, or remove the line.", 0
-    for line in read_lines(file, Row, error=CheckpointError, remedy=remedy, cut_end=True, finite=False):
+    lines: Iterator[Line[dict[str, Any]]] = read_lines(
+        file, Row, error=CheckpointError, remedy=remedy, cut_end=True, finite=False
+    )
+    for line in lines:
         if rising and line.value["iteration"] <= last:
             raise CheckpointError(
                 f"line {line.number} of {file} is not usable: iteration {line.value['iteration']} comes after iteration {last}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -164,13 +165,36 @@ def check_features(extractor: FeatureExtractor, images: Tensor) -> None:
 
 
 def check_engine(engine: type[Engine]) -> None:
-    """An engine has all methods of the contract.
+    """An engine has all methods of the contract, and they take its arguments.
 
     Raises:
-        AssertionError: naming those that it lacks.
+        AssertionError: naming those that it lacks, or that take others.
     """
+    name = engine.__name__
     lacking = sorted(engine.__abstractmethods__)
-    require(not lacking, f"{engine.__name__} lacks {', '.join(lacking)}.")
+    require(not lacking, f"{name} lacks {', '.join(lacking)}.")
+    made = inspect.signature(engine.__init__)
+    require(_takes(made, None, "config"), f"{name} must be made of a configuration alone: {name}(config).")
+    objects = "generator", "reward", "data"
+    require(
+        _takes(made, None, "config", *objects),
+        f"{name} must take objects in place of what the configuration names: {name}(config, {', '.join(objects)}), each "
+        "None by default.",
+    )
+    run = inspect.signature(engine.run)
+    require(
+        _takes(run, None, Path(), callbacks=(), on_iteration=None),
+        f"{name}.run must take (out, *, callbacks=(), on_iteration=None), as commands and adanat.train call it.",
+    )
+    require(_takes(run, None, Path()), f"{name}.run must go with a folder alone: run(out).")
+
+
+def _takes(signature: inspect.Signature, *values: object, **named: object) -> bool:
+    try:
+        signature.bind(*values, **named)
+    except TypeError:
+        return False
+    return True
 
 
 def check_tracker(tracker: type[Tracker]) -> None:

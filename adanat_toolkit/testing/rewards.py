@@ -21,7 +21,7 @@ class RewardCase:
 
     Attributes:
         make: the reward of a seed. images: (B, 3, H, W) in [0, 1], B >= 8, not all alike. context: theirs.
-        real: real images; only learned rewards read them.
+        real: real images; only rewards that learn from them (``needs``) read them.
     """
 
     make: Callable[[int], RewardModel]
@@ -31,8 +31,8 @@ class RewardCase:
 
 
 def reward_scores(case: RewardCase) -> None:
-    """Scores are (B,) float32, finite, not all alike, and the same through ``embed`` in micro-batches."""
-    reward, images, context, size = case.make(0), case.images, case.context, len(case.images)
+    """Scores are (B,) float32, finite, not all alike, and the same through ``embed`` in micro-batches. The images stay."""
+    reward, images, context, size = case.make(0), case.images.clone(), case.context, len(case.images)
     scores = reward.score(images, context)
     found = (tuple(scores.shape), scores.dtype)
     require(found == ((size,), torch.float32), f"scores are {found}, must be ({size},) float32.")
@@ -42,6 +42,8 @@ def reward_scores(case: RewardCase) -> None:
     )
     rows = [slice(0, 5), slice(5, 6), slice(6, size)]  # micro-batches of unlike sizes
     embedded = torch.cat([reward.embed(images[r], context.select(r)) for r in rows])
+    kept = torch.equal(images, case.images)
+    require(kept, "score or embed changes the images, which others read too; work on a copy (images.clone()).")
     require(len(embedded) == size, f"embed gives {len(embedded)} rows for {size} images.")
     require_close(reward.score_embedded(embedded, context), scores, 1e-3, "score_embedded(embed(...)) in micro-batches")
     for name, values in reward.terms().items():
@@ -164,10 +166,14 @@ def check_reward(case: RewardCase) -> None:
 
 
 def _learn(case: RewardCase, reward: RewardModel, seed: int) -> dict[str, float]:
-    require(case.real is not None, "a reward that learns is checked with real images; give RewardCase(real=...).")
+    fakes = case.context.select(slice(0, 7))
+    embedded = reward.embed(case.images[:7] * 0.8, fakes)
+    if "real_images" not in reward.needs:  # it is given none, as in training
+        return reward.update(embedded[:0], fakes.select(slice(0, 0)), embedded, fakes, seed=seed)
+    require(case.real is not None, "a reward that learns from real images is checked with some; give RewardCase(real=...).")
     assert case.real is not None
     index = (torch.arange(reward.real_per_update) * 3 + seed) % len(case.real)
     device = case.images.device
-    context, fakes = case.real.contexts(index).to(device), case.context.select(slice(0, 7))
+    context = case.real.contexts(index).to(device)
     real = reward.embed_real(case.real.images(index).to(device), context)
-    return reward.update(real, context, reward.embed(case.images[:7] * 0.8, fakes), fakes, seed=seed)
+    return reward.update(real, context, embedded, fakes, seed=seed)

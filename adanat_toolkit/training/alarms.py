@@ -39,6 +39,12 @@ KL_LIMIT = 0.5
 KL_WINDOW = 2
 FLAT_AFTER = 40
 """Updates of the policy after which a frozen reward must have risen."""
+UPDATED = {
+    "ppo/approx_kl": "Raise ppo.learning_rate or the batch, or compare trajectories on common noise (ppo.group=4).",
+    "fit/loss": "Raise ppo.learning_rate or the batch, or try more actions a context (fit.actions).",
+    "fit/slope": "Raise fit.pull or the batch, or try more actions a context (fit.actions).",
+}
+"""Figures that rows have after an update of the policy, one an algorithm, and what helps where it learns nothing."""
 FLAT_SPREAD = 1e-6
 """Rewards of a batch count as equal when their standard deviation is below this share of their size."""
 
@@ -208,7 +214,7 @@ class RewardFlat:
         """So many of the last rows have batches whose images score alike."""
         self._learned = LOOK_BACK
         """So many rows ago the reward was updated: with lazy updates not every row has figures of it."""
-        self._updates = 0
+        self._updates, self._remedy = 0, ""
         self._start = _Part(())
         self._end: deque[Row] = deque(maxlen=WINDOW)
 
@@ -217,7 +223,9 @@ class RewardFlat:
         alike = std is not None and mean is not None and std <= FLAT_SPREAD * max(abs(mean), FLAT_SPREAD)
         self._alike = self._alike + 1 if alike else 0
         self._learned = 0 if any(key.startswith("reward_model/") for key in row) else self._learned + 1
-        if "ppo/approx_kl" in row:
+        by = next((name for name in UPDATED if name in row), None)
+        if by is not None:
+            self._remedy = UPDATED[by]
             self._updates += 1
             self._end.append(row)
             if self._updates <= WINDOW:
@@ -239,7 +247,7 @@ class RewardFlat:
             return None
         return (
             f"{name} was {first.mean:.4g} at the start and is {last.mean:.4g} after {self._updates} updates: nothing is "
-            "learned. Raise ppo.learning_rate or the batch, or compare trajectories on common noise (ppo.group=4)."
+            f"learned. {self._remedy}"
         )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..runtime import distributed
 from .context_sums import no_sums, remembered, spread
+from .standard import guarded
 
 MEMORY = 0.95
 """What an iteration's images count in the next one's baseline: a reward that learns, and a policy, move on."""
@@ -41,7 +42,7 @@ class ContextBaseline:
         All processes call it together, each with its own images.
         """
         mean, std = distributed.mean_and_std(scores)
-        seen, wanted = vectors.double(), ((scores - mean) / (std + 1e-7)).double()
+        seen, wanted = vectors.double(), ((scores - mean) / guarded(std, mean)).double()
         expected = seen @ self.slope()
         self.sums = remembered(self.sums, MEMORY, seen, products=seen.T @ wanted, square=wanted.square().sum())
         return scores - std * expected.to(scores)

@@ -49,6 +49,7 @@ class PPOConfig(CheckedModel):
     sigma_drop_at: tuple[float, ...] = (0.6,)
     """Where sigma falls by ``sigma_drop``: below 1 a share of the run's iterations, from 1 on an iteration index."""
     sigma_floor: float = Field(0.1, gt=0)
+    """Drops take sigma no lower; a start below it stays where it is."""
     group: int = Field(1, ge=1, le=MOST_IMAGES)
     """Trajectories that share one context and one token noise (common random numbers); with 2 or more, the group's mean
     reward is subtracted before standardising, which removes what the context and the noise contribute to the reward."""
@@ -94,7 +95,8 @@ class PPOConfig(CheckedModel):
         A drop listed for iteration i is in force from the rollout after the update of iteration i, as published.
         """
         marks = [at * iterations if at < 1 else at for at in self.sigma_drop_at]
-        return max(self.sigma - self.sigma_drop * sum(mark <= iteration - 1 for mark in marks), self.sigma_floor)
+        dropped = self.sigma - self.sigma_drop * sum(mark <= iteration - 1 for mark in marks)
+        return max(dropped, min(self.sigma_floor, self.sigma))
 
     def learning_rate_at(self, iteration: int, iterations: int) -> float:
         if self.learning_rate_decay == "linear":

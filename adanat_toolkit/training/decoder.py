@@ -54,7 +54,7 @@ def _against(reward: RewardModel, supported: bool) -> str | None:
         return "this engine shows the generator's own images"
     if reward.reads_latents:
         return "the reward reads latents, so nothing is decoded"
-    if "real_images" in reward.needs and (reward.set_level or not reward.learns):
+    if reward.compares_sets or ("real_images" in reward.needs and (reward.set_level or not reward.learns)):
         return "the reward holds sets of images against real ones as they are, which a distilled decoder never makes"
     return None
 

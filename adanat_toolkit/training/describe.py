@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ..core import ActionSpace, Generator, Noise, statistic_units
 from ..metrics import batch_shares
 from ..runtime import distributed
 from ..sampling import Rollout, explored_by
-from .diversity import context_diversity
+from .diversity import context_diversity, context_numbers
 
 
 def describe_statistics(seen: Tensor, generator: Generator) -> dict[str, float]:
@@ -42,16 +40,10 @@ def describe_shares(rollout: Rollout, scores: Tensor, explore: Noise, *, start: 
     _, steps, size = rollout.actions.shape
     explored = explored_by(explore, steps, size)
     alone = slice(None, None, group)
-    keys = rollout.context.select(alone).keys(start)
-    contexts = torch.tensor([key if isinstance(key, int) else _number(key) for key in keys], device=scores.device)
+    contexts = context_numbers(rollout.context.select(alone), start, scores.device)
     parts = (scores[alone], explored[alone], contexts)
     found = batch_shares(*(distributed.gather(part.contiguous()) for part in parts))
     return {f"share/{name}": value for name, value in found.items()}
-
-
-def _number(prompt: str) -> int:
-    """The same one in all processes, which Python's own hash is not."""
-    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big", signed=True)
 
 
 def describe(

@@ -17,7 +17,7 @@ def create_trainer(
     reward: RewardModel | RewardFunction | str | None = None,
     data: ImageSource | str | os.PathLike[str] | None = None,
 ) -> Trainer:
-    """The trainer of the configured engine; all of them have the methods, arguments and run folder of :class:`Trainer`.
+    """The trainer of the configured engine; all of them are made and run as ``core.Engine`` says.
 
     Raises:
         PluginError: the engine is unknown or does not load.

@@ -28,6 +28,7 @@ from ..sampling import Rollout, explored_by
 from ..settings import CheckedModel
 from .config import RunConfig
 from .ppo import Batch, descend, shrunk_baseline
+from .standard import mean_and_divisor
 from .trainer import Trainer
 
 
@@ -42,7 +43,7 @@ class OfflineTrainer(Trainer):
 
     @classmethod
     def refuse(cls, config: RunConfig) -> None:
-        group, _ = cls.groups(config)
+        group, *_ = cls.groups(config)
         what = f"fit.actions x fit.repeats = {config.fit.actions} x {config.fit.repeats} = {group}"
         if config.trajectories < group:
             raise ConfigError(
@@ -54,8 +55,8 @@ class OfflineTrainer(Trainer):
         refuse_settings_of_ppo(config, "offline")
 
     @classmethod
-    def groups(cls, config: RunConfig) -> tuple[int, int]:
-        return config.fit.actions * config.fit.repeats, config.fit.repeats
+    def groups(cls, config: RunConfig) -> tuple[int, int, int]:
+        return config.fit.actions * config.fit.repeats, config.fit.repeats, 1
 
     def _begin(self, first: int, count: int) -> tuple[Context, Noise, Noise]:
         """A group shares its context; R trajectories at a time share their exploration; none share their token noise.
@@ -75,8 +76,7 @@ class OfflineTrainer(Trainer):
         _, steps, size = rollout.actions.shape
         worth = scores.view(-1, fit.repeats).mean(1)
         gained = worth - shrunk_baseline(worth, fit.actions)
-        _, std = distributed.mean_and_std(gained)
-        gained = gained / (std + 1e-7)
+        gained = gained / mean_and_divisor(gained, worth)[1]
         ranked = gained.view(-1, fit.actions)
         best = ranked.max(1).values
         if fit.keep == "best":

@@ -17,6 +17,7 @@ from ..core import SHUFFLE, derive
 from ..runtime import Adam, MicroBatch, clip_gradients, distributed
 from ..sampling import Rollout, gaussian_log_prob
 from .config import PPOConfig
+from .standard import mean_and_divisor
 
 
 def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
@@ -77,17 +78,17 @@ def targets(reward: Tensor, values: Tensor, config: PPOConfig) -> tuple[Tensor, 
     if config.standardise == "returns":  # the published order: returns of all steps and episodes together
         powers = config.gamma ** torch.arange(steps - 1, -1, -1, device=reward.device, dtype=reward.dtype)
         returns = reward[:, None] * powers
-        mean, std = distributed.mean_and_std(returns)
-        returns = (returns - mean) / (std + 1e-7)
+        mean, divisor = mean_and_divisor(returns)
+        returns = (returns - mean) / divisor
         return returns, returns - values
     centred = reward
     if config.group > 1 and config.group_baseline == "shrunk":
         centred = reward - shrunk_baseline(reward, config.group)
     elif config.group > 1:
         centred = reward - reward.view(-1, config.group).mean(1).repeat_interleave(config.group)
-    mean, std = distributed.mean_and_std(centred)
+    mean, divisor = mean_and_divisor(centred, reward if config.group > 1 else None)
     terminal = torch.zeros_like(values)
-    terminal[:, -1] = (centred - mean) / (std + 1e-7)
+    terminal[:, -1] = (centred - mean) / divisor
     advantages = gae(terminal, values, config.gamma, config.gae_lambda)
     return advantages + values, advantages
 
@@ -116,9 +117,9 @@ def ppo_loss(
 class Batch:
     """States of this process, flattened over samples and steps (M of them).
 
-    features: (M, N, D) or None; step: (M,) int64; actions: (M, A); log_prob, targets, advantages: (M,); index: (M,) int64,
-    the states' global positions, which decide their mini-batch. Engine ``offline`` has targets of (M, A) and weights as
-    advantages.
+    features: (M, N, D) in their storage type, or None; step: (M,) int64; actions: (M, A); log_prob, targets, advantages: (M,);
+    index: (M,) int64, the states' global positions, which decide their mini-batch. Engine ``offline`` has targets of (M, A)
+    and weights as advantages.
     """
 
     features: Tensor | None
@@ -145,7 +146,8 @@ class Batch:
         )
 
     def select(self, rows: Tensor) -> Batch:
-        features = None if self.features is None else self.features[rows]
+        """Some of the states, with features in float32, as policies take them."""
+        features = None if self.features is None else self.features[rows].float()
         return Batch(
             features,
             self.step[rows],

@@ -61,8 +61,8 @@ class SlopesTrainer(Trainer):
         refuse_settings(config, "slopes", "fit", ("repeats", "keep"), "of engine 'offline' alone", "offline")
 
     @classmethod
-    def groups(cls, config: RunConfig) -> tuple[int, int]:
-        return config.fit.actions, config.fit.actions
+    def groups(cls, config: RunConfig) -> tuple[int, int, int]:
+        return config.fit.actions, config.fit.actions, config.fit.actions
 
     def _build_policy(self) -> None:
         super()._build_policy()

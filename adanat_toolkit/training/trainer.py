@@ -110,7 +110,7 @@ class Trainer(Engine):
         reward = as_reward(reward)
         config = with_objects(config, generator, reward, data)
         self.refuse(config)
-        self.group, self.copies = self.groups(config)
+        self.group, self.copies, self.alike = self.groups(config)
         if config.batch // self.group < distributed.world_size():
             raise ConfigError(
                 f"batch = {config.batch} gives {config.batch // self.group} groups of trajectories for "
@@ -189,10 +189,11 @@ class Trainer(Engine):
         """
 
     @classmethod
-    def groups(cls, config: RunConfig) -> tuple[int, int]:
-        """How many trajectories have one context, all made by one process; and how many of them say the same of the headroom,
-        so that one counts (``describe_shares``)."""
-        return config.ppo.group, config.ppo.group
+    def groups(cls, config: RunConfig) -> tuple[int, int, int]:
+        """How many trajectories have one context, all made by one process; how many of them say the same of the headroom,
+        so that one counts (``describe_shares``); and how many share their noise, so that one is an independent image
+        (``describe``)."""
+        return config.ppo.group, config.ppo.group, config.ppo.group
 
     def _build_policy(self) -> None:
         """Policy, critic, the average of the policy's weights, and the optimiser."""
@@ -225,7 +226,8 @@ class Trainer(Engine):
         self.policy, self.critic = policy.to(self.device), critic.to(self.device)
         self.average = {key: value.detach().clone() for key, value in self.policy.state_dict().items()}
         trained = (self.policy, self.critic) if self.needs_critic else (self.policy,)
-        self.parameters = [parameter for module in trained for parameter in module.parameters()]
+        # Once each: a critic may share layers with its policy, and Adam would move those twice.
+        self.parameters = list(dict.fromkeys(parameter for module in trained for parameter in module.parameters()))
         self.optimiser: Adam | torch.optim.Adam = Adam(
             self.parameters, lr=config.ppo.learning_rate, eps=config.ppo.adam_epsilon
         )
@@ -233,7 +235,8 @@ class Trainer(Engine):
         if config.ppo.context_baseline:
             if generator.context_dim == 0:
                 raise ConfigError(
-                    f"ppo.context_baseline = true: {generator.name} has no context to expect a score of; leave it out."
+                    f"ppo.context_baseline = true: {generator.name} has no context to expect a score of (classes, or an "
+                    "embedding of its prompts); leave it out."
                 )
             self.baseline = ContextBaseline(generator.context_dim, self.device)
 
@@ -273,7 +276,7 @@ class Trainer(Engine):
         # Each image is scored once, at its end.
         scores, terms = self._score(rollout)
         self._require_finite(scores, actions_of_the_policy=rollout.actions, values_of_the_critic=rollout.values)
-        row |= describe(rollout, scores, terms, self.space, group=config.ppo.group)
+        row |= describe(rollout, scores, terms, self.space, group=self.alike)
         row |= describe_shares(rollout, scores, explore, start=start, group=self.copies)
         if self.policy.reads == "statistics" and rollout.features is not None:
             row |= describe_statistics(rollout.features, self.generator)

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adanat_toolkit.core import GUIDANCE, MASK_RATIO, MASK_TEMPERATURE, TOKEN_KNOBS, ActionSpace, Knob
+from adanat_toolkit.core import GUIDANCE, MASK_RATIO, MASK_TEMPERATURE, TOKEN_KNOBS, ActionSpace, Knob, parse_schedule
+from adanat_toolkit.core.schedules import RATIO_CURVES
 from adanat_toolkit.errors import ConfigError
 
 SPACE = ActionSpace(TOKEN_KNOBS)
@@ -96,6 +97,18 @@ def test_residual_zero_is_the_schedule_under_smoothing(schedule: torch.Tensor, s
     space = SPACE.bind(inside, residual=True, smoothing=smoothing)
     own = run(space, torch.zeros(space.decisions, space.size))
     assert torch.allclose(own.double(), inside, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("curve", RATIO_CURVES)
+def test_zero_actions_are_the_schedule_to_the_bit(curve: str) -> None:
+    """Counts of cells are integer parts: a ratio that rounding takes below 1/2 would mask one cell less."""
+    for steps in (1, 3, 4, 8, 12, 31):
+        schedule = parse_schedule(f"{curve},guidance=0:9,mask_temperature=4.5:0", SPACE, steps)
+        for smoothing in (0.0, 0.4, 0.8, 0.95):
+            space = SPACE.bind(schedule, smoothing=smoothing)
+            assert torch.equal(run(space, torch.zeros(steps, space.size)), schedule.float())
+    free = SPACE.bind(schedule, residual=False)
+    assert torch.equal(free.to_physical(torch.zeros(1, 4), 0)[0, :1], torch.tensor([0.5]))
 
 
 def test_smoothing_by_hand() -> None:

@@ -20,7 +20,7 @@ from adanat_plugins.emoji64 import FOLDER
 from adanat_toolkit.core import TOKEN_KNOBS
 from adanat_toolkit.decoding import statistic_names
 from adanat_toolkit.metrics import FIGURES
-from adanat_toolkit.registry import load
+from adanat_toolkit.registry import discover, load
 from adanat_toolkit.storage import RunFolder
 from adanat_toolkit.training import resolve
 from adanat_toolkit.training.alarms import RULES
@@ -385,3 +385,10 @@ def test_the_notice_is_linked() -> None:
     assert "plugins/adanat_plugins/emoji64/NOTICE.md" in (ROOT / "README.md").read_text()
     assert "(emoji64-notice.md)" in (ROOT / "docs" / "licences.md").read_text()
     assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+def test_policies_of_examples_have_names_of_their_own() -> None:
+    """A kind that is registered cannot be registered again."""
+    page = (ROOT / "docs" / "writing-a-plugin.md").read_text(encoding="utf-8")
+    kinds = set(re.findall(r'^    kind = "([^"]+)"', page, re.MULTILINE))
+    assert kinds and kinds.isdisjoint(plugin.name for plugin in discover("policy"))

@@ -209,6 +209,26 @@ def test_seeds_and_contexts(generator):
     assert unseeded.seeds.tolist() != again.seeds.tolist()
 
 
+def test_a_reset_that_is_refused_changes_nothing(generator):
+    """Episodes that run go on with the noise and the seeds they were begun with."""
+    ends = []
+    for refused in (False, True):
+        env = vector(generator)
+        env.reset(seed=7)
+        env.step(actions_of(env, 0))
+        if refused:
+            for options in ({"classes": [1]}, {"classes": [1, 2, 98]}, {"clases": [1, 2, 3]}):
+                for seed in (None, 5):
+                    with pytest.raises(ConfigError):
+                        env.reset(seed=seed, options=options)
+        for t in range(1, STEPS):
+            *_, infos = env.step(actions_of(env, t))
+        first = env.finished.images
+        env.reset()
+        ends.append((first, infos["seed"].tolist(), env.seeds.tolist(), env.np_random.integers(2**60)))
+    assert torch.equal(ends[0][0], ends[1][0]) and ends[0][1:] == ends[1][1:]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -101,6 +101,21 @@ def test_vec_env_protocol(generator):
         GenerationVecEnv(vector(generator, autoreset_mode="SameStep"))
 
 
+def test_options_are_those_of_the_next_reset(generator):
+    env = GenerationVecEnv(vector(generator))
+    env.seed(5)
+    drawn = env.reset()["context"].tolist()
+    for options, expected in (({"class": 3}, [3] * 4), ([{"class": c} for c in (4, 5, 6, 7)], [4, 5, 6, 7])):
+        env.set_options(options)
+        assert env.reset()["context"].tolist() == expected
+    env.seed(5)
+    assert env.reset()["context"].tolist() == drawn
+    for wrong, message in (([{"class": 3}, {}, {}, {}], "the same ones"), ({"clas": 3}, "clas"), ({"class": 999}, "999")):
+        env.set_options(wrong)
+        with pytest.raises(ConfigError, match=message):
+            env.reset()
+
+
 def test_policy_is_ours_and_learns_in_plain_stable_baselines(generator):
     """Their PPO with our parts but without our trainer, as a user would write it."""
     env = GenerationVecEnv(vector(generator))

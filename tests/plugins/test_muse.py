@@ -191,3 +191,11 @@ def test_cc3m_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     save_uvit(tmp_path / "cc3m.pth", clip_dim=1280)
     with pytest.raises(WeightsError, match=r"(?s)does not fit TextTransformer.*misshapen token_embedding\.weight"):
         Muse.create("adanat-cc3m", options, device=CPU, dtype=torch.float32, offline=True)
+
+
+def test_no_prompts_are_an_empty_context() -> None:
+    one, none = embedded().encode_prompts(["a red apple"]), embedded().encode_prompts([])
+    assert len(none) == 0 and none.prompts == ()
+    for some, empty in ((one.states, none.states), (one.pooled, none.pooled)):
+        assert some is not None and empty is not None
+        assert empty.shape == (0, *some.shape[1:]) and empty.dtype == some.dtype

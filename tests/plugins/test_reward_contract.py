@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adanat_plugins.rewards.imagereward_net import ImageRewardConfig, ImageRewardNet
 from adanat_toolkit import testing
+from adanat_toolkit.errors import CheckpointError
 from adanat_toolkit.images import FileImages, MemoryImages
 from adanat_toolkit.interfaces import Context, Generator, RewardModel
 from adanat_toolkit.registry import create_generator, create_reward, discover
@@ -100,3 +101,35 @@ def test_contract(world: World, check: Callable[[testing.RewardCase], None], spe
 def test_the_generator_is_not_trained(world: World) -> None:
     network: Any = world.generator
     assert not any(p.requires_grad for p in network.network.parameters())
+
+
+class Novelty(RewardModel):
+    """Learns from generated images alone: how far they are from those of before."""
+
+    learns = True
+
+    def __init__(self) -> None:
+        self.usual = torch.zeros(())
+
+    @torch.no_grad()
+    def score(self, images: Tensor, context: Context) -> Tensor:
+        return (images.mean((1, 2, 3)) - self.usual).abs()
+
+    def update(
+        self, real: Tensor, real_context: Context, fake: Tensor, fake_context: Context, *, seed: int
+    ) -> dict[str, float]:
+        assert len(real) == len(real_context) == 0 and real.shape[1:] == fake.shape[1:]
+        self.usual = fake.mean()
+        return {"usual": float(self.usual)}
+
+    def state(self) -> dict[str, Tensor]:
+        return {"usual": self.usual}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        if state["usual"].shape != ():
+            raise CheckpointError("usual must be one number.")
+        self.usual = state["usual"].clone()
+
+
+def test_a_reward_that_learns_without_real_images_is_checked_without(world: World) -> None:
+    testing.check_reward(testing.RewardCase(lambda seed: Novelty(), world.images, world.context))

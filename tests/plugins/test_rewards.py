@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from adanat_plugins.prepare import prepare_images
 from adanat_plugins.rewards.aesthetic import LinearHead
@@ -19,7 +19,7 @@ from adanat_plugins.rewards.clip_score import ClipScoreReward
 from adanat_plugins.rewards.imagereward import CLIP_MEAN, CLIP_STD, WordPiece, load_network
 from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, DataError, WeightsError
 from adanat_toolkit.images import FileImages, MemoryImages
-from adanat_toolkit.interfaces import Context, Generator, RewardModel
+from adanat_toolkit.interfaces import Context, Generator, LearnedReward, RewardModel
 from adanat_toolkit.registry import create_features, create_generator, create_reward
 from adanat_toolkit.registry.mixture import MixReward, standardise
 
@@ -402,6 +402,81 @@ def test_mixture_that_learns(generator: Generator, emoji: FileImages, heads: dic
     assert names == {"adversarial", "fid:influence"}
     with pytest.raises(CheckpointError, match="no term"):
         first.load_state({"clip-score/x": torch.zeros(1)})
+
+
+class Narrow(LearnedReward):
+    """Embeds real images in fewer columns than generated ones: its update reads the colours, its score the first pixel."""
+
+    real_per_update = 4
+
+    def __init__(self) -> None:
+        """Nothing to build."""
+
+    def embed(self, images: Tensor, context: Context) -> Tensor:
+        return torch.cat([images.mean((2, 3)), images.flatten(1)[:, :1]], 1)
+
+    def embed_real(self, images: Tensor, context: Context) -> Tensor:
+        return images.mean((2, 3))
+
+    def score_embedded(self, embedded: Tensor, context: Context) -> Tensor:
+        return embedded[:, 3]
+
+    def score(self, images: Tensor, context: Context) -> Tensor:
+        return self.score_embedded(self.embed(images, context), context)
+
+    def update(
+        self, real: Tensor, real_context: Context, fake: Tensor, fake_context: Context, *, seed: int
+    ) -> dict[str, float]:
+        return {"real": float(real.mean()), "fake": float(fake.mean()), "columns": float(real.shape[1])}
+
+
+class Numbered(RewardModel):
+    """Embeds images as whole numbers that float32 does not hold."""
+
+    set_level = True
+
+    def __init__(self, first: int = 2**24 + 1) -> None:
+        self.first = first
+
+    def embed(self, images: Tensor, context: Context) -> Tensor:
+        return torch.arange(len(images))[:, None] + self.first
+
+    def score_embedded(self, embedded: Tensor, context: Context) -> Tensor:
+        return (embedded[:, 0] % 7).float()
+
+    def score(self, images: Tensor, context: Context) -> Tensor:
+        return self.score_embedded(self.embed(images, context), context)
+
+
+class Bright(RewardModel):
+    def __init__(self) -> None:
+        """Nothing to build."""
+
+    def score(self, images: Tensor, context: Context) -> Tensor:
+        return images.mean((1, 2, 3))
+
+
+def test_terms_of_a_mixture_embed_real_images_in_their_own_form() -> None:
+    images, context, alone = torch.rand(6, 3, 4, 4), Context(6), Narrow()
+    mix = MixReward({"bright": Bright(), "narrow": Narrow()}, {"bright": 1.0, "narrow": 1.0})
+    about = context.select(slice(0, 4))
+    for _ in range(2):
+        fakes = mix.embed(images, context)
+        mix.score_embedded(fakes, context)
+        figures = mix.update(mix.embed_real(images[:4], about), about, fakes, context, seed=1)
+        own = alone.update(alone.embed_real(images[:4], about), about, alone.embed(images, context), context, seed=1)
+        assert figures == pytest.approx({f"narrow/{key}": value for key, value in own.items()}) and own["columns"] == 3
+        assert torch.equal(mix.score_embedded(fakes, context), mix.score(images, context))
+
+
+def test_terms_of_a_mixture_embed_whole_numbers() -> None:
+    images, context = torch.rand(6, 3, 4, 4), Context(6)
+    for first in (5, 2**24 + 1, 2**40 + 1):
+        mix = MixReward({"numbered": Numbered(first), "bright": Bright()}, {"numbered": 1.0, "bright": 1.0})
+        mix.score(images, context)
+        assert torch.equal(mix.terms()["numbered"], Numbered(first).score(images, context))
+    with pytest.raises(ConfigError, match=r"'numbered' embeds images as torch.int64 with numbers above 2\*\*53"):
+        MixReward({"numbered": Numbered(2**60), "bright": Bright()}, {"numbered": 1.0, "bright": 1.0}).score(images, context)
 
 
 def test_mixture_errors(generator: Generator, few: MemoryImages) -> None:

@@ -14,12 +14,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from adanat_toolkit.core import Context
 from adanat_toolkit.errors import ConfigError
 from adanat_toolkit.runtime import distributed, gather
 from adanat_toolkit.runtime.distributed import local_slice, mean_and_std, sum_gradients, sum_over_ranks
 from adanat_toolkit.storage import RunFolder
 from adanat_toolkit.storage.files import load_tensors
 from adanat_toolkit.training import Trainer, create_trainer, merge, validate
+from adanat_toolkit.training.diversity import context_diversity
 
 from ..helpers.train_process import PRELOADED, SERVER, write_images
 
@@ -100,6 +102,28 @@ def _collectives(folder: str, total: int) -> None:
 def test_collectives(size: int, total: int, tmp_path: Path) -> None:
     """With 2 rows and 3 ranks one of them has none."""
     run_ranks(size, _collectives, tmp_path, total)
+
+
+def _batch(kind: str) -> tuple[Tensor, Context]:
+    draw = torch.Generator().manual_seed(4)
+    labels = torch.randint(9, (30,), generator=draw)
+    embedded = torch.randn(30, 20, generator=draw) + labels[:, None]
+    words = {"prompts": tuple(f"a cat in room {label}" for label in labels.tolist())}
+    return embedded, Context(30, **({"classes": labels} if kind == "class" else words))
+
+
+def _diversity(folder: str, expected: dict[str, float]) -> None:
+    rows = slice(*local_slice(30))
+    for kind, whole in expected.items():
+        embedded, context = _batch(kind)
+        assert context_diversity(embedded[rows], context.select(rows)) == pytest.approx(whole, rel=1e-5)
+
+
+def test_diversity_is_that_of_all_processes(tmp_path: Path) -> None:
+    """Images of one context count as such wherever they were made."""
+    expected = {kind: context_diversity(*_batch(kind)) for kind in ("class", "text")}
+    assert None not in expected.values()
+    run_ranks(3, _diversity, tmp_path, expected)
 
 
 def test_slices_cover_everything(monkeypatch: pytest.MonkeyPatch) -> None:

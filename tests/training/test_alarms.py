@@ -257,6 +257,14 @@ def test_a_frozen_reward_that_does_not_rise_is_flat_but_a_learned_one_may_stand_
     assert check(lazy) == []
 
 
+@pytest.mark.parametrize(("figure", "remedy"), [("fit/loss", "fit.actions"), ("fit/slope", "Raise fit.pull")])
+def test_engines_without_a_divergence_have_updates_too(figure, remedy):
+    found = check(rows(alarms.FLAT_AFTER, **{"ppo/approx_kl": None, figure: 0.01}))
+    assert names(found) == ["reward-flat"] and remedy in found[0].message and "ppo.group" not in found[0].message
+    assert check(rows(60, reward__mean=lambda i: i / 10, **{"ppo/approx_kl": None, figure: 0.01})) == []
+    assert check(rows(60, **{"ppo/approx_kl": None})) == []  # warming up: nothing was updated
+
+
 def test_a_row_without_the_spread_of_its_rewards_is_not_flat():
     flat = {"reward/mean": 0.5, "reward/std": 0.0}
     assert names(check(rows(10, **flat))) == ["reward-flat"]

@@ -14,7 +14,7 @@ from adanat_toolkit.core import Context, LearnedReward
 from adanat_toolkit.decoding import DistilledDecoder
 from adanat_toolkit.errors import CheckpointError, ConfigError
 from adanat_toolkit.images import MemoryImages
-from adanat_toolkit.registry import create_generator
+from adanat_toolkit.registry import create_generator, create_reward
 from adanat_toolkit.sampling import sample, seed_range
 from adanat_toolkit.storage import RunFolder
 from adanat_toolkit.training import Trainer, validate
@@ -188,6 +188,15 @@ def test_where_it_makes_no_sense_it_is_refused(small: Path, tmp_path: Path) -> N
         trainer(small, SetLevel())
     with pytest.raises(ConfigError, match="engine shows the generator's own images"):
         choose_decoder(str(small), Teacher(), Watcher(), supported=False)
+
+
+@pytest.mark.parametrize("name", ["fid", "fid:influence", "clip-score:1,fid:0.5"])
+def test_frechet_distances_are_of_the_own_images(name: str) -> None:
+    """They read no real images of the run, but their reference is of images that no distilled decoder has seen."""
+    own = create_generator("muse" if "clip" in name else "maskgit", {}, device=torch.device("cpu"), dtype=torch.float32)
+    reward = create_reward(name, {}, generator=own, real=own.real_images(), device=torch.device("cpu"), seed=0)
+    with pytest.raises(ConfigError, match="sets of images against real ones"):
+        choose_decoder("distilled", own, reward)
 
 
 def test_codes_of_real_images_are_computed_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

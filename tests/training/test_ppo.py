@@ -191,6 +191,25 @@ def test_the_shrunk_baseline_is_never_the_noisier_one(spread: float) -> None:
         assert shrunk < 0.6 * group and shrunk < 0.99 * whole
 
 
+@pytest.mark.parametrize(
+    "config",
+    [PPOConfig(), PPOConfig(group=4), PPOConfig(group=4, group_baseline="shrunk"), PPOConfig.paper()],
+    ids=["reward", "group", "shrunk", "paper"],
+)
+def test_advantages_do_not_depend_on_the_unit_of_the_reward(config: PPOConfig) -> None:
+    reward = torch.randn(64, generator=torch.Generator().manual_seed(2))
+    values = torch.zeros(64, 2)
+    expected = targets(reward, values, config)[1]
+    for unit in (1e-3, 1e-6, 1e-8, 1e-12, 1e6):
+        torch.testing.assert_close(targets(reward * unit, values, config)[1], expected, rtol=2e-3, atol=1e-4)
+    # What is nothing but rounding at the scores' own size is no spread.
+    for level in (0.0, 1e-6, 0.3, 3.0):
+        equal = torch.full((64,), level)
+        equal[::2] *= 1 + 2**-23
+        found = targets(equal, values, config)[1]
+        assert found.isfinite().all() and found[:, -1].std() < 0.75
+
+
 def test_the_shrunk_baseline_is_an_option_of_groups() -> None:
     reward, values = randn(12, seed=5), torch.zeros(12, 2)
     goal, _ = targets(reward, values, PPOConfig(group=2, group_baseline="shrunk"))
@@ -363,6 +382,8 @@ def test_sigma_schedule() -> None:
     assert [config.sigma_at(i, 10) for i in range(10)] == [0.6] * 7 + [0.3] * 3
     absolute = PPOConfig(sigma_drop_at=(2, 4, 5), sigma_drop=0.2, sigma_floor=0.15)
     assert [absolute.sigma_at(i, 99) for i in range(8)] == pytest.approx([0.6, 0.6, 0.6, 0.4, 0.4, 0.2, 0.15, 0.15])
+    low = PPOConfig(sigma=0.05)  # below the floor from the start: drops leave it there
+    assert {low.sigma_at(i, 10) for i in range(10)} == {0.05}
 
 
 def test_learning_rate_schedule() -> None:

@@ -12,15 +12,17 @@ import torch
 
 from adanat_toolkit.core import Context, RewardModel
 from adanat_toolkit.errors import AdaNATError, ConfigError, NotFiniteError, PluginError
+from adanat_toolkit.registry.mixture import MixReward
 from adanat_toolkit.runtime import MicroBatch, environment
-from adanat_toolkit.sampling import checked_scores
+from adanat_toolkit.sampling import checked_scores, embed
 from adanat_toolkit.storage import RunFolder
 from adanat_toolkit.storage.files import load_tensors
+from adanat_toolkit.testing.rewards import RewardCase, reward_scores
 from adanat_toolkit.training import Trainer, create_trainer, merge, validate
 from adanat_toolkit.training.scoring import score
 
 from ..helpers import tiny as plugins
-from ..helpers.tiny import install_tiny
+from ..helpers.tiny import TinyGenerator, install_tiny
 from ..helpers.train_process import write_images
 
 
@@ -206,6 +208,35 @@ def test_ranks_with_other_settings(tiny: dict[str, Any], monkeypatch: pytest.Mon
 def test_a_reward_that_fails_is_named(answer: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
     with pytest.raises(PluginError, match=message):
         checked_scores(Answers(answer), "Answers", torch.rand(4, 3, 2, 2), Context(4))
+
+
+class Centred(RewardModel):
+    """Works in place where it embeds images."""
+
+    def __init__(self) -> None:
+        """Nothing to build."""
+
+    def embed(self, images: torch.Tensor, context: Context) -> torch.Tensor:
+        return images.sub_(0.5).mean((2, 3))
+
+    def score_embedded(self, embedded: torch.Tensor, context: Context) -> torch.Tensor:
+        return embedded.mean(1)
+
+    def score(self, images: torch.Tensor, context: Context) -> torch.Tensor:
+        return self.score_embedded(self.embed(images, context), context)
+
+
+def test_a_reward_that_changes_the_images_it_embeds_is_named() -> None:
+    images = torch.rand(8, 3, 5, 5)
+    with pytest.raises(PluginError, match="reward Centred changed the images"):
+        embed(Centred(), TinyGenerator(), None, Context(8), images)
+    mean = Answers(lambda images: images.mean((1, 2, 3)))
+    for bad in (Centred(), Answers(lambda images: images.mul_(2).mean((1, 2, 3)))):
+        for terms in ({"bad": bad, "mean": mean}, {"mean": mean, "bad": bad}):
+            with pytest.raises(PluginError, match="term 'bad' changed the images"):
+                MixReward(terms, dict.fromkeys(terms, 1.0)).score(images, Context(8))
+        with pytest.raises(AssertionError, match="changes the images"):
+            reward_scores(RewardCase(lambda seed, bad=bad: bad, images, Context(8)))  # type: ignore[misc]
 
 
 def test_scores_are_the_callers_own() -> None:

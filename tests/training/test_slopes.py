@@ -12,7 +12,10 @@ from adanat_toolkit.errors import CheckpointError, ConfigError
 from adanat_toolkit.policies import LinearPolicy, load_policy
 from adanat_toolkit.testing import Control, control_reward
 from adanat_toolkit.training import Trainer, create_trainer, resolve
+from adanat_toolkit.training.diversity import context_diversity
 from adanat_toolkit.training.slopes import slopes
+
+from ..helpers.tiny import TinyGenerator
 
 STEPS = 3
 
@@ -46,6 +49,18 @@ def test_where_contexts_want_nothing_of_their_own_it_stays_shared() -> None:
     control = Control(shared=0.02, by_context=0, by_state=0)
     run, row = trained(control)
     assert control.gain(run.exported()) > 0.95 * control.possible(STEPS)["shared"] and row["fit/kept"] < 0.5
+
+
+def test_diversity_is_that_of_images_with_noise_of_their_own() -> None:
+    """The K images of a group share their noise, and differ in their exploration alone."""
+    flags = {"policy": {"name": "linear"}, "fit": {"actions": 8}, "batch": 256, "trajectories": 256, "steps": 2}
+    config = resolve(flags={"engine": "slopes", **flags, "device": "cpu"})
+    run = create_trainer(config, TinyGenerator(), lambda images, context: images.mean((1, 2, 3)))
+    rollout, _, _ = run._rollout(config.ppo.sigma_at(0, 1))
+    alone = slice(None, None, 8)
+    assert rollout.embedded is not None
+    expected = context_diversity(rollout.embedded[alone], rollout.context.select(alone))
+    assert expected is not None and run.step()["diversity"] == expected
 
 
 def test_slopes_of_noiseless_products_are_exact() -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from adanat_toolkit import testing
-from adanat_toolkit.core import Noise, see, seen_shape
+from adanat_toolkit.core import Context, Noise, Policy, RewardModel, see, seen_shape
 from adanat_toolkit.errors import ConfigError
+from adanat_toolkit.gym_env import GenerationVectorEnv
 from adanat_toolkit.policies import ContextPolicy, LeanPolicy, SamplingPolicy, load_policy
 from adanat_toolkit.sampling import collect, sample, seed_range
 from adanat_toolkit.storage import RunFolder
@@ -132,3 +134,111 @@ def perturbed(kind: type, generator: TinyGenerator) -> SamplingPolicy:
         for parameter in policy.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
     return SamplingPolicy(policy, space)
+
+
+class Linear(nn.Module):
+    """Takes float32, as the contract says."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, features: Tensor, step: Tensor) -> Tensor:
+        return self.head(features.mean(1))
+
+
+class Stored(Policy):
+    """A plug-in whose features are kept in bfloat16, and which knows nothing of it."""
+
+    kind = "stored"
+    feature_dtype = torch.bfloat16
+
+    def __init__(self, options: Any, *, space: Any, grid: tuple[int, int], feature_dim: int) -> None:
+        super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
+        self.width, self.actor = feature_dim, Linear(feature_dim, space.size)
+
+    def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
+        assert features is not None
+        return self.actor(features, step)
+
+    def make_critic(self) -> nn.Module:
+        return Linear(self.width, 1)
+
+
+def dark(images: Tensor, context: Context) -> Tensor:
+    return -images.mean((1, 2, 3))
+
+
+def test_features_kept_in_fewer_bits_come_back_as_float32_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    testing.check_policy(Stored)
+    monkeypatch.setattr("adanat_toolkit.training.trainer.load", lambda kind, name: Stored)
+    once = {"generator": {}, "reward": {}, "ppo": {"epochs": 1, "minibatches": 1}}
+    config = validate(settings("stored", **once))
+    trainer = Trainer(config, TinyGenerator(), dark)
+    assert trainer.step()["ppo/approx_kl"] < 1e-9  # before the first step of the optimiser nothing has changed
+
+
+class Trunk(Policy):
+    """Its critic shares a layer with it."""
+
+    kind = "trunk"
+
+    def __init__(self, options: Any, *, space: Any, grid: tuple[int, int], feature_dim: int) -> None:
+        super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
+        self.trunk, self.head = nn.Linear(feature_dim, 8), nn.Linear(8, space.size)
+
+    def forward(self, features: Tensor | None, step: Tensor) -> Tensor:
+        assert features is not None
+        return self.head(self.trunk(features.mean(1)).tanh())
+
+    def make_critic(self) -> nn.Module:
+        return SharedTrunk(self.trunk)
+
+
+class SharedTrunk(nn.Module):
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk, self.value = trunk, nn.Linear(8, 1)
+
+    def forward(self, features: Tensor, step: Tensor) -> Tensor:
+        return self.value(self.trunk(features.mean(1)).tanh())
+
+
+def test_a_layer_that_policy_and_critic_share_moves_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    testing.check_policy(Trunk)
+    monkeypatch.setattr("adanat_toolkit.training.trainer.load", lambda kind, name: Trunk)
+    once = {"generator": {}, "reward": {}, "ppo": {"epochs": 1, "minibatches": 1, "max_gradient_norm": None}}
+    trainer = Trainer(validate(settings("trunk", **once)), TinyGenerator(), dark)
+    before = {key: value.clone() for key, value in trainer.policy.state_dict().items()}
+    rate = trainer.step()["learning_rate"]
+    moved = {key: float((value - before[key]).abs().max()) / rate for key, value in trainer.policy.state_dict().items()}
+    assert max(moved.values()) < 1.001, moved  # Adam's first step is as long as its rate
+    trainer.load_state({key: value.clone() for key, value in trainer.state().items()})
+
+
+class Words(TinyGenerator):
+    """Knows prompts as words alone."""
+
+    def encode_prompts(self, prompts: Any) -> Context:
+        return Context(len(prompts), prompts=tuple(prompts))
+
+
+def test_prompts_without_an_embedding_are_a_clear_error() -> None:
+    words = Words("text")
+    assert words.context_dim == 0 and TinyGenerator("text").context_dim > 0
+    with pytest.raises(ConfigError, match=r"gives no embedding of its prompts .*; use policy shared"):
+        seen_shape(words, ContextPolicy)
+    config = settings("shared", generator={}, reward={}, ppo={"context_baseline": True})
+    with pytest.raises(ConfigError, match="context_baseline = true: tiny:text has no context"):
+        Trainer(validate(config), words, dark)
+    with pytest.raises(ConfigError, match="no embedding of their texts"):
+        words.encode_prompts(["a cat"]).embedding()
+    assert GenerationVectorEnv(2, generator=words, reward=Plain(), steps=STEPS).single_observation_space["context"].n == 1
+
+
+class Plain(RewardModel):
+    def __init__(self) -> None:
+        """Nothing to build."""
+
+    def score(self, images: Tensor, context: Context) -> Tensor:
+        return dark(images, context)

@@ -53,7 +53,8 @@ class Actions:
             )
         step = torch.full((len(features),), self.decision, dtype=torch.int64, device=features.device)
         network.to(features.device)
-        action = mean_action(network, features.float() if network.needs_features else None, step)
+        seen = features.to(network.feature_dtype).float() if network.needs_features else None  # as in training
+        action = mean_action(network, seen, step)
         self._smoothed = space.smoothed(action, step, self._smoothed)
         self.decision += 1
         return space.transformed(self._smoothed, step)

@@ -61,7 +61,7 @@ class AmusedTextEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B prompts -> states (B, L, C) before the last layer and pooled (B, P) after the projection, float32."""
-        distinct = list(dict.fromkeys(prompts))
+        distinct = list(dict.fromkeys(prompts)) or [""]  # of no prompts, for the shapes
         row = {prompt: i for i, prompt in enumerate(distinct)}
         ids = self._ids(distinct)
 
@@ -71,7 +71,7 @@ class AmusedTextEncoder(nn.Module):
 
         minimum = minimum_batch(self.dtype, self.device, rows=True)
         states, pooled = in_chunks(run, ids.to(self.device), minimum=minimum)
-        index = torch.tensor([row[prompt] for prompt in prompts], device=self.device)
+        index = torch.tensor([row[prompt] for prompt in prompts], dtype=torch.int64, device=self.device)
         return states[index], pooled[index]
 
     def _ids(self, prompts: list[str]) -> Tensor:

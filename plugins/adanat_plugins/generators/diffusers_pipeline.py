@@ -221,7 +221,7 @@ class DiffusersPipeline(Generator):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Context:
         """Contexts of prompts, pooled (B, P) being the pipeline's own or the mean of its token states."""
-        found = self._encoded(prompts)
+        found = self._encoded(prompts or [""])  # of no prompts, for the shapes
         pooled = [c["pooled"] if "pooled" in c else c["states"].float().mean(0) for c in found.values()]
         index = {prompt: i for i, prompt in enumerate(found)}
         rows = torch.tensor([index[prompt] for prompt in prompts], dtype=torch.int64, device=self.device)

@@ -91,7 +91,7 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B prompts -> states (B, L, C) and pooled (B, P), float32. Equal prompts are encoded once."""
-        distinct = list(dict.fromkeys(prompts))
+        distinct = list(dict.fromkeys(prompts)) or [""]  # of no prompts, for the shapes
         row = {prompt: i for i, prompt in enumerate(distinct)}
         ids = self._ids(distinct).to(self.device)
 
@@ -100,13 +100,11 @@ class TextEncoder(nn.Module):
             return states.float(), pooled.float()
 
         states, pooled = in_chunks(run, ids, minimum=minimum_batch(self.dtype, self.device, rows=True))
-        index = torch.tensor([row[prompt] for prompt in prompts], device=self.device)
+        index = torch.tensor([row[prompt] for prompt in prompts], dtype=torch.int64, device=self.device)
         return states[index], pooled[index]
 
     def _ids(self, prompts: list[str]) -> Tensor:
         """(B, L) int64 ids, kept because cleaning and merging text takes longer than a small encoder."""
-        if not prompts:
-            return self.tokenizer(prompts)
 
         def ids(missing: list[str]) -> Tensor:
             return open_clip_ids(self.tokenizer, missing, self._cut)

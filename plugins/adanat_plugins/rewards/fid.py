@@ -71,7 +71,7 @@ class FidReward(RewardModel):
 
     thread_safe = True
     Options: ClassVar[type[PluginOptions]] = FidOptions
-    set_level = True
+    set_level = compares_sets = True
 
     @classmethod
     def create(cls, options: Any, **made_for: Any) -> RewardModel:
