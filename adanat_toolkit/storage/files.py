@@ -353,8 +353,8 @@ def each_row(file: Path, *, rising: bool = True) -> Iterator[Line[dict[str, Any]
     for line in lines:
         if rising and line.value["iteration"] <= last:
             raise CheckpointError(
-                f"line {line.number} of {file} is not usable: iteration {line.value['iteration']} comes after iteration {last}, "
-                f"so that a row stands twice or out of order. {remedy}"
+                f"line {line.number} of {file} is not usable: iteration {line.value['iteration']} comes after iteration "
+                f"{last}, so that a row stands twice or out of order. {remedy}"
             )
         last = line.value["iteration"]
         yield line
