@@ -31,7 +31,8 @@ from adanat_toolkit.training import create_trainer, resolve
 
 torch.set_num_threads(int(sys.argv[5]))
 flags = {"generator": {"name": sys.argv[1]}, "dtype": sys.argv[2], "batch": int(sys.argv[3]), "device": "cpu"}
-flags["policy"] = {"name": "adaptive"}
+if sys.argv[6] != "default":
+    flags["policy"] = {"name": sys.argv[6]}
 trainer = create_trainer(resolve(preset="demo", flags=flags))
 trainer.step()  # fills caches
 rows = []
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=2, help="that are measured, after one that is not")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--policy", default="adaptive", help="default: that of each one's preset")
     parser.add_argument("--cold", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +86,8 @@ def _environment(tree: Path, threads: int) -> dict[str, str]:
 
 
 def _iterations(tree: Path, dtype: str, options: argparse.Namespace) -> list[dict[str, float]]:
-    arguments = [options.generator, dtype, str(options.batch), str(options.iterations), str(options.threads)]
+    numbers = map(str, (options.batch, options.iterations, options.threads))
+    arguments = [options.generator, dtype, *numbers, options.policy]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ITERATIONS, *arguments],
         cwd=tree, env=_environment(tree, options.threads), capture_output=True, text=True, check=True,

@@ -1,7 +1,7 @@
 """A grid of trainings, scored and drawn."""
 
 from .grid import configure
-from .render import HEADS, TAILS, caption, cells_of, failures, saved_text
+from .render import HEADS, TAILS, caption, cells_of, columns, failures, saved_text
 from .runner import Comparison, write_report
 from .table import Table
 
@@ -12,6 +12,7 @@ __all__ = [
     "Table",
     "caption",
     "cells_of",
+    "columns",
     "configure",
     "failures",
     "saved_text",

@@ -71,7 +71,7 @@ def _verdict(row: Row, controls: Sequence[Row]) -> str:
     distance = "Frechet distance of its controls against its own"
     reward = "What its controls lose of it, in standard deviations of the images' scores"
     said = _judged(row, controls, _distance_gaps, distance, ".1%")
-    if not any(_reward_gaps(row, control) for control in controls):
+    if not any(len(_reward_gaps(row, control)) > 1 for control in controls):
         return said
     return f"{said} By its own reward, {_judged(row, controls, _reward_gaps, reward, '.3f')}"
 

@@ -104,6 +104,7 @@ def caption(table: Table) -> list[str]:
         "partial: optimised on the very features that judge it here, so that its figures flatter it; FIGURE partial: that "
         "figure's alone.",
         *(["reward NAME: mean score of the images under that reward; higher is better."] if scored else []),
+        *(f"reward {name}: no scores. {plain(why)}" for name, why in facts.get("without_scores", {}).items()),
         f"Budget of learned policies and of the search: {facts['budget']:,} generated images a seed.",
     ]
 
@@ -160,7 +161,7 @@ def _tables(table: Table) -> list[str]:
         tables[-1].append(column)
     lines = []
     for heads, *rows in (zip(*columns_, strict=True) for columns_ in tables):
-        lines += ["", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        lines += ["", "| " + " | ".join(head.replace("|", "\\|") for head in heads) + " |", "|" + "---|" * len(heads)]
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return lines
 

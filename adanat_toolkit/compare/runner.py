@@ -10,7 +10,6 @@ are paired seed by seed.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -108,6 +107,7 @@ class Comparison:
         # The policy whose controls were made last: its images, and the reward that it was trained on.
         self._replayed: tuple[Cell, Images, Mapping[str, RewardModel]] | None = None
         self._still: dict[str, RewardModel] | None = None
+        self._without_scores: dict[str, str] = {}
 
     @property
     def yardstick(self) -> Yardstick:
@@ -238,13 +238,24 @@ class Comparison:
         else:
             schedule = self._schedule(cell.policy)
         judges = self._judges(cell, self.out / "runs" / cell.name) if cell.learned else self._still_judges()
-        images = self._images(cell, spec or f"fixed:{schedule}", judges)
+        source, failed = spec or f"fixed:{schedule}", list[str]()
+        try:
+            images = self._images(cell, source, judges)
+        except PluginError as error:
+            if cell.learned or not judges:
+                raise
+            # A reward that fails takes its own figure with it, not what every ratio is relative to.
+            failed = list(judges)
+            self._without_scores |= dict.fromkeys(failed, str(error))
+            images = self._images(cell, source, {})
+        scores = _summary(images.scores)
+        scores["unscored"] += failed
         names = self.generator.action_space.names
         result = replace(
             result,
             evaluation=self.yardstick.judge(images),
             schedule=schedule,
-            **_summary(images.scores),
+            **scores,
             knobs={"names": list(names), **_spread(images.knobs)},
             device=self.device.type,
         )
@@ -270,12 +281,12 @@ class Comparison:
         return bool(missing and missing & self._still_judges().keys())
 
     def _still_judges(self) -> dict[str, RewardModel]:
-        """The rewards of the grid that stand still. One that cannot be made is left out: its own cells say why."""
+        """The rewards of the grid that stand still. One that cannot be made is left out, and the table says why."""
         if self._still is None:
-            self._still = {}
+            still = {}
             for title, spec in self.config.still_rewards(self._sources).items():
-                with contextlib.suppress(*Interrupted):
-                    self._still[title] = create_reward(
+                try:
+                    made = create_reward(
                         spec,
                         self.config.reward_options(spec),
                         generator=self.generator,
@@ -284,6 +295,12 @@ class Comparison:
                         seed=derive(0, REWARD),
                         offline=self.config.base.offline,
                     )
+                except Interrupted as error:
+                    self._without_scores[title] = str(error)
+                    continue
+                if not made.learns and not made.set_level:  # an object may say so where its class does not
+                    still[title] = made
+            self._still = still
         return self._still
 
     def _judges(self, cell: Cell, run: Path) -> Mapping[str, RewardModel]:
@@ -359,6 +376,7 @@ class Comparison:
             "alarms": [{"cell": r.cell.name, **alarm} for r in results for alarm in r.alarms],
             "config": self.config.model_dump(mode="json"),
             "sources": self._sources,
+            "without_scores": self._without_scores,
         }
 
 

@@ -212,10 +212,13 @@ class Yardstick:
 @torch.no_grad()
 def _scored(reward: RewardModel, name: str, samples: Samples, device: torch.device) -> Tensor:
     """(B,) scores of images as a training has them, before they are rounded to bytes."""
-    context, images = samples.context.to(device), samples.images.to(device)
-    with unchanged(images, f"reward {name!r}"):
-        embedded = reward.embed(images, context)
-    return checked_scores(reward, name, embedded, context)[0]
+    scores = []
+    for rows in (slice(start, start + BATCH) for start in range(0, len(samples.images), BATCH)):
+        context, images = samples.context.select(rows).to(device), samples.images[rows].to(device)
+        with unchanged(images, f"reward {name!r}"):
+            embedded = reward.embed(images, context)
+        scores.append(checked_scores(reward, name, embedded, context)[0])
+    return torch.cat(scores)
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

@@ -38,7 +38,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     short = heads * rows * keys <= SHORT
     if not (short and query.dtype == torch.bfloat16 and query.device.type == "cpu" and _multiplies_fast()):
         return F.scaled_dot_product_attention(query, key, value)
-    query, key, value = (x.reshape(batch * heads, -1, width) for x in (query, key, value))
+    query = query.reshape(batch * heads, rows, width)
+    key, value = (x.reshape(batch * heads, keys, width) for x in (key, value))
     ignored = query.new_empty(1, 1, 1)
     weights = torch.baddbmm(ignored, query, key.transpose(1, 2), beta=0, alpha=width**-0.5).softmax(2)
     return torch.bmm(weights, value).view(batch, heads, rows, width)

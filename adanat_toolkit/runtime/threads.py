@@ -7,7 +7,6 @@ fast (docs/results/profile.md). Samples do not depend on each other, so the resu
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -113,6 +112,9 @@ def helped(*functions: Callable[[], T]) -> list[T]:
         try:
             with mode():
                 work()
+        except BaseException:
+            waiting.clear()
+            raise
         finally:
             idle.add()
 
@@ -122,9 +124,11 @@ def helped(*functions: Callable[[], T]) -> list[T]:
             while waiting:
                 while len(waiting) > 1 and idle.take():
                     helpers.append(pool.submit(copy_context().run, help_out))
-                with contextlib.suppress(IndexError):
+                try:
                     number = waiting.popleft()
-                    results[number] = functions[number]()
+                except IndexError:  # another thread has taken the last one since
+                    break
+                results[number] = functions[number]()
         except BaseException:
             waiting.clear()
             raise

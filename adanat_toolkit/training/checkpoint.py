@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
 from ..runtime import DTYPES, Adam, distributed
-from ..storage import RunFolder, check_value, load_checkpoint, prepare_folder, save_tensors, write_json
+from ..storage import RunFolder, load_checkpoint, prepare_folder, save_tensors, shortened, write_json
 from .config import FitConfig, RunConfig, differences, merge, validate
 from .same_run import IGNORED_ON_RESUME, require_same_run
 
@@ -86,16 +85,6 @@ def stored_config(folder: RunFolder) -> RunConfig | None:
         raise CheckpointError(f"{file} does not fit this version of adanat-toolkit: {error}") from None
 
 
-class _Epsilon(BaseModel):
-    adam_epsilon: float
-
-
-class _Begun(BaseModel):
-    """What of a stored configuration a resumed run goes by; the rest is compared."""
-
-    ppo: _Epsilon
-
-
 def settle(folder: RunFolder, found: Found) -> None:
     """Make the folder what its newest checkpoint stands for. Called in the main process, once the state fits."""
     if found.new_config is not None:
@@ -144,6 +133,17 @@ def made_with(config: RunConfig) -> dict[str, Any]:
     return {"dtype": config.dtype, "adam_epsilon": config.ppo.adam_epsilon}
 
 
+def _stored_epsilon(folder: RunFolder, stored: Mapping[str, Any]) -> float:
+    ppo = stored["ppo"]
+    found = ppo.get("adam_epsilon") if isinstance(ppo, Mapping) else ppo
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < float("inf"):
+        raise CheckpointError(
+            f"{folder.path / 'config.json'} was changed or damaged: ppo.adam_epsilon is {shortened(found)}, no number above 0. "
+            "Restore it or choose another --out. Nothing was changed."
+        )
+    return float(found)
+
+
 def _read(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None]) -> Found:
     prepare_folder(folder.path)
     stored = folder.config
@@ -153,13 +153,6 @@ def _read(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None])
                 raise CheckpointError(f"{folder.path} has {what} but no config.json; choose another --out.")
         return Found(config.ppo.adam_epsilon, 0, None, config.model_dump(mode="json"))
     complete = merge(BEFORE, stored)
-    begun: _Begun = check_value(
-        complete,
-        _Begun,
-        where=str(folder.path / "config.json"),
-        error=CheckpointError,
-        remedy="Restore it or choose another --out.",
-    )
     saved = folder.checkpoints()
     tensors: dict[str, Tensor] | None = None
     card: dict[str, Any] = {}
@@ -169,7 +162,7 @@ def _read(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None])
         iteration = int(card["iteration"])
     epsilon = config.ppo.adam_epsilon
     if "adam_epsilon" not in config.ppo.model_fields_set:  # nobody asked for another one: as it was begun
-        epsilon = begun.ppo.adam_epsilon
+        epsilon = _stored_epsilon(folder, complete)
     config = with_epsilon(config, epsilon)
     try:
         require_same_run(str(folder.path), complete, config, iteration=iteration, sources=card.get("sources"))

@@ -177,15 +177,17 @@ def _print_table(table: Table) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Grid
 
-    from adanat_toolkit.compare import HEADS, TAILS, caption, cells_of, failures, saved_text
+    from adanat_toolkit.compare import HEADS, TAILS, caption, cells_of, columns, failures, saved_text
+    from adanat_toolkit.metrics import FIGURES
 
     title = f"{table.facts['generator']}, {table.facts['images']:,} images a seed"
     grid = Grid(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in (*HEADS, *SHOWN, *TAILS):
+    names = [*SHOWN, *(name for name in columns(table) if name not in FIGURES)]
+    for name in (*HEADS, *names, *TAILS):
         text = name in ("policy", "reward", "notes")
         grid.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for row in table.rows:
-        grid.add_row(*cells_of(row, SHOWN, intervals=False))
+        grid.add_row(*cells_of(row, names, intervals=False))
     console = stdout()
     console.print(grid)
     for line in [*caption(table), *table.adapted, *map(saved_text, table.saved)]:

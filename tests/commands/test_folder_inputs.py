@@ -108,6 +108,8 @@ def test_a_sampler_without_tokens_to_sample_leaves_no_folder(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="is no token generator"):
         sample_to_folder(other, policy, tmp_path / "samples", seeds=torch.arange(3))
     assert not (tmp_path / "samples").exists()
+
+
 def test_a_list_of_many_images_is_read_as_far_as_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sample_into(tmp_path)
     monkeypatch.setattr("adanat_toolkit.commands.sample_folder.MOST_LIST", 10)
@@ -120,7 +122,7 @@ def test_a_list_of_many_images_is_read_as_far_as_its_settings(tmp_path: Path, mo
         sample_into(tmp_path)
     monkeypatch.undo()
     assert sample_into(tmp_path)["images"][:3] == whole["images"]
-    for damaged in ('{\n  "toolkit": "0',  '{}', '{"images": 3}', '{\n  "images": ['):
+    for damaged in ('{\n  "toolkit": "0', '{}', '{"images": 3}', '{\n  "images": ['):
         file.write_text(damaged)
         with pytest.raises(OutputError, match=r"samples\.json is damaged.* were left as they are|made with other settings"):
             sample_into(tmp_path)

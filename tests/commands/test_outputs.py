@@ -44,7 +44,7 @@ def distilled(file: Path) -> Any:
     [
         distilled,
         lambda file: encode_to_file(TinyGenerator(), Untouched(), file),
-        lambda file: write_statistics(Pixels(), Untouched(), file),
+        lambda file: write_statistics(Pixels(), Untouched(), file, generator=TinyGenerator()),
     ],
 )
 def test_a_file_that_cannot_be_written(write: Callable[[Path], Any], tmp_path: Path) -> None:

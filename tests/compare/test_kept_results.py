@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adanat_toolkit.compare import Comparison, write_report
+from adanat_toolkit.compare import Comparison, caption, write_report
 from adanat_toolkit.compare.grid import cell_key
 from adanat_toolkit.errors import CheckpointError, NotFiniteError
 from adanat_toolkit.evaluation import Yardstick
@@ -50,6 +50,34 @@ def test_a_reward_whose_scores_are_not_finite_was_asked(
     assert all(not result.scores and result.unscored == ["contrast"] for result in results)
     again = Comparison(configuration(**BY_HAND), tmp_path / "out")
     assert again.plan()["finished"] == 2 and plain(again.run()) == plain(results)
+
+
+def test_a_reward_that_fails_takes_only_its_own_figure_with_it(
+    tmp_path: Path, tiny_plugins: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(self: Contrast, images: Tensor, context: Any) -> Tensor:
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(Contrast, "score", score)
+    comparison = Comparison(configuration(**BY_HAND), tmp_path / "out")
+    results = comparison.run()
+    assert all(result.evaluation is not None and result.unscored == ["contrast"] for result in results)
+    table = comparison.table(results)
+    assert table.rows[0].ratio is not None
+    assert any("reward contrast: no scores." in line and "no such device" in line for line in caption(table))
+
+
+def test_a_reward_that_turns_out_to_learn_judges_no_hand_made_row(
+    tmp_path: Path, tiny_plugins: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Contrast.__init__
+
+    def learning(self: Contrast, *values: Any, **more: Any) -> None:
+        made(self, *values, **more)
+        self.learns = True
+
+    monkeypatch.setattr(Contrast, "__init__", learning)
+    assert all(not result.scores for result in Comparison(configuration(**BY_HAND), tmp_path / "out").run())
 
 
 def test_a_report_that_is_reused_in_its_own_folder_keeps_its_pictures(tmp_path: Path, tiny_plugins: None) -> None:

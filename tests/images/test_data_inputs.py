@@ -363,15 +363,6 @@ def test_what_lies_beside_images_is_left_out(tmp_path: Path) -> None:
     assert len(open_images(tmp_path / "set", SIZE)) == 10
 
 
-@pytest.mark.parametrize("name", ["a.ppm", "a.pnm", "a.apng"])
-def test_netpbm_and_animated_png_are_read(tmp_path: Path, name: str) -> None:
-    data = io.BytesIO()
-    Image.open(io.BytesIO(png(picture(4)))).save(data, "PPM" if name.endswith("m") else "PNG")
-    write(tmp_path / "set", {"b.png": png(picture(4)), name: data.getvalue()})
-    both = open_images(tmp_path / "set", SIZE).images(torch.tensor([0, 1]))
-    assert torch.equal(both[0], both[1])
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [

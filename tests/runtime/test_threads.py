@@ -15,7 +15,7 @@ from adanat_toolkit.core import Noise
 from adanat_toolkit.decoding import SamplingPolicy
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy
 from adanat_toolkit.runtime import MicroBatch
-from adanat_toolkit.runtime.threads import LEAST, Aside, helped, side_by_side, together
+from adanat_toolkit.runtime.threads import LEAST, Aside, _idle, helped, side_by_side, together
 from adanat_toolkit.sampling import collect
 from adanat_toolkit.testing import Control, control_reward
 from adanat_toolkit.training import create_trainer, resolve
@@ -54,6 +54,13 @@ def test_a_thread_has_the_modes_of_its_caller(threads: None) -> None:
         assert side_by_side(look, slice(0, 64)) == [(False, True, "something")] * 2
 
 
+def wait_for_a_free_thread() -> None:
+    idle, end = _idle.get(), time.monotonic() + 30
+    assert idle is not None
+    while not idle._number and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 def test_a_thread_that_has_ended_helps_the_others(threads: None) -> None:
     torch.set_num_threads(2)
     ended = threading.Event()
@@ -67,7 +74,7 @@ def test_a_thread_that_has_ended_helps_the_others(threads: None) -> None:
 
     def long() -> list[tuple[int, int, int, bool]]:
         assert short_ended.wait(30)
-        time.sleep(0.05)  # its thread is given back a moment after its function has returned
+        wait_for_a_free_thread()  # given back a moment after its function has returned
         return helped(*(partial(work, number) for number in range(6)))
 
     short_ended = threading.Event()
@@ -84,13 +91,13 @@ def test_what_goes_wrong_while_others_help_is_said(threads: None) -> None:
     torch.set_num_threads(2)
 
     def fails() -> int:
-        raise KeyError("a head")
+        raise IndexError("a head")  # as a list that ran empty would
 
     def long() -> list[int]:
-        time.sleep(0.1)
+        wait_for_a_free_thread()
         return helped(lambda: 1, fails, lambda: 3)
 
-    with pytest.raises(KeyError, match="a head"):
+    with pytest.raises(IndexError, match="a head"):
         together(long, lambda: [0])
     assert torch.get_num_threads() == 2
 
