@@ -290,7 +290,7 @@ class Comparison:
                         spec,
                         self.config.reward_options(spec),
                         generator=self.generator,
-                        real=None,
+                        real=self.real,
                         device=self.device,
                         seed=derive(0, REWARD),
                         offline=self.config.base.offline,

@@ -186,7 +186,7 @@ class ActionSpace:
         """
         if self.schedule is None or not self.residual or not self.acted:
             return torch.zeros(0 if self.schedule is None else self.decisions, self.size)
-        raw = self._raw_schedule()
+        raw = self._raw_schedule
         before = torch.cat([raw[:1], raw[:-1]])
         return ((raw - self.smoothing * before) / (1 - self.smoothing)).float()
 
@@ -210,14 +210,21 @@ class ActionSpace:
         Columns of knobs that are not acted hold the schedule's values.
         """
         index = torch.as_tensor(step, device=smoothed.device, dtype=torch.int64).expand(smoothed.shape[0])
-        columns = {i: self.knobs[i].to_physical(smoothed[:, j]) for j, i in enumerate(self._acted_columns())}
-        fixed = self._table("schedule", smoothed)[index]
-        if self.residual and columns:
+        acted, fixed = self._acted_columns(), self._table("schedule", smoothed)[index]
+        if not acted:
+            return fixed
+        values = torch.stack([self.knobs[i].to_physical(smoothed[:, j]) for j, i in enumerate(acted)], dim=1)
+        all_acted = acted == list(range(len(self.knobs)))
+        if self.residual:
             # There and back, a ratio of 1/2 may come out just below it, and the count of cells is then one less.
-            raw = self._table("raw", smoothed)[index]
-            same = (smoothed - raw).abs() <= self._rounding * (1 + raw.abs())
-            for j, (i, value) in enumerate(columns.items()):  # plus 0, which lets gradients through
-                columns[i] = torch.where(same[:, j], fixed[:, i] + (value - value.detach()), value)
+            raw, slack = self._table("raw", smoothed)[index].unbind(1)
+            exact = fixed if all_acted else fixed[:, acted]
+            if values.requires_grad:
+                exact = exact + (values - values.detach())  # plus 0, which lets gradients through
+            values = torch.where((smoothed - raw).abs_() <= slack, exact, values)
+        if all_acted:
+            return values
+        columns = dict(zip(acted, values.unbind(1), strict=True))
         return torch.stack([columns.get(i, fixed[:, i]) for i in range(len(self.knobs))], dim=1)
 
     def to_physical(self, raw: Tensor, step: int | Tensor, before: Tensor | None = None) -> Tensor:
@@ -274,6 +281,7 @@ class ActionSpace:
             steps=spec.get("steps"),
         )
 
+    @cached_property
     def _raw_schedule(self) -> Tensor:
         """(decisions, A) float64: the schedule before the transforms of the acted knobs."""
         assert self.schedule is not None
@@ -289,14 +297,16 @@ class ActionSpace:
 
     @cached_property
     def _tables(self) -> dict[tuple[str, torch.device, torch.dtype], Tensor]:
-        return {}  # copies of the two tables by device, so that no step waits for a transfer
+        return {}  # copies of the tables by device, so that no step waits for a transfer
 
     def _table(self, which: str, like: Tensor) -> Tensor:
         key = which, like.device, like.dtype
         if key not in self._tables:
             assert self.schedule is not None, "unbound action space"
             table = self.schedule
-            if which != "schedule":
-                table = self.base() if which == "base" else self._raw_schedule()
+            if which == "base":
+                table = self.base()
+            elif which == "raw":  # with how far rounding may take a zero action from it
+                table = torch.stack([self._raw_schedule, self._rounding * (1 + self._raw_schedule.abs())], dim=1)
             self._tables[key] = table.to(device=like.device, dtype=like.dtype)
         return self._tables[key]

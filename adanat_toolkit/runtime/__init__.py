@@ -31,7 +31,7 @@ from .launcher import (
     record_failure,
 )
 from .micro_batch import MemoryShortage, MicroBatch, free_host_memory, is_out_of_memory, measured_size, whole
-from .threads import Aside, ThreadSafe, helped, may_go_side_by_side, together
+from .threads import Aside, ThreadSafe, helped, may_be_helped, may_go_side_by_side, together
 
 __all__ = [
     "COMPILED",
@@ -62,6 +62,7 @@ __all__ = [
     "launch",
     "leave",
     "local_size",
+    "may_be_helped",
     "may_go_side_by_side",
     "measured_size",
     "minimum_batch",

@@ -137,6 +137,11 @@ def helped(*functions: Callable[[], T]) -> list[T]:
     return [results[number] for number in range(len(functions))]
 
 
+def may_be_helped() -> bool:
+    """Whether the caller runs :func:`together` with others, so that it pays to give :func:`helped` several functions."""
+    return _idle.get() is not None
+
+
 class _Idle:
     """How many threads of :func:`together` have nothing more to do."""
 

@@ -77,8 +77,9 @@ def check_model(fixture: Fixture, report: Report) -> None:
     embed = network.embed
 
     def embedded(*args: Any) -> Tensor:
-        seen["map"].append(embed(*args))
-        return seen["map"][-1]
+        out = embed(*args)
+        seen["map"].append(out[:rows])  # a batch of one is filled up
+        return out
 
     def drawn(logits: Tensor, *args: Any, **more: Any) -> Tensor:
         seen["guided"].append(logits)
@@ -87,7 +88,7 @@ def check_model(fixture: Fixture, report: Report) -> None:
     rows = 2 * len(io["label"])
 
     def ran(module: Any, inputs: Any, out: tuple[Tensor, ...]) -> None:
-        seen["x"].append(out[0][:rows])  # a batch of one is filled up
+        seen["x"].append(out[0][:rows])
         seen["logits"].append(out[1][:rows])
 
     hook = network.register_forward_hook(ran)

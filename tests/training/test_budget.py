@@ -18,7 +18,7 @@ from adanat_toolkit.decoding import TokenGenerator
 from adanat_toolkit.training import create_trainer, resolve
 
 BATCH = 128
-CALLS = {"maskgit": 13_850, "muse": 17_450}
+CALLS = {"maskgit": 13_800, "muse": 17_450}
 """Operator calls of an iteration, by generator."""
 BYTES = {"maskgit": 125_000_000, "muse": 161_000_000}
 """Bytes of new tensors a trajectory."""

@@ -567,9 +567,12 @@ def test_a_policy_may_have_tables_that_are_no_weights(tiny: dict[str, Any]) -> N
     assert any(not torch.equal(v, trainer.policy.state_dict()[k]) for k, v in trainer.average.items())
 
 
-def test_adams_epsilon_is_that_the_run_was_started_with(interrupted: tuple[dict[str, Any], Path]) -> None:
+def test_adams_epsilon_is_that_the_run_was_started_with(
+    interrupted: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Runs of versions without the setting had 1e-8, and go on with it."""
     settings, out = interrupted
+    monkeypatch.setattr("adanat_toolkit.training.checkpoint.made_with", lambda config: {})  # nor had their checkpoints
     assert Trainer(validate(settings)).optimiser.param_groups[0]["eps"] == 1e-5
     stored = json.loads((out / "config.json").read_text())
     del stored["ppo"]["adam_epsilon"]

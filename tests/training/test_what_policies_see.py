@@ -171,7 +171,7 @@ def dark(images: Tensor, context: Context) -> Tensor:
 
 def test_features_kept_in_fewer_bits_come_back_as_float32_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     testing.check_policy(Stored)
-    monkeypatch.setattr("adanat_toolkit.training.trainer.load", lambda kind, name: Stored)
+    monkeypatch.setattr("adanat_toolkit.policies.folder.load", lambda kind, name: Stored)
     once = {"generator": {}, "reward": {}, "ppo": {"epochs": 1, "minibatches": 1}}
     config = validate(settings("stored", **once))
     trainer = Trainer(config, TinyGenerator(), dark)
@@ -206,7 +206,7 @@ class SharedTrunk(nn.Module):
 
 def test_a_layer_that_policy_and_critic_share_moves_once(monkeypatch: pytest.MonkeyPatch) -> None:
     testing.check_policy(Trunk)
-    monkeypatch.setattr("adanat_toolkit.training.trainer.load", lambda kind, name: Trunk)
+    monkeypatch.setattr("adanat_toolkit.policies.folder.load", lambda kind, name: Trunk)
     once = {"generator": {}, "reward": {}, "ppo": {"epochs": 1, "minibatches": 1, "max_gradient_norm": None}}
     trainer = Trainer(validate(settings("trunk", **once)), TinyGenerator(), dark)
     before = {key: value.clone() for key, value in trainer.policy.state_dict().items()}

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from adanat_toolkit.core import REWARD, derive
 from adanat_toolkit.errors import CheckpointError, ConfigError
 from adanat_toolkit.interfaces import Context, Generator, ImageSource, LearnedReward, RewardModel
-from adanat_toolkit.runtime import Adam, distributed, helped, total_norm
+from adanat_toolkit.runtime import Adam, distributed, helped, may_be_helped, total_norm
 
 from ..clip_models import embedded_protocol
 from .adversarial_losses import discriminator_loss, gradient_penalty
@@ -235,8 +235,8 @@ class AdversarialReward(LearnedReward):
         step = self.iterations // options.every * options.updates + u
         penalised = options.r1 > 0 and step % options.r1_every == 0
         real = real.detach().float().requires_grad_() if penalised else real
-        on_cpu = self.device.type == "cpu"
-        by_head = on_cpu and isinstance(self.discriminator, Discriminator) and self.keeps_features and not penalised
+        alike = isinstance(self.discriminator, Discriminator) and self.keeps_features and not penalised
+        by_head = alike and may_be_helped()  # the same to the last bit, and more calls
         judged: tuple[list[Tensor], list[Tensor]] = [], []
         if by_head:
             judged = self._heads_judge(real, real_context, fake, fake_context)
@@ -331,12 +331,15 @@ def _both(real: Callable[[], Tensor], fake: Callable[[], Tensor]) -> tuple[Tenso
 
 def _back(judged: tuple[list[Tensor], list[Tensor]], gradients: list[Tensor | None]) -> None:
     """From the gradients (n, K P) of the logits to those of the parameters, head by head."""
-    of_heads = []
-    for gradient, logits in zip(gradients, judged, strict=True):
-        assert gradient is not None
-        of_heads.append(gradient.chunk(len(logits), 1))
-    pairs = zip(zip(*judged, strict=True), zip(*of_heads, strict=True), strict=True)
-    helped(*(partial(torch.autograd.backward, *pair) for pair in pairs))
+    real, fake = gradients
+    assert real is not None and fake is not None
+    of_heads = (real.chunk(len(judged[0]), 1), fake.chunk(len(judged[1]), 1))
+
+    def back(head: int) -> None:
+        # A sum whose gradient is the one that is given: torch imports its compiler to take one as it is.
+        torch.add(*((kind[head] * of_heads[k][head]).sum() for k, kind in enumerate(judged))).backward()
+
+    helped(*(partial(back, head) for head in range(len(judged[0]))))
 
 
 def _backbone_name(options: AdversarialOptions, generator: Generator) -> str:

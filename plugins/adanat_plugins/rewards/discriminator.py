@@ -6,6 +6,7 @@ AdaNAT paper; the projection on the context is that of Miyato & Koyama (2018).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -54,19 +55,30 @@ class SpectralWeight(nn.Module):
             self._power_iteration()
 
     def _power_iteration(self) -> None:
+        # New tensors: those of the pass before may be needed for its gradient.
         matrix = self.weight_orig.flatten(1)
-        for product, vector in ((matrix.T, self.weight_v), (matrix, self.weight_u)):
-            image = product @ (self.weight_u if vector is self.weight_v else self.weight_v)
-            torch.div(image, torch.linalg.vector_norm(image).clamp_min(self.eps), out=vector)
+        self.weight_v = self._unit(matrix.T @ self.weight_u)
+        self.weight_u = self._unit(matrix @ self.weight_v)
+
+    def _unit(self, image: Tensor) -> Tensor:
+        return image / torch.linalg.vector_norm(image).clamp_min(self.eps)
 
     def weight(self) -> Tensor:
         """The normalised kernel."""
         if self.training:
             with torch.no_grad():
                 self._power_iteration()
-        # Clones: the buffers change in place in the next pass, maybe before this pass's gradient is taken.
-        sigma = self.weight_u.clone() @ (self.weight_orig.flatten(1) @ self.weight_v.clone())
+        sigma = self.weight_u @ (self.weight_orig.flatten(1) @ self.weight_v)
         return self.weight_orig / sigma
+
+
+@functools.lru_cache(64)
+def _around(kernel: int, positions: int, device: torch.device) -> Tensor:
+    """(positions + kernel - 1,) where a convolution of positions that wrap around reads. ``F.pad`` wraps at most once, and a
+    small map may be shorter than half a kernel."""
+    half = kernel // 2
+    with torch.inference_mode(False):  # others keep it for their gradients
+        return torch.arange(-half, positions + kernel - 1 - half, device=device) % positions
 
 
 class SpectralConv1d(SpectralWeight):
@@ -79,13 +91,7 @@ class SpectralConv1d(SpectralWeight):
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, P) -> (B, outputs, P)."""
         if self.kernel > 1:
-            before, positions = self.kernel // 2, x.shape[2]
-            after = self.kernel - 1 - before
-            if before <= positions:
-                x = torch.cat([x[:, :, positions - before :], x, x[:, :, :after]], dim=2)
-            else:  # a small map may be shorter than half a kernel: it goes around more than once
-                index = torch.arange(-before, positions + after, device=x.device) % positions
-                x = x[:, :, index]
+            x = x[:, :, _around(self.kernel, x.shape[2], x.device)]
         return F.conv1d(x, self.weight(), self.bias)
 
 
