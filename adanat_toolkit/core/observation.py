@@ -55,7 +55,7 @@ def see(
     else:
         centre, spread = statistic_units(generator)
         seen = ((generator.statistics(state) - centre) / spread)[:, None]
-    return seen.to(policy.feature_dtype).float()
+    return seen if policy.rounds_features else seen.to(policy.feature_dtype).float()
 
 
 def statistic_units(generator: Generator) -> tuple[Tensor, Tensor]:

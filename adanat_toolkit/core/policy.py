@@ -33,6 +33,9 @@ class Policy(nn.Module, ABC):
     trainable: ClassVar[bool] = True
     feature_dtype: torch.dtype = torch.float32
     """Type in which a rollout keeps what the policy sees for the epochs of PPO. The network is given float32, rounded to it."""
+    rounds_features: ClassVar[bool] = False
+    """True when its networks, the critic's too, round what they see to that type themselves, and take it in that type as well:
+    no copy is made for them then."""
 
     def __init__(self, options: PluginOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int) -> None:
         super().__init__()

@@ -119,6 +119,7 @@ class AdaptivePolicy(Policy):
 
     Options = AdaptiveOptions
     kind = "adaptive"
+    rounds_features = True
 
     def __init__(
         self, options: AdaptiveOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int
@@ -192,6 +193,7 @@ class ContextPolicy(Policy):
     kind = "context"
     reads = "context"
     feature_dtype = torch.bfloat16
+    rounds_features = True
 
     def __init__(self, options: ContextOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int) -> None:
         super().__init__(options, space=space, grid=grid, feature_dim=feature_dim)
@@ -322,6 +324,7 @@ class ResidualPolicy(Policy):
     Options = ResidualOptions
     kind = "residual"
     feature_dtype = torch.bfloat16
+    rounds_features = True
 
     def __init__(
         self, options: ResidualOptions, *, space: ActionSpace, grid: tuple[int, int], feature_dim: int

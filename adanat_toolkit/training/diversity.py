@@ -48,11 +48,10 @@ def context_diversity(embedded: Tensor, context: Context) -> float | None:
         sums = torch.zeros(len(count), values.shape[1], device=values.device).index_add_(0, inverse, values)
         sums = distributed.sum_over_ranks(sums)
         scatter += (values - (sums / count[:, None])[inverse]).square().sum(dtype=torch.float64)
-    pairs = int((count - 1).sum())
-    scatter = distributed.sum_over_ranks(scatter)
+    total, pairs = torch.stack([distributed.sum_over_ranks(scatter), (count - 1).sum().double()]).tolist()
     if flat.shape[1] < MINIMUM_WIDTH or pairs < MINIMUM_PAIRS:
         return None
-    return float((2 * float(scatter) / pairs) ** 0.5)
+    return float((2 * total / pairs) ** 0.5)
 
 
 def context_numbers(context: Context, start: int, device: torch.device) -> Tensor:

@@ -27,7 +27,7 @@ from ..runtime import distributed
 from ..sampling import Rollout, explored_by
 from ..settings import CheckedModel
 from .config import RunConfig
-from .ppo import Batch, descend, shrunk_baseline
+from .ppo import Batch, descend, shrunk_baseline, unpacked
 from .standard import mean_and_divisor
 from .trainer import Trainer
 
@@ -90,7 +90,7 @@ class OfflineTrainer(Trainer):
         batch = Batch.of(rollout, target, weight[:, None].expand(-1, steps), start)
 
         def loss(own: Batch, count: int) -> tuple[Tensor, dict[str, Tensor]]:
-            distance = (self.policy(own.features, own.step) - own.targets).square().sum(1)
+            distance = (self.policy(unpacked(self.policy, own.features), own.step) - own.targets).square().sum(1)
             found = (own.advantages * distance).sum() / count
             return found, {"loss": found.detach()}
 

@@ -146,8 +146,8 @@ class Batch:
         )
 
     def select(self, rows: Tensor) -> Batch:
-        """Some of the states, with features in float32, as policies take them."""
-        features = None if self.features is None else self.features[rows].float()
+        """Some of the states."""
+        features = None if self.features is None else self.features[rows]
         return Batch(
             features,
             self.step[rows],
@@ -157,6 +157,11 @@ class Batch:
             self.advantages[rows],
             self.index[rows],
         )
+
+
+def unpacked(policy: nn.Module, features: Tensor | None) -> Tensor | None:
+    """Features that were kept in a policy's ``feature_dtype``, as its networks take them."""
+    return features if features is None or getattr(policy, "rounds_features", False) else features.float()
 
 
 def ppo_update(
@@ -187,8 +192,9 @@ def ppo_update(
         batch = Batch(**{**vars(batch), "advantages": (batch.advantages - mean) / (std + 1e-8)})
 
     def loss(own: Batch, count: int) -> tuple[Tensor, dict[str, Tensor]]:
-        mean_action = policy(own.features, own.step)
-        value = critic(own.features, own.step).squeeze(-1)
+        features = unpacked(policy, own.features)
+        mean_action = policy(features, own.step)
+        value = critic(features, own.step).squeeze(-1)
         return ppo_loss(mean_action, value, own, sigma, config, count)
 
     return descend(
