@@ -74,6 +74,7 @@ class Comparison:
         config.check()
         self.config, self.out = config, out
         self._sources = config.sources()
+        self._still_rewards = config.still_rewards(self._sources)
         self.files = CellFiles(out / "cells", self._key, reuse=reuse, lacks=self._lacks_scores)
         self.progress = progress or (lambda what, done, total: None)
         base = config.base
@@ -277,14 +278,14 @@ class Comparison:
         """Whether a hand-made row of an earlier grid was not asked for a reward of this one that can be made here."""
         if cell.learned or cell.search:
             return False
-        missing = self.config.still_rewards(self._sources).keys() - result.scores.keys() - set(result.unscored)
+        missing = self._still_rewards.keys() - result.scores.keys() - set(result.unscored)
         return bool(missing and missing & self._still_judges().keys())
 
     def _still_judges(self) -> dict[str, RewardModel]:
         """The rewards of the grid that stand still. One that cannot be made is left out, and the table says why."""
         if self._still is None:
             still = {}
-            for title, spec in self.config.still_rewards(self._sources).items():
+            for title, spec in self._still_rewards.items():
                 try:
                     made = create_reward(
                         spec,
@@ -306,7 +307,7 @@ class Comparison:
     def _judges(self, cell: Cell, run: Path) -> Mapping[str, RewardModel]:
         """The reward that a learned policy was trained on, as it was in the end; none where it judges a set."""
         assert cell.reward is not None
-        for title, spec in self.config.still_rewards(self._sources).items():
+        for title, spec in self._still_rewards.items():
             if spec == cell.reward and title in self._still_judges():
                 return {title: self._still_judges()[title]}
         own = self.config.run_of(cell).reward

@@ -100,38 +100,34 @@ def helped(*functions: Callable[[], T]) -> list[T]:
         return [function() for function in functions]
     mode = _mode(torch.get_num_threads())
 
-    def work() -> None:
+    def work(before_each: Callable[[], None] = lambda: None) -> None:
         while waiting:
+            before_each()
             try:
-                number = waiting.popleft()  # another thread may have taken the last one since
-            except IndexError:
+                number = waiting.popleft()
+            except IndexError:  # another thread has taken the last one since
                 return
-            results[number] = functions[number]()
+            try:
+                results[number] = functions[number]()
+            except BaseException:
+                waiting.clear()
+                raise
 
     def help_out() -> None:
         try:
             with mode():
                 work()
-        except BaseException:
-            waiting.clear()
-            raise
         finally:
             idle.add()
 
     helpers: list[Future[None]] = []
     with ThreadPoolExecutor(len(functions), thread_name_prefix="helping") as pool:
-        try:
-            while waiting:
-                while len(waiting) > 1 and idle.take():
-                    helpers.append(pool.submit(copy_context().run, help_out))
-                try:
-                    number = waiting.popleft()
-                except IndexError:  # another thread has taken the last one since
-                    break
-                results[number] = functions[number]()
-        except BaseException:
-            waiting.clear()
-            raise
+
+        def call_helpers() -> None:
+            while len(waiting) > 1 and idle.take():
+                helpers.append(pool.submit(copy_context().run, help_out))
+
+        work(call_helpers)
     for helper in helpers:
         helper.result()
     return [results[number] for number in range(len(functions))]

@@ -6,10 +6,9 @@ AdaNAT paper; the projection on the context is that of Miyato & Koyama (2018).
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Literal
 
@@ -72,7 +71,7 @@ class SpectralWeight(nn.Module):
         return self.weight_orig / sigma
 
 
-@functools.lru_cache(64)
+@lru_cache(64)
 def _around(kernel: int, positions: int, device: torch.device) -> Tensor:
     """(positions + kernel - 1,) where a convolution of positions that wrap around reads. ``F.pad`` wraps at most once, and a
     small map may be shorter than half a kernel."""
