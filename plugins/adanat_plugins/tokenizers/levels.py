@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .llamagen_vq import Downsample, ResidualBlock, Upsample, conv3, group_norm, through_level
+from .layers import Upsample, silu_of_own
+from .llamagen_vq import Downsample, ResidualBlock, conv3, group_norm, through_level
 
 Attention = Callable[[int], nn.Module]
 """Makes an attention block of so many channels."""
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         x = self.conv_in(images)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(silu_of_own(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList()  # finest level first, as the published names count
         for i, (before, after) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)):
             level = Level(before, after, blocks + 1, lowest if i == last else None)
-            level.upsample = Upsample(after) if i != 0 else None
+            level.upsample = Upsample(conv3(after, after)) if i != 0 else None
             self.up.append(level)
         self.norm_out = group_norm(widths[0])
         self.conv_out = conv3(widths[0], 3)
@@ -104,4 +104,4 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(latent))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(silu_of_own(self.norm_out(x)))

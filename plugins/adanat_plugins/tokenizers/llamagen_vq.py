@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from ..weights import Shapes, encoder_sizes
+from .layers import Upsample, silu_of_own
 
 USAGE_LENGTH = 65536
 """Length of the training-time record of recent codes that the released file carries along; nothing reads it here."""
@@ -74,8 +75,8 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(silu_of_own(self.norm1(x)))
+        h = self.conv2(silu_of_own(self.norm2(h)))
         return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
@@ -101,15 +102,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # One column and row at the far ends only, as trained.
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = conv3(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def through_level(x: Tensor, blocks: nn.ModuleList, attention: nn.ModuleList, resize: nn.Module | None) -> Tensor:
@@ -161,7 +153,7 @@ class Encoder(nn.Module):
         x = self.conv_in(images)
         for module in (*self.conv_blocks, *self.mid):
             x = module(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(silu_of_own(self.norm_out(x)))
 
 
 class Decoder(nn.Module):
@@ -174,7 +166,7 @@ class Decoder(nn.Module):
         self.conv_blocks = nn.ModuleList()
         for i, (inputs, outputs) in enumerate(zip([widths[0], *widths], widths, strict=False)):
             level = Level(inputs, outputs, config.blocks + 1, attention=i == 0)
-            level.upsample = Upsample(outputs) if i != last else None
+            level.upsample = Upsample(conv3(outputs, outputs)) if i != last else None
             self.conv_blocks.append(level)
         self.norm_out = group_norm(widths[-1])
         self.conv_out = conv3(widths[-1], 3)
@@ -184,7 +176,7 @@ class Decoder(nn.Module):
         x = self.conv_in(latent)
         for module in (*self.mid, *self.conv_blocks):
             x = module(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(silu_of_own(self.norm_out(x)))
 
 
 class Codebook(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from adanat_toolkit.runtime import in_chunks, minimum_batch
 
 from ..weights import Shapes, build, encoder_sizes
+from .layers import Upsample, silu_of_own
 
 LOSS_PREFIX = "loss."
 """Training files may carry the discriminator and perceptual loss below this prefix; generation does not use them."""
@@ -80,21 +81,10 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(outputs, outputs, 1, bias=False) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(silu_of_own(self.norm1(x)))
+        h = self.conv2(silu_of_own(self.norm2(h)))
         # Where channels change, the published weights were trained with the shortcut on h itself: x is not used again.
         return h + (x if self.nin_shortcut is None else self.nin_shortcut(h))
-
-
-class Resize(nn.Module):
-    """Nearest up-sampling by two, then a 3x3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = _conv3(channels, channels, bias=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):
@@ -103,7 +93,7 @@ class Level(nn.Module):
     def __init__(self, inputs: int, outputs: int, blocks: int, upsample: bool = False) -> None:
         super().__init__()
         self.block = nn.ModuleList(ResidualBlock(inputs if i == 0 else outputs, outputs) for i in range(blocks))
-        self.upsample = Resize(outputs) if upsample else None
+        self.upsample = Upsample(_conv3(outputs, outputs, bias=True)) if upsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.block:
@@ -135,7 +125,7 @@ class Encoder(nn.Module):
             x = level(x)
             if i + 1 < len(self.down):
                 x = F.avg_pool2d(x, 2)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(silu_of_own(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -155,7 +145,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(latent))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(silu_of_own(self.norm_out(x)))
 
 
 class Quantizer(nn.Module):

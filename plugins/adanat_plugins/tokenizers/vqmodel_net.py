@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .llamagen_vq import Downsample, Upsample
+from .layers import Upsample, silu_of_own
+from .llamagen_vq import Downsample
 
 EPSILON = 1e-6
 """Of all group norms."""
@@ -53,8 +53,8 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        hidden = self.conv1(silu_of_own(self.norm1(x)))
+        hidden = self.conv2(silu_of_own(self.norm2(hidden)))
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + hidden
 
 
@@ -67,7 +67,7 @@ class Level(nn.Module):
         if change == "down":
             self.downsamplers = nn.ModuleList([Downsample(outputs)])
         elif change == "up":
-            self.upsamplers = nn.ModuleList([Upsample(outputs)])
+            self.upsamplers = nn.ModuleList([Upsample(nn.Conv2d(outputs, outputs, 3, padding=1))])
 
     def forward(self, x: Tensor) -> Tensor:
         for part in self.children():  # in the order in which they were made
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down_blocks:
             x = level(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(silu_of_own(self.conv_norm_out(self.mid_block(x))))
 
 
 class Decoder(nn.Module):
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for level in self.up_blocks:
             x = level(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu_of_own(self.conv_norm_out(x)))
 
 
 class Codebook(nn.Module):
