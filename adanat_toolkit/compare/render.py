@@ -125,6 +125,8 @@ def markdown(table: Table, *, pictures: Sequence[str] = (), command: str | None 
         lines += [x for row, text in notes if text for x in _item(f"{row.label}, T={row.steps}: {plain(text)}")]
     if table.adapted:
         lines += ["", "## Did it adapt?", "", *(line for text in table.adapted for line in _item(text))]
+    if table.against_shared:
+        lines += ["", "## Against shared", "", *(line for text in table.against_shared for line in _item(text))]
     if table.saved:
         lines += ["", "## Steps saved", "", *(line for saved in table.saved for line in _item(saved_text(saved)))]
     schedules = [(row, dict.fromkeys(row.schedules)) for row in table.rows if row.schedules]

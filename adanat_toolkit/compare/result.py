@@ -98,3 +98,8 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def score_figure(reward: str) -> str:
+    """Name of the figure that is the mean score under a reward."""
+    return f"reward {reward}"

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..errors import DataError
 from ..metrics import FIGURES, mean_interval, require_comparable
+from .against_shared import gains_over_shared
 from .controls import TITLES, verdicts
-from .result import HAND_MADE, Result
+from .result import HAND_MADE, Result, score_figure
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,14 @@ class Table:
     """Rows by T, hand-made before learned; ``facts`` says how they were made.
 
     adapted: of each policy with controls, whether it adapted to its samples, in a sentence.
+    against_shared: of each policy beside a shared one, what it gains, in a sentence.
     """
 
     rows: list[Row]
     saved: list[Saved]
     facts: dict[str, Any]
     adapted: list[str] = field(default_factory=list)
+    against_shared: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -130,7 +133,7 @@ def build_table(results: Sequence[Result], facts: dict[str, Any]) -> Table:
         "data": first.data,
         "estimators": first.settings,
     }
-    return Table(rows, _steps_saved(rows), {**facts, **about}, verdicts(rows))
+    return Table(rows, _steps_saved(rows), {**facts, **about}, verdicts(rows), gains_over_shared(rows))
 
 
 def _row(
@@ -179,11 +182,6 @@ def _row(
         cell.control,
         {r.cell.seed: score for r, _ in done if cell.learned for score in r.scores.values()},
     )
-
-
-def score_figure(reward: str) -> str:
-    """Name of the figure that is the mean score under a reward."""
-    return f"reward {reward}"
 
 
 def _interval(values: list[float], single: tuple[float, float] | None) -> tuple[float, float] | None:

@@ -247,7 +247,7 @@ class RewardFlat:
             return None
         return (
             f"{name} was {first.mean:.4g} at the start and is {last.mean:.4g} after {self._updates} updates: nothing is "
-            f"learned. {self._remedy}"
+            f"learned, or less than the {_noise(first, last):.2g} that could be told from noise. {self._remedy}"
         )
 
 
@@ -353,8 +353,13 @@ def _improved(before: _Part, after: _Part, name: str) -> tuple[float, float] | N
     return (first.mean, last.mean) if gain > 0 and _beyond_noise(gain, first, last) else None
 
 
+def _noise(first: _Sample, last: _Sample) -> float:
+    """The least gain that is more than noise."""
+    return STANDARD_ERRORS * math.sqrt(first.rough_variance + last.rough_variance)
+
+
 def _beyond_noise(gain: float, first: _Sample, last: _Sample) -> bool:
-    limit = STANDARD_ERRORS * math.sqrt(first.rough_variance + last.rough_variance)
+    limit = _noise(first, last)
     # The exact deviation is slow; it is needed only where rounding could decide.
     if abs(gain - limit) < 1e-9 * max(gain, abs(first.mean), abs(last.mean), 1e-90):
         limit = STANDARD_ERRORS * math.sqrt(first.variance + last.variance)

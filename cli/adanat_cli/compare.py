@@ -190,7 +190,7 @@ def _print_table(table: Table) -> None:
         grid.add_row(*cells_of(row, names, intervals=False))
     console = stdout()
     console.print(grid)
-    for line in [*caption(table), *table.adapted, *map(saved_text, table.saved)]:
+    for line in [*caption(table), *table.adapted, *table.against_shared, *map(saved_text, table.saved)]:
         console.print(line)
     for line in failures(table):
         console.print(f"failed: {line}")

@@ -117,6 +117,23 @@ def test_its_own_reward_has_a_sentence_of_its_own() -> None:
     assert column["hand-made"] == 0.5 and column["adaptive"] == pytest.approx(1.1)
 
 
+def test_what_a_policy_gains_over_shared_is_a_sentence() -> None:
+    results = [scored(judged("hand-made", None, 6.0, seed, None), 0.0) for seed in range(3)]
+    results += [scored(judged("shared", "r", 5.0, seed, None), 1.0 * seed) for seed in range(3)]
+    results += [scored(judged("context", "r", 5.5, seed, None), 1.0 * seed + 0.4 + 0.01 * seed) for seed in range(3)]
+    (sentence,) = build_table(results, FACTS).against_shared
+    assert sentence == (
+        "context, r at T=4 against shared: Frechet distance +10.0% [+10.0%, +10.0%] (below 0 is better); reward +0.205 "
+        "[+0.193, +0.217] standard deviations of the scores (above 0 is better)."
+    )
+    # A discriminator learns: each row's own is another judge. One seed tells nothing, and no shared row nothing at all.
+    learning = [replace(r, scores={}) if r.cell.policy == "hand-made" else r for r in results]
+    (sentence,) = build_table(learning, FACTS).against_shared
+    assert "Frechet distance" in sentence and "reward" not in sentence
+    assert not build_table([r for r in results if r.cell.seed == 0], FACTS).against_shared
+    assert not build_table([r for r in results if r.cell.policy != "shared"], FACTS).against_shared
+
+
 def scored(result: Result, mean: float) -> Result:
     return replace(result, scores={"r": (mean, 2.0)})
 

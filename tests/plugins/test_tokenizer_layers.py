@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from adanat_plugins.tokenizers.layers import Upsample, silu_of_own
 from torch import Tensor, nn
+
+from adanat_plugins.tokenizers.layers import Upsample, silu_of_own
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

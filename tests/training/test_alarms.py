@@ -355,6 +355,12 @@ def test_after_a_better_reading_two_more_must_fall_behind():
     assert "from 11 to 14.5," in str(message("reward-against-yardstick", found))  # means of 9 to 13, and of 14 and 15
 
 
+def test_what_could_be_seen_of_a_rise_is_said():
+    """Means of five rows that differ by 2 from row to row have a standard error of about 0.5 each."""
+    found = message("reward-flat", rows(60, reward__mean=lambda i: 10.0 + 2 * (i % 2)))
+    assert "nothing is learned, or less than the 1.4 that could be told from noise." in str(found)
+
+
 def test_rows_without_an_update_leave_the_terms_of_the_last_one():
     columns = {name: lambda i, value=value: value if i <= 50 else None for name, value in
                (("ppo/approx_kl", 0.01), ("reward/term/mean", 3.0))}  # fmt: skip
