@@ -33,7 +33,7 @@ from .noise import (
     sample_seeds,
     to_gumbel,
 )
-from .observation import see, seen_shape, statistic_units
+from .observation import see, see_statistics, seen_shape, statistic_units
 from .options import PluginOptions, Source
 from .policy import Policy
 from .policy_spec import PolicySpec, PolicyTerm
@@ -91,6 +91,7 @@ __all__ = [
     "parse_schedule",
     "sample_seeds",
     "see",
+    "see_statistics",
     "seen_shape",
     "statistic_units",
     "to_gumbel",

@@ -43,8 +43,7 @@ def see(
     """What the policy's network is called with before a step: (B, N, D) float32 in the shape of :func:`seen_shape`.
 
     It is rounded to the policy's ``feature_dtype``, so that an update, which reads what was kept in that type, sees the same.
-    Statistics come in units of their usual spread around their usual value (``Generator.statistic_ranges``), so that small
-    networks find them at one scale. None for a policy that sees the step alone. ``guided``: see ``Generator.observe``.
+    None for a policy that sees the step alone. ``guided``: see ``Generator.observe``.
     """
     if not policy.needs_features:
         return None
@@ -53,9 +52,15 @@ def see(
     elif policy.reads == "context":
         seen = generator.context_vectors(context)[:, None]
     else:
-        centre, spread = statistic_units(generator)
-        seen = ((generator.statistics(state) - centre) / spread)[:, None]
+        seen = see_statistics(generator, state)
     return seen if policy.rounds_features else seen.to(policy.feature_dtype).float()
+
+
+def see_statistics(generator: Generator, state: Any) -> Tensor:
+    """(B, 1, K) float32: statistics of a state's prediction, in units of their usual spread around their usual value
+    (``Generator.statistic_ranges``), so that small networks find them at one scale."""
+    centre, spread = statistic_units(generator)
+    return ((generator.statistics(state) - centre) / spread)[:, None]
 
 
 def statistic_units(generator: Generator) -> tuple[Tensor, Tensor]:

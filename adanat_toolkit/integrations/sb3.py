@@ -248,8 +248,9 @@ class SB3Trainer(Trainer):
         if distributed.world_size() > 1:
             raise ConfigError("engine 'sb3' runs in one process; use engine 'adanat' on several.")
         ppo = config.ppo
-        if ppo.context_baseline:
-            raise ConfigError("engine 'sb3' has no ppo.context_baseline; leave it out, or use engine 'adanat'.")
+        for name in ("context_baseline", "critic_statistics"):
+            if getattr(ppo, name):
+                raise ConfigError(f"engine 'sb3' has no ppo.{name}; leave it out, or use engine 'adanat'.")
         if ppo.normalise_advantages and ppo.minibatches >= config.batch * config.steps:
             raise ConfigError(
                 f"ppo.minibatches = {ppo.minibatches} cuts {config.batch} images of {config.steps} steps into single states, "

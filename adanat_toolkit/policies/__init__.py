@@ -19,6 +19,7 @@ from .networks import (
     ResidualPolicy,
     SharedOptions,
     SharedPolicy,
+    StatisticsCritic,
     StepEmbedding,
     build_policy,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "SamplingPolicy",
     "SharedOptions",
     "SharedPolicy",
+    "StatisticsCritic",
     "StepEmbedding",
     "blend_policies",
     "build_policy",

@@ -305,6 +305,24 @@ class LeanNetwork(nn.Module):
         return self.table(step) + self.head(x)
 
 
+class StatisticsCritic(nn.Module):
+    """A policy's own critic plus what a small network makes of statistics of the prediction. It begins as its own critic.
+
+    Args:
+        own: of ``Policy.make_critic``. count: S, of the statistics. decisions: of the action space.
+    """
+
+    reads_statistics = True
+
+    def __init__(self, own: nn.Module, count: int, decisions: int) -> None:
+        super().__init__()
+        self.own, self.added = own, LeanNetwork(LeanOptions().hidden, count, decisions, 1)
+
+    def forward(self, features: Tensor | None, step: Tensor, statistics: Tensor) -> Tensor:
+        """features, step: as its own critic takes them. statistics: (B, 1, S) of ``core.see_statistics``. -> (B, 1)."""
+        return self.own(features, step) + self.added(statistics, step)
+
+
 class ResidualOptions(PluginOptions):
     hidden: int = Field(64, ge=1, le=512)
     """Width of the residual's one layer."""
@@ -403,9 +421,17 @@ def build_policy(
     grid: tuple[int, int],
     feature_dim: int,
     seed: int,
+    statistics: int = 0,
 ) -> tuple[Policy, nn.Module | None]:
-    """A policy and its critic (None when it cannot be trained) with weights that depend on ``seed`` alone."""
+    """A policy and its critic (None when it cannot be trained) with weights that depend on ``seed`` alone.
+
+    Args:
+        statistics: how many the critic reads besides what the policy sees (:class:`StatisticsCritic`); 0 for its own critic.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = policy_class(options, space=space, grid=grid, feature_dim=feature_dim)
-        return policy, policy.make_critic() if policy.trainable else None
+        critic = policy.make_critic() if policy.trainable else None
+        if critic is not None and statistics:
+            critic = StatisticsCritic(critic, statistics, space.decisions)
+        return policy, critic

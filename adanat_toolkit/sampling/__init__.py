@@ -5,7 +5,7 @@ from .refine import Refinement, candidate_seeds, forwards_of_an_image
 from .rollout import Rollout, Start, begin, collect, embed, explored_by, gaussian_log_prob
 from .sample import Samples, default_batch, sample, seed_range
 from .scores import checked_scores
-from .whole_step import WholeStep, mean_action
+from .whole_step import WholeStep, mean_action, value_of
 
 __all__ = [
     "Edit",
@@ -29,4 +29,5 @@ __all__ = [
     "sample",
     "seed_range",
     "start_of_edit",
+    "value_of",
 ]

@@ -47,6 +47,7 @@ class Rollout:
         features: (B, T, N, D), what the policy saw (``core.see``) in its storage type; None where it sees the step alone.
         actions: (B, T, A) raw. log_prob, values: (B, T). physical: (B, T, K).
         embedded: (B, ...) from ``RewardModel.embed`` (None without a reward). images: (B, 3, H, W), where kept.
+        statistics: (B, T, 1, S), where the critic reads them (``core.see_statistics``).
     """
 
     context: Context
@@ -57,6 +58,7 @@ class Rollout:
     physical: Tensor
     embedded: Tensor | None
     images: Tensor | None
+    statistics: Tensor | None = None
 
 
 def explored_by(explore: Noise, steps: int, size: int) -> Tensor:
@@ -148,7 +150,7 @@ def _collect(
     size, device = len(context), generator.device
     network, space = policy.network, policy.space
     state = begin(generator, policy, context, noise, start_from)
-    features, actions, log_probs, values, physicals = [], [], [], [], []
+    features, actions, log_probs, values, physicals, statistics = [], [], [], [], [], []
     smoothed: Tensor | None = None  # what action smoothing carries from one step of a sample to the next
     guided = _guided_steps(space)
     wander = explored_by(explore, space.decisions, space.size) * sigma if sigma > 0 else None
@@ -174,6 +176,8 @@ def _collect(
             values.append(decision.value)
         if keep_features and decision.seen is not None:
             features.append(decision.seen.to(network.feature_dtype))
+        if decision.statistics is not None:
+            statistics.append(decision.statistics)
     nothing = torch.zeros(size, space.decisions, device=device)
     images = generator.decode(state) if keep_images else None
     return Rollout(
@@ -185,6 +189,7 @@ def _collect(
         physical=torch.stack(physicals, 1),
         embedded=None if reward is None else embed(reward, generator, state, context, images, decoder),
         images=images[:keep_images] if images is not None and keep_images else None,
+        statistics=torch.stack(statistics, 1) if statistics else None,
     )
 
 
@@ -257,4 +262,5 @@ def _join(parts: list[Rollout]) -> Rollout:
         physical=torch.cat([p.physical for p in parts]),
         embedded=cat([p.embedded for p in parts]),
         images=cat([p.images for p in parts]),
+        statistics=cat([p.statistics for p in parts]),
     )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core import REMASK, TOKEN, Context, Generator, Noise, Policy, see, to_gumbel
+from ..core import REMASK, TOKEN, Context, Generator, Noise, Policy, see, see_statistics, to_gumbel
 from ..decoding import SamplingPolicy, StepNoise, TokenGenerator, TokenState
 from ..runtime import minimum_rows, padded
 
@@ -23,9 +23,15 @@ def mean_action(network: Policy, features: Tensor | None, step: Tensor) -> Tenso
     return padded(network, minimum_rows(step.device), features, step)
 
 
+def value_of(critic: nn.Module, features: Tensor | None, step: Tensor, statistics: Tensor | None) -> Tensor:
+    """(B,): a critic's values. statistics: what it reads besides (``policies.StatisticsCritic``), or None."""
+    value = critic(features, step) if statistics is None else critic(features, step, statistics)
+    return value.squeeze(-1)
+
+
 class Decision(NamedTuple):
     """What the policy saw and did in a step: seen (B, N, D) or None; mean, action, smoothed (B, A); physical (B, K); value (B,)
-    or None without a critic."""
+    or None without a critic; statistics (B, 1, S) where the critic reads them, else None."""
 
     seen: Tensor | None
     mean: Tensor
@@ -33,6 +39,7 @@ class Decision(NamedTuple):
     smoothed: Tensor
     physical: Tensor
     value: Tensor | None
+    statistics: Tensor | None
 
 
 def decide(
@@ -61,8 +68,9 @@ def decide(
     mean = mean_action(network, seen, step) if given is None else given
     action = mean if wander is None else mean + wander
     smoothed = space.smoothed(action, step, smoothed)
-    value = None if critic is None else critic(seen, step).squeeze(-1)
-    return Decision(seen, mean, action, smoothed, space.transformed(smoothed, step), value)
+    statistics = see_statistics(generator, state) if getattr(critic, "reads_statistics", False) else None
+    value = None if critic is None else value_of(critic, seen, step, statistics)
+    return Decision(seen, mean, action, smoothed, space.transformed(smoothed, step), value, statistics)
 
 
 class WholeStep:

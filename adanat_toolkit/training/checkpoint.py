@@ -20,7 +20,7 @@ from .config import FitConfig, RunConfig, differences, merge, validate
 from .same_run import IGNORED_ON_RESUME, require_same_run
 
 BEFORE = {
-    "ppo": {"adam_epsilon": 1e-8, "group_baseline": "mean", "context_baseline": False},
+    "ppo": {"adam_epsilon": 1e-8, "group_baseline": "mean", "context_baseline": False, "critic_statistics": False},
     "policy": {"smoothing": 0.0},
     "decoder": "own",
     "fit": FitConfig().model_dump(),

@@ -59,6 +59,9 @@ class PPOConfig(CheckedModel):
     context_baseline: bool = False
     """Take off what the class or prompt alone lets expect of a score, by a ridge regression on earlier iterations. For
     policies that do not see the context, where scores differ much between contexts (docs/rewards.md)."""
+    critic_statistics: bool = False
+    """The critic reads, besides what the policy sees, the statistics of the prediction that ``lean`` sees. For other policies,
+    with generators that give statistics (docs/rewards.md)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> PPOConfig:

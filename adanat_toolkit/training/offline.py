@@ -115,7 +115,8 @@ def refuse_settings_of_ppo(config: RunConfig, engine: str) -> None:
     Raises:
         ConfigError: one of them is not at its default.
     """
-    names = ("group", "context_baseline", "standardise", "normalise_advantages", "target_kl", "gamma", "gae_lambda")
+    baselines = ("group", "context_baseline", "critic_statistics")
+    names = (*baselines, "standardise", "normalise_advantages", "target_kl", "gamma", "gae_lambda")
     refuse_settings(config, engine, "ppo", names, "PPO's", "adanat")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core import SHUFFLE, derive
 from ..runtime import Adam, MicroBatch, clip_gradients, distributed
-from ..sampling import Rollout, gaussian_log_prob
+from ..sampling import Rollout, gaussian_log_prob, value_of
 from .config import PPOConfig
 from .standard import mean_and_divisor
 
@@ -118,8 +118,8 @@ class Batch:
     """States of this process, flattened over samples and steps (M of them).
 
     features: (M, N, D) in their storage type, or None; step: (M,) int64; actions: (M, A); log_prob, targets, advantages: (M,);
-    index: (M,) int64, the states' global positions, which decide their mini-batch. Engine ``offline`` has targets of (M, A)
-    and weights as advantages.
+    index: (M,) int64, the states' global positions, which decide their mini-batch; statistics: (M, 1, S), where the critic
+    reads them. Engine ``offline`` has targets of (M, A) and weights as advantages.
     """
 
     features: Tensor | None
@@ -129,6 +129,7 @@ class Batch:
     targets: Tensor
     advantages: Tensor
     index: Tensor
+    statistics: Tensor | None = None
 
     @classmethod
     def of(cls, rollout: Rollout, targets: Tensor, advantages: Tensor, start: int) -> Batch:
@@ -143,6 +144,7 @@ class Batch:
             targets=targets.flatten(0, 1),
             advantages=advantages.flatten(),
             index=torch.arange(start * steps, (start + samples) * steps, device=device),
+            statistics=None if rollout.statistics is None else rollout.statistics.flatten(0, 1),
         )
 
     def select(self, rows: Tensor) -> Batch:
@@ -156,6 +158,7 @@ class Batch:
             self.targets[rows],
             self.advantages[rows],
             self.index[rows],
+            None if self.statistics is None else self.statistics[rows],
         )
 
 
@@ -194,7 +197,7 @@ def ppo_update(
     def loss(own: Batch, count: int) -> tuple[Tensor, dict[str, Tensor]]:
         features = unpacked(policy, own.features)
         mean_action = policy(features, own.step)
-        value = critic(features, own.step).squeeze(-1)
+        value = value_of(critic, features, own.step, own.statistics)
         return ppo_loss(mean_action, value, own, sigma, config, count)
 
     return descend(

@@ -28,6 +28,7 @@ from ..core import (
     Generator,
     ImageSource,
     Noise,
+    Policy,
     RewardModel,
     derive,
     sample_seeds,
@@ -219,8 +220,9 @@ class Trainer(Engine):
             raise ConfigError("policy.knobs is empty: a learned policy must set at least one knob.")
         options = parse_options(f"policy {config.policy.name!r}", kind.Options, config.policy.options)
         grid, width = seen_shape(generator, kind)
+        read = self._read_by_the_critic(kind)
         policy, critic = build_policy(
-            kind, options, space=self.space, grid=grid, feature_dim=width, seed=config.seed
+            kind, options, space=self.space, grid=grid, feature_dim=width, seed=config.seed, statistics=read
         )
         assert critic is not None
         self.policy, self.critic = policy.to(self.device), critic.to(self.device)
@@ -239,6 +241,21 @@ class Trainer(Engine):
                     "embedding of its prompts); leave it out."
                 )
             self.baseline = ContextBaseline(generator.context_dim, self.device)
+
+    def _read_by_the_critic(self, kind: type[Policy]) -> int:
+        """How many statistics of the prediction the critic reads besides what a policy of this kind sees."""
+        name, count = self.config.policy.name, len(self.generator.statistic_names)
+        if not self.config.ppo.critic_statistics:
+            return 0
+        if kind.reads == "statistics":
+            raise ConfigError(
+                f"ppo.critic_statistics = true: policy {name!r} sees the statistics, and so does its critic; leave it out."
+            )
+        if not count:
+            raise ConfigError(
+                f"ppo.critic_statistics = true: {self.generator.name} gives no statistics of its prediction; leave it out."
+            )
+        return count
 
     # --- one iteration ----------------------------------------------------------------------------------------------------
 
@@ -280,6 +297,8 @@ class Trainer(Engine):
         row |= describe_shares(rollout, scores, explore, start=start, group=self.copies)
         if self.policy.reads == "statistics" and rollout.features is not None:
             row |= describe_statistics(rollout.features, self.generator)
+        elif rollout.statistics is not None:
+            row |= describe_statistics(rollout.statistics, self.generator)
         scored = time.perf_counter()
 
         warm = iteration >= config.reward.warmup
