@@ -572,7 +572,7 @@ def test_adams_epsilon_is_that_the_run_was_started_with(
 ) -> None:
     """Runs of versions without the setting had 1e-8, and go on with it."""
     settings, out = interrupted
-    monkeypatch.setattr("adanat_toolkit.training.checkpoint.made_with", lambda config: {})  # nor had their checkpoints
+    monkeypatch.setattr("adanat_toolkit.training.checkpoint.made_with", lambda *_: {})  # nor had their checkpoints
     assert Trainer(validate(settings)).optimiser.param_groups[0]["eps"] == 1e-5
     stored = json.loads((out / "config.json").read_text())
     del stored["ppo"]["adam_epsilon"]
