@@ -159,7 +159,7 @@ def _digest(card: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(card.encode())
     for key in sorted(tensors):
         digest.update(f"\0{key}\0".encode())
-        digest.update(tensors[key].contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensors[key].numpy().tobytes())
     return digest.hexdigest()
 
 

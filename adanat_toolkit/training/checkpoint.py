@@ -152,14 +152,15 @@ def require_made_with(folder: RunFolder, iteration: int, card: Mapping[str, Any]
             continue
         told = f"{key} = {then}, and now it is {now}"
         if isinstance(now, Mapping):
-            apart = differences(merge(BEFORE, then) if key == "settings" else then, now)
+            filled = merge(BEFORE, then) if key == "settings" else then
+            apart = differences({name: filled[name] for name in filled if name != "decoder"}, now)  # known by its fingerprint
             if not apart:
                 continue
             more = f"; and {len(apart) - MOST_SHOWN} more" if len(apart) > MOST_SHOWN else ""
             told = f"other settings ({'; '.join(apart[:MOST_SHOWN])}{more})"
         raise CheckpointError(
-            f"{folder.path / 'config.json'} was changed: {folder.checkpoint(iteration)} was made with {told}. Restore it, or "
-            "choose another --out. Nothing was changed."
+            f"{folder.path / 'config.json'} was changed, or {folder.checkpoint(iteration)} is of another run: it was made with "
+            f"{told}. Restore it, or choose another --out. Nothing was changed."
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from adanat_toolkit.errors import ConfigError, DataError
 from adanat_toolkit.images import open_upright
@@ -418,7 +418,7 @@ def test_a_picture_of_postscript_starts_no_program(tmp_path: Path, monkeypatch: 
 def test_an_image_of_too_many_pixels_is_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     data = png(picture(0))
     monkeypatch.setattr("adanat_toolkit.images.files.MOST_PIXELS", 63)
-    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("pixels were read"))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("pixels were read"))
     with pytest.raises(ValueError, match="it has 20 x 16 pixels, at most 63 are read"):
         open_upright(data)
 
