@@ -41,7 +41,7 @@ from ..runtime import CPU_CHUNK, MicroBatch, float32_by_default, may_go_side_by_
 from ..sampling import begin, embed, explored_by, mean_action
 from ..storage import RunFolder, load_checkpoint, prepare_folder, write_file, write_json
 from ..training import PPOConfig
-from ..training.checkpoint import stored_config
+from ..training.checkpoint import require_made_with, stored_config
 from ..training.judge import reward_state
 from ..training.objects import name_of
 from ..training.scoring import score
@@ -473,7 +473,9 @@ def reward_for(
             f"reward {chosen!r} learns, and without a run there is nothing that it has learned: give --policy RUN, a run "
             f"folder that was trained with it, or a reward that does not learn, such as {DEFAULT_REWARD}."
         )
-    tensors, _ = load_checkpoint(folder.checkpoint(saved[-1]))
+    tensors, card = load_checkpoint(folder.checkpoint(saved[-1]))
+    assert stored is not None
+    require_made_with(folder, saved[-1], card, stored)
     reward.load_state(reward_state(tensors, generator.device))
     return reward, f"{chosen} of {Path(policy or '').name}, iteration {saved[-1]}"
 

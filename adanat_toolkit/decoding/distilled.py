@@ -7,6 +7,8 @@ small autoencoders for previews of diffusion latents.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +24,8 @@ from ..storage import content_hash, facts_of, parse_document, read_header, short
 
 KEY = "adanat_decoder"
 """Entry of the metadata of a decoder's file."""
+DIGEST = "adanat_digest"
+"""Another: SHA-256 of what the file says."""
 REMEDY = "Make it again with `adanat distill`."
 
 _Size = Annotated[int, Field(ge=1, le=2**14)]
@@ -146,7 +150,17 @@ class DistilledDecoder(nn.Module):
         from safetensors.torch import save
 
         tensors = {key: value.detach().cpu().half().contiguous() for key, value in self.state_dict().items()}
-        write_file(path, save(tensors, metadata={KEY: self.card.model_dump_json()}))
+        card = self.card.model_dump_json()
+        write_file(path, save(tensors, metadata={KEY: card, DIGEST: _digest(card, tensors)}))
+
+
+def _digest(card: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all that a file says."""
+    digest = hashlib.sha256(card.encode())
+    for key in sorted(tensors):
+        digest.update(f"\0{key}\0".encode())
+        digest.update(tensors[key].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_decoder(path: Path) -> DistilledDecoder:
@@ -160,7 +174,8 @@ def read_decoder(path: Path) -> DistilledDecoder:
     found, _ = read_header(path, error=WeightsError, remedy=REMEDY)
     try:
         with safe_open(str(path), "pt") as file:
-            text = (file.metadata() or {}).get(KEY)
+            about = file.metadata() or {}
+            text = about.get(KEY)
             if text is None:
                 raise WeightsError(f"{path} is no distilled decoder (no metadata {KEY!r}). {REMEDY}")
             card: DecoderCard = parse_document(
@@ -175,13 +190,18 @@ def read_decoder(path: Path) -> DistilledDecoder:
                     f"{path} does not hold the tensors it should: {shortened(wrong)} is {found.get(wrong, 'missing')}, "
                     f"expected {expected.get(wrong, 'no such tensor')}. {REMEDY}"
                 )
-            state = {key: file.get_tensor(key).float() for key in found}
+            stored = {key: file.get_tensor(key) for key in found}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{path} is damaged ({error}). {REMEDY}") from None
     except ConfigError as error:
         raise WeightsError(f"{path}: {error} {REMEDY}") from None
+    if about.get(DIGEST) not in (None, _digest(text, stored)):  # none: written by a version without it
+        raise WeightsError(f"{path} was changed or damaged since it was written: its checksum differs. {REMEDY}")
+    state = {key: value.float() for key, value in stored.items()}
     if not all(bool(value.isfinite().all()) for value in state.values()):
         raise WeightsError(f"{path} holds numbers that are not finite. {REMEDY}")
+    if not bool((state["std"] > 0).all()):
+        raise WeightsError(f"{path} holds a standard deviation that is not above 0, so it divides by zero. {REMEDY}")
     decoder.float().load_state_dict(state, assign=True)
     decoder.fingerprint = content_hash(str(path))[:16]
     return decoder

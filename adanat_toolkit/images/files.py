@@ -11,12 +11,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import os
 import re
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -50,6 +53,16 @@ SIGNATURE = re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP|BM....\0\0\0\0|
 PREPROCESSING = "exif orientation, white background, centred crop, PIL bicubic antialiased"
 LARGEST = 2**30
 """Bytes of one file that are read: a small zip may declare terabytes."""
+LARGEST_TABLE = 2**28
+"""Bytes of a table of images (``metadata.jsonl``): the names and captions of millions."""
+MOST_PACKED = 100
+"""How often larger a member of a zip may be than what is stored of it, from :data:`PACKED` bytes on (of a table: 1 MiB):
+pictures and texts are packed less tightly."""
+PACKED = 2**26
+MOST_PIXELS = 89_478_485
+"""Of one image, beyond which Pillow warns of a bomb."""
+PIXELS_AT_ONCE = 2**27
+"""That all threads together decode; each takes up to 20 bytes meanwhile."""
 ENTERED = 1000
 """How often links may lead into one folder: a class may be shared, circles of links have no end."""
 
@@ -110,18 +123,24 @@ class ImageFiles:
             self.archive,
         )
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, table: bool = False) -> bytes:
         """The bytes of a file.
 
         Raises:
-            DataError: it is damaged, larger than :data:`LARGEST`, or cannot be read.
+            DataError: it is damaged, larger than :data:`LARGEST` (:data:`LARGEST_TABLE`), or cannot be read.
         """
-        member = self.members[name]
-        if self.sizes[name] > LARGEST:
-            raise DataError(f"{name} in {self.path} has {self.sizes[name]:,} bytes; at most {LARGEST:,} are read.")
+        member, size = self.members[name], self.sizes[name]
+        limit, packed = (LARGEST_TABLE, 2**20) if table else (LARGEST, PACKED)
+        if size > limit:
+            raise DataError(f"{name} in {self.path} has {size:,} bytes; at most {limit:,} are read.")
+        if isinstance(member, zipfile.ZipInfo) and size > packed and size > MOST_PACKED * member.compress_size:
+            raise DataError(
+                f"{name} in {self.path} has {size:,} bytes and is stored in {member.compress_size:,}; beyond {packed:,} bytes "
+                f"it may be {MOST_PACKED} times as large as what is stored. Unpack the zip if you trust it, and give that."
+            )
         try:
             if isinstance(member, Path):
-                return read_bytes(member, error=DataError, limit=LARGEST, remedy="Repair or remove it.")
+                return read_bytes(member, error=DataError, limit=limit, remedy="Repair or remove it.")
             assert self.archive is not None
             return self.archive.read(member)
         except DataError:
@@ -235,25 +254,71 @@ def centred_crop(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, i
     return left, top, left + crop[0], top + crop[1]
 
 
-def open_upright(data: bytes) -> Image.Image:
-    """An encoded image as 8-bit RGB, or RGBA where it has transparent parts, turned as its EXIF orientation says.
+class _AtOnce:
+    """Keeps what goes on at once within ``most`` units; what is larger waits until it is alone."""
 
-    Raises:
-        ValueError: it cannot be read; the message says why.
-    """
+    def __init__(self, most: int) -> None:
+        self._most, self._free, self._changed = most, most, threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, units: int) -> Iterator[None]:
+        units = min(units, self._most)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= units)
+            self._free -= units
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += units
+                self._changed.notify_all()
+
+
+_PIXELS, _BYTES = _AtOnce(PIXELS_AT_ONCE), _AtOnce(LARGEST)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Pillow's names of what :data:`EXTENSIONS` are. It knows others that start programs (EPS) or need none of our bounds."""
+    Image.init()
+    return tuple(
+        name for name in ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "PPM", "JPEG2000") if name in Image.OPEN
+    )
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """An encoded image whose pixels are not read yet; what Pillow finds wrong in the block is a ValueError."""
     found = not_the_file(data[:HEAD])
     if found is not None:
         raise ValueError(f"it is {found}")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            eight_bit = _eight_bit(image)
-            # Pillow itself turns TIFF files. Its exif_transpose writes all metadata anew, and fails where any is odd.
-            turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
-            return eight_bit if turn is None else eight_bit.transpose(turn)
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+            if math.prod(image.size) > MOST_PIXELS:
+                wide, high = image.size
+                raise ValueError(f"it has {wide} x {high} pixels, at most {MOST_PIXELS:,} are read")
+            yield image
     except UnidentifiedImageError:
         raise ValueError("its format is unknown, or it was cut short") from None
     except Exception as error:  # Pillow raises a dozen kinds for damaged files
         raise ValueError(_reason(error)) from error
+
+
+def open_upright(data: bytes) -> Image.Image:
+    """An encoded image as 8-bit RGB, or RGBA where it has transparent parts, turned as its EXIF orientation says.
+
+    Raises:
+        ValueError: it cannot be read, or has more than :data:`MOST_PIXELS`; the message says why.
+    """
+    with _opened(data) as image:
+        return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    eight_bit = _eight_bit(image)
+    # Pillow itself turns TIFF files. Its exif_transpose writes all metadata anew, and fails where any is odd.
+    turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
+    return eight_bit if turn is None else eight_bit.transpose(turn)
 
 
 def flattened(image: Image.Image, background: str) -> Image.Image:
@@ -281,7 +346,8 @@ def decode_image(data: bytes, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: it cannot be read; the message says why.
     """
-    return fitted(open_upright(data), size)
+    with _opened(data) as image, _PIXELS.taken(math.prod(image.size)):
+        return fitted(_upright(image), size)
 
 
 _TURNS: dict[Any, Image.Transpose] = {
@@ -347,11 +413,12 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     """L, or LA with transparency. Pillow's own conversion cuts at 255, so that nearly everything becomes white."""
     tags: Any = getattr(image, "tag_v2", {})  # of TIFF, which also has fewer bits, and white at 0
     white = 2 ** int(tags.get(258, (16,))[0]) - 1
-    values = np.asarray(image).astype(np.int64)
-    levels = (2 * 255 * values + white) // (2 * white)
-    if tags.get(262) == 0:
-        levels = 255 - levels
-    grey = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+    values = np.asarray(image)
+    levels = np.empty(values.shape, np.uint8)
+    for start in range(0, values.size, 2**20):  # in pieces: numbers of 64 bits take much more than the image
+        part = (2 * 255 * values.flat[start : start + 2**20].astype(np.int64) + white) // (2 * white)
+        levels.flat[start : start + 2**20] = (255 - part if tags.get(262) == 0 else part).clip(0, 255)
+    grey = Image.fromarray(levels)
     key = image.info.get("transparency")
     if isinstance(key, int):
         grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
@@ -366,13 +433,14 @@ def decode_many(
         out = torch.empty(len(names), 3, *size, dtype=torch.uint8)
 
     def decode(position: int) -> None:
-        data = files.read(names[position])
-        try:
-            out[position] = decode_image(data, size)
-        except ValueError as error:
-            raise DataError(
-                f"{names[position]} in {files.path} is not a readable image ({error}); repair or remove it."
-            ) from error
+        with _BYTES.taken(files.sizes[names[position]]):
+            data = files.read(names[position])
+            try:
+                out[position] = decode_image(data, size)
+            except ValueError as error:
+                raise DataError(
+                    f"{names[position]} in {files.path} is not a readable image ({error}); repair or remove it."
+                ) from error
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for done, _ in enumerate(pool.map(decode, range(len(names))), 1):

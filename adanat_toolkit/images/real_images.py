@@ -480,7 +480,7 @@ def _from_metadata(files: ImageFiles) -> _Listing:
     captions: list[str | None] = []
     labels: list[int | None] = []
     source = f"metadata.jsonl in {files.path}"
-    for number, line in enumerate(text_lines(files.read("metadata.jsonl"), source), 1):
+    for number, line in enumerate(text_lines(files.read("metadata.jsonl", table=True), source), 1):
         if not line.strip():
             continue
         where = f"line {number} of {source}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from pathlib import Path
@@ -21,6 +22,8 @@ MOST_FEATURES = 2**13
 LARGEST = 1e30
 """Numbers beyond have no square in a Frechet distance that means anything."""
 MOST_BYTES = 8 * MOST_FEATURES * (MOST_FEATURES + 1) + 2**20
+LONGEST_HEADER = 10_000
+"""Bytes of an array's header; numpy takes no longer one."""
 REMEDY = "Make it again with `adanat stats --data DIR`."
 REMEDY_NPZ = "Give a published FID .npz, with mu (D,) and sigma (D, D)."
 
@@ -100,12 +103,21 @@ def _member(archive: zipfile.ZipFile, name: str) -> Tensor:
     file = f"{name}.npy"
     if file not in archive.namelist():
         raise DataError(f"does not hold {name!r}")
+    info = archive.getinfo(file)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others unpack more than is asked for
+        raise DataError(f"holds {name!r} packed as numpy does not pack it")
+    if info.file_size > MOST_BYTES:
+        raise DataError(f"holds {name!r} of {info.file_size:,} bytes, at most {MOST_BYTES:,} are read")
     with archive.open(file) as handle:
         version = npy.read_magic(handle)
         if version not in ((1, 0), (2, 0)):
             raise DataError(f"holds {name!r} in the unknown version {version} of the format")
+        length = handle.read(2 if version == (1, 0) else 4)
+        promised = int.from_bytes(length, "little")
+        if promised > LONGEST_HEADER:  # numpy reads all of it before it looks
+            raise DataError(f"holds {name!r} with a header of {promised:,} bytes, at most {LONGEST_HEADER:,} are read")
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(handle)
+        shape, fortran, dtype = read(io.BytesIO(length + handle.read(promised)))
         if dtype.kind not in "fiu" or len(shape) > 2 or any(not 0 <= side <= MOST_FEATURES for side in shape):
             raise DataError(f"holds {name!r} as {dtype} {shape}, at most {MOST_FEATURES:,} numbers a side are read")
         count = math.prod(shape)

@@ -20,7 +20,7 @@ from ..core import RATIO_CURVES, Generator, Policy, PolicySpec, PolicyTerm, seen
 from ..decoding import PUBLISHED_SAMPLERS, ReadsPolicies, SamplingPolicy, TokenGenerator, parse_sampler
 from ..errors import CheckpointError, ConfigError, PluginError, nearest
 from ..limits import MOST_STEPS, check_steps
-from ..registry import discover, load, parse_options, toolkit_version
+from ..registry import discover, load, parse_stored_options, toolkit_version
 from ..runtime import float32_by_default
 from ..storage import (
     POLICY_FILES,
@@ -215,7 +215,9 @@ def load_policy(spec: str | os.PathLike[str], generator: Generator, steps: int |
             f"the policy at {spec} makes an image in {space.steps} steps, not {steps}; leave --steps out or train one with it."
         )
     policy_class = load("policy", card["kind"])
-    options = parse_options(f"policy {card['kind']!r}", policy_class.Options, card["options"])
+    options = parse_stored_options(
+        f"policy {card['kind']!r}", policy_class.Options, card["options"], where=str(folder / "policy.json")
+    )
     if not policy_class.trainable and space.acted:
         raise CheckpointError(
             f"{folder / 'policy.json'} says that a {card['kind']!r} policy sets {', '.join(space.acted)}; it sets nothing."

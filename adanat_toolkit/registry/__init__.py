@@ -8,6 +8,7 @@ from .options import (
     not_followed,
     parse_options,
     parse_override,
+    parse_stored_options,
     shown_options,
 )
 from .probe import plugin_report
@@ -29,6 +30,7 @@ __all__ = [
     "not_followed",
     "parse_options",
     "parse_override",
+    "parse_stored_options",
     "plugin_report",
     "reward_class",
     "shown_options",

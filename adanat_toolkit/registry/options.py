@@ -32,6 +32,24 @@ def parse_options(owner: str, model: type[O], values: Mapping[str, Any]) -> O:
         raise ConfigError(explain(error, model, f"options of {owner}")) from None
 
 
+def parse_stored_options(owner: str, model: type[O], values: Mapping[str, Any], *, where: str) -> O:
+    """:func:`parse_options` of what a folder holds, which may come from someone else.
+
+    Raises:
+        ConfigError: as there; or an option names a source, which ``owner`` would open.
+    """
+    options = parse_options(owner, model, values)
+    # Of the parsed ones: a plug-in may take an option under a second name.
+    found = {name: getattr(options, name) for name in model.sources()}
+    named = not_followed(model, {name: value for name, value in found.items() if value != model.model_fields[name].default})
+    if named:
+        raise ConfigError(
+            f"{where} says where {owner} takes something from: {shown_options(named)}. What a folder names is not followed; "
+            "a policy that is to be stored keeps what it needs beside its weights."
+        )
+    return options
+
+
 def not_followed(declared: type[PluginOptions], values: Mapping[str, Any]) -> dict[str, str]:
     """What of the options that a folder holds cannot be taken as it is, because it names sources or holds free text: names
     and values as they can be shown."""

@@ -64,6 +64,9 @@ class CheckpointCard(Card):
     dtype: str | None = None
     adam_epsilon: float | None = Field(None, gt=0)
     """What the run was computed with; None: made by a version that did not record it."""
+    course: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None
+    """What its settings came to (see ``training.checkpoint.made_with``); None: made by a version that did not record it."""
     sources: dict[str, str] = {}
     """Hashes of what the options of reward and policy name (files, folders), by the setting."""
 

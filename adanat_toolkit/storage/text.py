@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+from collections.abc import Iterator
 
 from ..errors import ConfigError, DataError
 from .documents import read_bytes
@@ -14,7 +15,7 @@ _ENDS = re.compile(r"\r\n|\r|\n")
 """A line ends where an editor ends it: U+2028, U+0085 and other separators of Unicode may stand inside a caption."""
 
 
-def text_lines(data: bytes, source: str) -> list[str]:
+def text_lines(data: bytes, source: str) -> Iterator[str]:
     """The lines of a text, without their ends, the first one first.
 
     Args:
@@ -31,13 +32,22 @@ def text_lines(data: bytes, source: str) -> list[str]:
     except UnicodeDecodeError as error:
         number = len(_ENDS.findall(body[: error.start].decode(encoding, "replace"))) + 1
         raise DataError(f"line {number} of {source} is not {encoding.upper()} text; save it as UTF-8.") from None
-    lines = _ENDS.split(text)
-    for number, line in enumerate(lines, 1):
-        if "\0" in line:
-            raise DataError(
-                f"line {number} of {source} holds a zero byte, as UTF-16 without a byte-order mark does; save it as UTF-8."
-            )
-    return lines
+    zero = text.find("\0")
+    if zero >= 0:
+        number = sum(1 for _ in _ENDS.finditer(text, 0, zero)) + 1
+        raise DataError(
+            f"line {number} of {source} holds a zero byte, as UTF-16 without a byte-order mark does; save it as UTF-8."
+        )
+    return _split(text)
+
+
+def _split(text: str) -> Iterator[str]:
+    """One line at a time: a text of line breaks alone would be a list of as many."""
+    start = 0
+    for end in _ENDS.finditer(text):
+        yield text[start : end.start()]
+        start = end.end()
+    yield text[start:]
 
 
 def read_prompts(path: str | os.PathLike[str], *, what: str = "prompt") -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from ..errors import CheckpointError, ConfigError
 from ..runtime import DTYPES, Adam, distributed
 from ..storage import RunFolder, load_checkpoint, prepare_folder, save_tensors, shortened, write_json
 from .config import FitConfig, RunConfig, differences, merge, validate
-from .same_run import IGNORED_ON_RESUME, require_same_run
+from .same_run import IGNORED_ON_RESUME, MOST_SHOWN, compared_settings, course, require_same_run
 
 BEFORE = {
     "ppo": {"adam_epsilon": 1e-8, "group_baseline": "mean", "context_baseline": False, "critic_statistics": False},
@@ -128,9 +128,40 @@ def with_epsilon(config: RunConfig, epsilon: float) -> RunConfig:
     return config.model_copy(update={"ppo": config.ppo.model_copy(update={"adam_epsilon": epsilon})})
 
 
-def made_with(config: RunConfig) -> dict[str, Any]:
-    """Settings that a checkpoint records, since a run that goes on may take them from ``config.json``."""
-    return {"dtype": config.dtype, "adam_epsilon": config.ppo.adam_epsilon}
+def made_with(config: RunConfig, iteration: int) -> dict[str, Any]:
+    """What a checkpoint records of its settings: nothing but this holds them against a ``config.json`` that was changed."""
+    return {
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "adam_epsilon": config.ppo.adam_epsilon,
+        "settings": compared_settings(config),
+        "course": course(config, iteration),
+    }
+
+
+def require_made_with(folder: RunFolder, iteration: int, card: Mapping[str, Any], config: RunConfig) -> None:
+    """Checkpoints of earlier versions record less; what they record is compared.
+
+    Raises:
+        CheckpointError: the folder's newest checkpoint was made with other settings than ``config``, which are those of its
+            config.json.
+    """
+    for key, now in made_with(config, iteration).items():
+        then = card.get(key)
+        if then is None or then == now:
+            continue
+        told = f"{key} = {then}, and now it is {now}"
+        if isinstance(now, Mapping):
+            filled = merge(BEFORE, then) if key == "settings" else then
+            apart = differences({name: filled[name] for name in filled if name != "decoder"}, now)  # known by its fingerprint
+            if not apart:
+                continue
+            more = f"; and {len(apart) - MOST_SHOWN} more" if len(apart) > MOST_SHOWN else ""
+            told = f"other settings ({'; '.join(apart[:MOST_SHOWN])}{more})"
+        raise CheckpointError(
+            f"{folder.path / 'config.json'} was changed, or {folder.checkpoint(iteration)} is of another run: it was made with "
+            f"{told}. Restore it, or choose another --out. Nothing was changed."
+        )
 
 
 def _stored_epsilon(folder: RunFolder, stored: Mapping[str, Any]) -> float:
@@ -169,13 +200,7 @@ def _read(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None])
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     if saved:
-        # What a run takes from its config.json where nobody says it must be what its numbers were made with.
-        for key, taken in made_with(config).items():
-            if card.get(key) not in (None, taken):
-                raise CheckpointError(
-                    f"{folder.path / 'config.json'} was changed: {folder.checkpoint(iteration)} was made with {key} = "
-                    f"{card[key]}, and now it is {taken}. Restore it, or choose another --out. Nothing was changed."
-                )
+        require_made_with(folder, iteration, card, config)
         for key, own in facts.items():
             if card.get(key) != own:
                 raise CheckpointError(

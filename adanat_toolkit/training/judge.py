@@ -15,7 +15,7 @@ from ..images import images_for
 from ..registry import create_reward, not_followed, reward_class, shown_options
 from ..runtime import float32_by_default
 from ..storage import RunFolder, load_checkpoint
-from .checkpoint import stored_config
+from .checkpoint import require_made_with, stored_config
 from .config import RewardConfig
 
 
@@ -38,7 +38,8 @@ def load_judge(
 
     Raises:
         ConfigError: no run with a checkpoint is there, it was of another generator, its reward was an object of the caller's,
-            or its options name sources. CheckpointError: damaged files. PluginError, WeightsError: of the reward.
+            or its options name sources. CheckpointError: damaged files, or its config.json is not that of the checkpoint.
+        PluginError, WeightsError: of the reward.
     """
     folder = RunFolder(Path(run))
     config = stored_config(folder) if os.path.isdir(run) else None
@@ -49,6 +50,7 @@ def load_judge(
             "folder of a training (--judge RUN)."
         )
     tensors, facts = load_checkpoint(folder.checkpoint(saved[-1]))
+    require_made_with(folder, saved[-1], facts, config)
     if facts.get("generator") != generator.fingerprint:
         raise ConfigError(
             f"the reward of {os.fspath(run)} judged images of {config.generator.name}, this generator is {generator.name} "

@@ -66,6 +66,36 @@ def source_hashes(config: RunConfig) -> dict[str, str]:
     return found
 
 
+def compared_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that every iteration's results depend on, nested as in ``config.json``: what a resumed run may change is
+    left out, and so are sources, of which a checkpoint knows what they led to."""
+
+    def walk(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            key: walk(f"{prefix}{key}.", value) if isinstance(value, Mapping) else value
+            for key, value in values.items()
+            if f"{prefix}{key}" not in (*IGNORED_ON_RESUME, *SCHEDULED) and not is_source(f"{prefix}{key}", config)
+        }
+
+    return walk("", config.model_dump(mode="json"))
+
+
+def course(config: RunConfig, done: int) -> dict[str, Any]:
+    """What :data:`SCHEDULED` settings come to in the first ``done`` iterations: the iterations in which sigma became another
+    and what it became, and the learning rate of the last one (with it a linear fall is known)."""
+    ppo, total = config.ppo, config.iterations
+    marks = (at * total if at < 1 else at for at in ppo.sigma_drop_at)
+    sigma: list[tuple[int, float]] = []
+    for start in sorted({0, *(max(0, ceil(mark) + 1) for mark in marks)}):
+        value = ppo.sigma_at(start, total)
+        if start < done and (not sigma or sigma[-1][1] != value):
+            sigma.append((start, value))
+    return {
+        "sigma": [list(change) for change in sigma],
+        "learning_rate": ppo.learning_rate_at(done - 1, total) if done else None,
+    }
+
+
 def require_same_run(
     where: str, stored: Mapping[str, Any], config: RunConfig, *, iteration: int, sources: Mapping[str, str] | None
 ) -> None:
@@ -79,6 +109,12 @@ def require_same_run(
     """
     changed = {d.partition(":")[0]: d for d in differences(stored, config.model_dump(mode="json"))}
     hashes = source_hashes(config) if iteration else {}
+    other = [] if sources is None else [key for key in hashes if key not in changed and hashes[key] != sources.get(key)]
+    if other:  # the name is the same, what it leads to is not
+        raise ConfigError(
+            f"{where} holds a run that was made with another {other[0]}: what lies there was changed since. Restore it, or "
+            "give another --out to start anew. Nothing was changed."
+        )
     for setting in list(changed):
         moved = is_source(setting, config) and (
             not iteration  # nothing was learned with the old one
@@ -107,11 +143,7 @@ def _longer(stored: Mapping[str, Any], config: RunConfig, done: int) -> str:
     if config.iterations < done:
         return f" {done} iterations of {config.batch} trajectories are done already."
 
-    def course(settings: RunConfig) -> list[tuple[float, float]]:
-        ppo, total = settings.ppo, settings.iterations
-        return [(ppo.sigma_at(i, total), ppo.learning_rate_at(i, total)) for i in range(done)]
-
-    if course(old) == course(config):
+    if course(old, done) == course(config, done):
         return ""
     if "linear" in (old.ppo.learning_rate_decay, config.ppo.learning_rate_decay):
         return (

@@ -536,7 +536,7 @@ class Trainer(Engine):
                 "reads": sorted(self.reward.reads),
             },
         )
-        facts = {"seed": config.seed, **made_with(config), **self._facts(), **facts}
+        facts = {**made_with(config, self.iteration), **self._facts(), **facts}
         save_checkpoint(folder, self.iteration, self.state(), facts, keep=config.keep_checkpoints)
 
     def _facts(self) -> dict[str, str | None]:

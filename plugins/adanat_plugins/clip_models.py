@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adanat_toolkit.errors import ConfigError, WeightsError, nearest
 from adanat_toolkit.interfaces import PluginOptions, Source
 from adanat_toolkit.runtime import in_chunks, minimum_batch
-from adanat_toolkit.storage import downloads_refused
+from adanat_toolkit.storage import downloads_refused, read_document, shortened
 
 from .emoji64 import FOLDER as EMOJI64
 from .fingerprints import fingerprint_state
@@ -190,15 +190,48 @@ def _activation_differs(model: str, tag: str) -> bool:
     return wanted and not bool((open_clip.get_model_config(model) or {}).get("quick_gelu", False))
 
 
+TOKENIZER_SETTINGS = ("clean", "context_length", "language", "reduction_mask", "strip_sep_token", "tokenizer_mode")
+
+
+def _refuse_named_elsewhere(folder: Path, owner: str) -> bool:
+    """Whether a folder has a tokenizer of transformers. What its configuration names beyond the folder is not followed:
+    open_clip would fetch it, or run code that a tokenizer brings.
+
+    Raises:
+        ConfigError: it names something. WeightsError: it cannot be read.
+    """
+    file = folder / "open_clip_config.json"
+    found: dict[str, Any] = read_document(file, dict[str, Any], error=WeightsError, remedy="Fetch the whole folder again.")
+    parts = found.get("model_cfg", {})
+    text, vision = (parts.get(key) if isinstance(parts, dict) else None for key in ("text_cfg", "vision_cfg"))
+    text, vision = (part if isinstance(part, dict) else {} for part in (text, vision))
+    more = text.get("tokenizer_kwargs") or {}
+    named = {key: more[key] for key in more if key not in TOKENIZER_SETTINGS} if isinstance(more, dict) else {"": more}
+    named |= {"hf_model_name": text["hf_model_name"]} if text.get("hf_model_name") else {}
+    timm = vision.get("timm_model_name") or ""
+    if not isinstance(timm, str) or ":" in timm or "/" in timm:  # a plain name is an architecture
+        named["timm_model_name"] = timm
+    if named:
+        key, value = next(iter(named.items()))
+        raise ConfigError(
+            f"{file} of reward {owner!r} names {shortened(key)[1:-1]} = {shortened(value, 200)}. What a folder names is not "
+            "followed; give a folder that holds all that its model needs, or a model of open_clip.list_models()."
+        )
+    return bool(text.get("hf_tokenizer_name"))  # of transformers, which lies in the folder too
+
+
 def _open_clip(owner: str, model: str, weights: str | None, device: torch.device, offline: bool) -> ClipModel:
     import open_clip
 
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    own_folder, settings = folder.is_dir(), dict[str, Any]()
+    if own_folder:
         if weights is not None:
             raise ConfigError(
                 f"weights = {weights!r} of reward {owner!r} would not be used: {folder} holds the weights too. Leave them out."
             )
+        if _refuse_named_elsewhere(folder, owner):
+            settings["trust_remote_code"] = False
         name, pretrained = f"local-dir:{folder}", None
     else:
         name, pretrained = model, weights
@@ -224,9 +257,9 @@ def _open_clip(owner: str, model: str, weights: str | None, device: torch.device
                 f"that its features would be wrong; give model={model}-quickgelu."
             )
     try:
-        with downloads_refused(offline):
+        with downloads_refused(offline or own_folder):
             network = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
-            tokenizer = open_clip.get_tokenizer(name)
+            tokenizer = open_clip.get_tokenizer(name, **settings)
     except Exception as error:  # open_clip and the hub client raise a dozen kinds for absent, damaged and foreign files
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         fetched = pretrained is not None and not Path(pretrained).is_file()

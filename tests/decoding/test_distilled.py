@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from adanat_plugins.fingerprints import fingerprint_tokenizer
@@ -173,3 +174,20 @@ def test_what_ships_fits_the_embedded_generators(name: str) -> None:
     assert torch.equal(latents, generator.token_vectors(generator.known_codes(real)[index].long()))
     own, made = generator.decode_tokens(generator.known_codes(real)[index].long()), small.decode(latents)
     assert -10 * (own - made).square().mean().log10() > 24
+
+
+def test_a_changed_decoder_is_refused(tmp_path: Path) -> None:
+    decoder().save(tmp_path / "whole.safetensors")
+    read_decoder(tmp_path / "whole.safetensors")
+    with safe_open(str(tmp_path / "whole.safetensors"), "pt") as file:
+        about, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    changed = tmp_path / "changed.safetensors"
+    save_file({**tensors, "mean": tensors["mean"] + 1}, changed, about)
+    with pytest.raises(WeightsError, match="its checksum differs"):
+        read_decoder(changed)
+    older = {key: value for key, value in about.items() if key != "adanat_digest"}
+    save_file({**tensors, "mean": tensors["mean"] + 1}, changed, older)
+    read_decoder(changed)
+    save_file({**tensors, "std": tensors["std"] * 0}, changed, older)
+    with pytest.raises(WeightsError, match="a standard deviation that is not above 0"):
+        read_decoder(changed)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from adanat_toolkit.errors import ConfigError, DataError
+from adanat_toolkit.images import open_upright
+from adanat_toolkit.images.files import _AtOnce
 from adanat_toolkit.images.real_images import open_images
 from adanat_toolkit.interfaces import Context
-from adanat_toolkit.storage import read_prompts
+from adanat_toolkit.storage import read_prompts, text_lines
 
 from .test_real_images import picture, png, write
 
@@ -390,3 +394,46 @@ def test_accents_are_the_same_in_both_forms(tmp_path: Path) -> None:
 def test_prompts_from_a_device_are_not_waited_for() -> None:
     with pytest.raises(ConfigError, match="is no regular file"):
         read_prompts("/dev/zero")
+
+
+def test_a_table_of_line_breaks_takes_no_time(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", png(picture(0)))
+        archive.writestr("metadata.jsonl", b"\n" * 2**21)
+    with pytest.raises(DataError, match=r"metadata\.jsonl in .* has 2,097,152 bytes and is stored in .* Unpack the zip"):
+        open_images(tmp_path / "m.zip", (8, 8))
+    lines = text_lines(b"\n" * 2**21, "a text")
+    assert next(iter(lines)) == "" and not isinstance(lines, list)  # nor are they all there at once
+
+
+def test_a_picture_of_postscript_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("ghostscript was started"))
+    (tmp_path / "cat.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(DataError, match=r"cat\.png .* is not a readable image \(its format is unknown"):
+        open_images(tmp_path, (8, 8)).images(torch.tensor([0]))
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = png(picture(0))
+    monkeypatch.setattr("adanat_toolkit.images.files.MOST_PIXELS", 63)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("pixels were read"))
+    with pytest.raises(ValueError, match="it has 20 x 16 pixels, at most 63 are read"):
+        open_upright(data)
+
+
+def test_what_threads_hold_at_once_is_bounded() -> None:
+    at_once, held, most = _AtOnce(10), 0, 0
+
+    def work(units: int) -> None:
+        nonlocal held, most
+        with at_once.taken(units):
+            held += min(units, 10)
+            most = max(most, held)
+            time.sleep(0.001)
+            held -= min(units, 10)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [3, 4, 99, 1, 6] * 8))
+    assert 0 < most <= 10

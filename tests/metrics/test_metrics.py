@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,17 @@ def test_statistics_stream_merge_save_load(tmp_path: Path, monkeypatch: pytest.M
     loaded = FeatureStatistics.load(tmp_path / "s.safetensors")
     assert torch.equal(loaded.covariance, stream.covariance)
     assert (loaded.count, loaded.protocol, loaded.data, loaded.card) == (503, "p", "d", {"network": "x"})
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_an_npz_that_promises_more_than_it_should_takes_no_memory(packed: int, tmp_path: Path) -> None:
+    length = 2**20
+    with zipfile.ZipFile(tmp_path / "s.npz", "w", packed) as archive:
+        archive.writestr("mu.npy", b"\x93NUMPY\x02\x00" + length.to_bytes(4, "little") + b" " * length)
+        archive.writestr("sigma.npy", b"")
+    expected = "packed as numpy does not" if packed == zipfile.ZIP_LZMA else "a header of 1,048,576 bytes, at most 10,000"
+    with pytest.raises(DataError, match=rf"s\.npz holds 'mu' .*{expected}"):
+        FeatureStatistics.load(tmp_path / "s.npz")
 
 
 def test_published_npz(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,27 @@ def test_any_open_clip_model_from_local_files(generator: Generator, tmp_path: Pa
         image = network.encode_image(prepare_images(images, 32, (0.4, 0.5, 0.6), (0.3, 0.2, 0.1)))
     expected = 100 * torch.nn.functional.cosine_similarity(image, text)
     torch.testing.assert_close(reward.score(images, context), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "named"),
+    [
+        ("text_cfg", {"hf_model_name": "owner/repo"}, "hf_model_name = 'owner/repo'"),
+        ("text_cfg", {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}, "trust_remote_code = True"),
+        ("text_cfg", {"tokenizer_kwargs": {"bpe_path": "/etc/passwd"}}, "bpe_path = '/etc/passwd'"),
+        ("vision_cfg", {"timm_model_name": "hf-hub:owner/repo"}, "timm_model_name = 'hf-hub:owner/repo'"),
+    ],
+)
+def test_a_clip_folder_is_not_followed_elsewhere(
+    part: str, values: dict[str, Any], named: str, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import open_clip
+
+    monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: pytest.fail("open_clip was asked"))
+    model = {"embed_dim": 24, "vision_cfg": {}, "text_cfg": {}} | {part: values}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
+    with pytest.raises(ConfigError, match=re.escape(f"names {named}. What a folder names is not followed")):
+        make("clip-score", generator, model=str(tmp_path))
 
 
 def test_clip_errors_name_the_remedy(generator: Generator, tmp_path: Path) -> None:

@@ -121,6 +121,19 @@ def test_programs_that_are_no_weights(write: Any, name: str, tmp_path: Path) -> 
     assert (torch._utils._rebuild_tensor_v2.__defaults__, vars(torch._utils._rebuild_tensor_v2)) == before
 
 
+def test_many_tensors_that_show_one_number_are_refused(tmp_path: Path) -> None:
+    """Each is within the bound of a tensor: 16 MiB."""
+    one = torch.zeros(1)
+    torch.save({str(i): one.expand(2**21) for i in range(2)}, tmp_path / "some.pth")
+    assert len(read_state(tmp_path / "some.pth")) == 2
+    torch.save({str(i): one.expand(2**21) for i in range(40)}, tmp_path / "many.pth")
+    with pytest.raises(WeightsError, match="its tensors show 4 bytes as 335,544,320"):
+        read_state(tmp_path / "many.pth")
+    tied = torch.zeros(2**21)
+    torch.save({str(i): tied for i in range(9)}, tmp_path / "tied.pth")  # one tensor under many names
+    assert len(read_state(tmp_path / "tied.pth")) == 9
+
+
 def test_programs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = zipped(tmp_path / "x.pth", b"\x80\x02" + b"N0" * 600 + tensor(4, 4, 1)[2:])
     assert read_state(file).keys() == {"w"}

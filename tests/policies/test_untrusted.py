@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
 
 from adanat_plugins.emoji64 import FOLDER
@@ -117,6 +117,32 @@ def test_real_images_that_a_folder_names_are_not_opened(
         "names its real images '/home/me/pictures'",
     )
     assert "--data" in message
+
+
+@pytest.mark.parametrize("key", ["table", "file"])
+def test_a_source_that_a_policys_card_names_is_not_opened(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Named(SharedOptions):
+        model_config = ConfigDict(populate_by_name=True)
+
+        table: Source = Field(None, alias="file")
+
+    class Table(SharedPolicy):
+        Options = Named
+
+        def __init__(self, options: Any, **shapes: Any) -> None:
+            assert options.table is None, f"{options.table} would be opened"
+            super().__init__(options, **shapes)
+
+    folder = small_policy(tmp_path / "policy")
+    monkeypatch.setattr("adanat_toolkit.policies.folder.load", lambda *_: Table)
+    assert load_policy(folder, TinyGenerator()).network.Options is Named  # a source that is not named is no fault
+    card = json.loads((folder / "policy.json").read_text())
+    card["options"][key] = "/etc/passwd"
+    (folder / "policy.json").write_text(json.dumps(card | {"digest": card_digest(card)}))
+    with pytest.raises(ConfigError, match=r"policy\.json says where .*: table = '/etc/passwd'\. .* is not followed"):
+        load_policy(folder, TinyGenerator())
 
 
 def test_options_say_which_of_them_name_sources() -> None:

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adanat_toolkit.errors import CheckpointError
-from adanat_toolkit.storage import RunFolder
+from adanat_toolkit.storage import RunFolder, card_digest
 from adanat_toolkit.storage.files import load_tensors
-from adanat_toolkit.training import as_begun, create_trainer, validate
+from adanat_toolkit.training import as_begun, create_trainer, merge, validate
 
 from ..helpers.mutations import changed_bytes, changed_json, changed_lines, settings, survives
 from ..helpers.tiny import install_tiny
@@ -134,6 +134,37 @@ def test_what_a_run_takes_from_its_configuration_is_what_its_checkpoint_was_made
     (stored if group is None else stored[group])[key] = value
     told = resumed(runs, "config.json", json.dumps(stored))
     assert told is not None and message in told, told
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": 5}, "was made with seed = 0, and now it is 5"),
+        ({"ppo": {"clip": 0.25, "learning_rate": 1e-4}}, "(ppo.clip: 0.2 -> 0.25; ppo.learning_rate: 0.0005 -> 0.0001)"),
+        ({"reward": {"warmup": 1}}, "was made with other settings (reward.warmup: 0 -> 1)"),
+        ({"ppo": {"sigma_drop_at": [0]}}, "was made with other settings (sigma: [[0, 0.6]] -> [[0, 0.6], [1, 0."),
+    ],
+)
+def test_a_changed_configuration_is_not_gone_by_where_the_command_says_the_same(
+    changed: dict[str, Any], message: str, runs: Path
+) -> None:
+    folder = runs / "both"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(runs / "cut", folder)
+    stored = merge(json.loads((folder / "config.json").read_text()), changed)
+    (folder / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        create_trainer(validate(stored)).run(folder)
+
+
+def test_checkpoints_that_do_not_record_their_settings_go_on(runs: Path) -> None:
+    folder = runs / "older"
+    shutil.copytree(runs / "cut", folder)
+    file = folder / "checkpoints" / "000002" / "state.json"
+    card = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("course", "settings", "sources")}
+    file.write_text(json.dumps(card | {"digest": card_digest(card)}))
+    go_on(folder)
+    assert steady(folder) == steady(runs / "whole")
 
 
 def test_an_empty_configuration_is_told_in_few_words(runs: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from adanat_toolkit.commands.headroom import reward_for
 from adanat_toolkit.core import Context, Generator, Noise, RewardModel
-from adanat_toolkit.errors import ConfigError, NotFiniteError
+from adanat_toolkit.errors import CheckpointError, ConfigError, NotFiniteError
 from adanat_toolkit.evaluation.evaluate import _steps_of_forwards
 from adanat_toolkit.images import read_facts
 from adanat_toolkit.policies import load_policy, open_generator
@@ -99,9 +101,22 @@ def test_the_judge_is_the_discriminator_of_the_checkpoint(run: Path) -> None:
         load_judge(RunFolder(run).policy, generator)
 
 
+@pytest.mark.parametrize("options", [{"pool": 2}, {"output": "logit"}])
+def test_a_judge_is_what_its_checkpoint_was_made_with(options: dict[str, Any], run: Path, tmp_path: Path) -> None:
+    """These leave every tensor's shape, and change the order of the scores."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["reward"]["options"] |= options
+    (copy / "config.json").write_text(json.dumps(config))
+    generator: Generator = open_generator(None, [str(run)], device="cpu", dtype="float32")
+    with pytest.raises(CheckpointError, match=rf"other settings \(reward\.options\.{next(iter(options))}: None -> "):
+        load_judge(copy, generator, offline=True)
+    with pytest.raises(CheckpointError, match="made with other settings"):
+        reward_for(None, copy, generator=generator, real=generator.real_images(), offline=True)
+
+
 def test_a_judge_whose_folder_names_sources_is_refused(run: Path, tmp_path: Path) -> None:
-
-
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     config = json.loads((copy / "config.json").read_text())

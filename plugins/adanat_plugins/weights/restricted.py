@@ -35,6 +35,9 @@ MAX_NAMES = 4096
 MAX_SHARED = 16 * 2**20
 """Bytes that a tensor may stand for beyond its storage (one number seen as many)."""
 
+MOST_VIEWS = 4
+"""How often larger than their storages all tensors together may be: weights that are tied are stored once."""
+
 MAX_DEPTH = 64
 MAX_NODES = 2_000_000
 """Containers and leaves of a tree, what is shared counted wherever it is seen: what a walk meets."""
@@ -105,6 +108,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tenso
     if not isinstance(storage, torch.storage.TypedStorage) or not _is_sizes((offset,), size, stride):
         _refuse("it makes a tensor of something else than a storage and sizes")
     wanted = math.prod(size) * storage.dtype.itemsize
+    # Of one tensor; what all stand for together is in :func:`checked`.
     if wanted > max(storage._untyped_storage.nbytes(), MAX_SHARED):
         _refuse(f"a tensor of shape {list(size)} is larger than its storage")
     return torch._utils._rebuild_tensor(storage, offset, tuple(size), tuple(stride))
@@ -413,17 +417,22 @@ def restricted_pickle(file_size: int) -> Any:
 
 
 def checked(tree: Any) -> Any:
-    """The tree, if walking it ends soon.
+    """The tree, if walking it ends soon, and its tensors take no more than the file has.
 
     Raises:
-        pickle.UnpicklingError: it is nested too deeply, refers to itself, or shares its parts so that a walk takes for ever.
+        pickle.UnpicklingError: it is nested too deeply, refers to itself, or shares its parts so that a walk takes for ever;
+            or its tensors show few numbers as many.
     """
+    tensors: dict[int, Tensor] = {}
     sizes: dict[int, int] = {}
     depths: dict[int, int] = {}
     open_: set[int] = set()
     todo = [(tree, False)]
     while todo:
         node, done = todo.pop()
+        if isinstance(node, Tensor):
+            tensors[id(node)] = node
+            continue
         parts = _parts(node)
         if parts is None or id(node) in sizes:
             continue
@@ -432,7 +441,7 @@ def checked(tree: Any) -> Any:
                 _refuse("it holds itself")
             open_.add(id(node))
             todo.append((node, True))
-            todo.extend((part, False) for part in parts if _parts(part) is not None and id(part) not in sizes)
+            todo.extend((part, False) for part in parts if _met(part) and id(part) not in sizes)
             if len(open_) > MAX_NODES:
                 _refuse("it is too large")
             continue
@@ -441,7 +450,16 @@ def checked(tree: Any) -> Any:
         depths[id(node)] = 1 + max((depths.get(id(part), 0) for part in parts), default=0)
         if sizes[id(node)] > MAX_NODES or depths[id(node)] > MAX_DEPTH:
             _refuse("it is nested too deeply")
+    stored = {value.untyped_storage()._cdata: value.untyped_storage().nbytes() for value in tensors.values()}
+    shown = sum(value.numel() * value.element_size() for value in tensors.values())
+    if shown > MOST_VIEWS * sum(stored.values()) + MAX_SHARED:
+        _refuse(f"its tensors show {sum(stored.values()):,} bytes as {shown:,}")
     return tree
+
+
+def _met(node: Any) -> bool:
+    """Whether a walk has something to look at there."""
+    return isinstance(node, Tensor) or _parts(node) is not None
 
 
 def _parts(node: Any) -> list[Any] | None:
