@@ -119,6 +119,20 @@ def prepare_file(path: Path) -> Path:
     return path
 
 
+def refuse_links(*paths: Path) -> None:
+    """Before a folder that anyone may have made is written to: what is written must not land elsewhere.
+
+    Raises:
+        OutputError: a path is a link, to whatever.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise OutputError(
+                f"{path} is a link, and what it leads to would be written to. Remove it, or choose another --out. Nothing was "
+                "changed."
+            )
+
+
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
     """Keep other processes that hold the same folder or file (made where it is not there) out of the block.
@@ -127,15 +141,19 @@ def held(path: Path) -> Iterator[None]:
     (Windows, some network disks), nobody is kept out.
 
     Raises:
-        InUseError: another process holds it. OutputError: the file cannot be made.
+        InUseError: another process holds it. OutputError: the file cannot be made, or is a link.
     """
     try:
         import fcntl
     except ImportError:
         yield
         return
+    is_folder = path.is_dir()
+    if not is_folder:
+        refuse_links(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+        flags = os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         raise OutputError(
             f"cannot write {path}: {error.strerror}. Choose another --out, or change permissions."
@@ -170,7 +188,8 @@ def write_file(path: Path, data: bytes | str | Iterable[bytes], *, parents: bool
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as handle:
+        temporary.unlink(missing_ok=True)  # of a killed process, or a link to elsewhere
+        with open(temporary, "xb") as handle:
             handle.writelines((whole,) if isinstance(whole, bytes) else whole)
             handle.flush()
             os.fsync(handle.fileno())

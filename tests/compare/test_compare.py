@@ -29,7 +29,7 @@ from adanat_toolkit.compare.result import Cell, Result
 from adanat_toolkit.compare.search import SEARCH_SEED, SearchSpace, check_kind, search_schedule
 from adanat_toolkit.compare.table import build_table
 from adanat_toolkit.core import GUIDANCE, TIME, ActionSpace, next_scale_knobs, parse_schedule
-from adanat_toolkit.errors import CheckpointError, ConfigError, DataError, PluginError
+from adanat_toolkit.errors import CheckpointError, ConfigError, DataError, OutputError, PluginError
 from adanat_toolkit.evaluation import Yardstick
 from adanat_toolkit.metrics import FIGURES, Evaluation, mean_interval
 from adanat_toolkit.runtime import MemoryShortage
@@ -382,6 +382,16 @@ def test_processes_share_a_grid(tmp_path, tiny_plugins, monkeypatch):
     assert set(trained) == {"shared-contrast-T2-s1"}
     assert plain(results) == plain(whole)
     assert not list(cells.glob("*.lock"))
+
+
+@pytest.mark.parametrize("part", ["cells", "runs", "cells/hand-made-T2-s0.lock", "runs/shared-contrast-T2-s0"])
+def test_a_comparison_is_not_written_through_links(part, tmp_path, tiny_plugins):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "out" / part).parent.mkdir(parents=True)
+    (tmp_path / "out" / part).symlink_to(tmp_path / "outside" / ("new" if part.endswith(".lock") else "."))
+    with pytest.raises(OutputError, match=rf"{re.escape(part)} is a link"):
+        Comparison(configuration(seeds=(0,), candidates=0), tmp_path / "out").run()
+    assert not list((tmp_path / "outside").iterdir())
 
 
 def never(*_: Any, **__: Any) -> None:
