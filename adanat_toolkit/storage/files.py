@@ -24,7 +24,17 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import CheckpointError, InUseError, OutputError, ReplacedError
-from .documents import MIB, Line, check_value, read_bytes, read_document, read_lines, shortened, was_missing
+from .documents import (
+    MIB,
+    Line,
+    card_digest,
+    check_value,
+    read_bytes,
+    read_document,
+    read_lines,
+    shortened,
+    was_missing,
+)
 from .replace import again_if_replaced, gave_way, replace_folder
 from .tensors import TensorFacts, read_header
 
@@ -111,6 +121,7 @@ def prepare_file(path: Path) -> Path:
         raise OutputError(f"{path} is a folder; give --out the name of a file, such as {path / path.name}.")
     probe = path.with_name(f".{path.name}.{os.getpid()}.tmp.safetensors")  # as long as a name that is written aside
     try:
+        probe.unlink(missing_ok=True)  # a link is not followed
         probe.touch()
         probe.unlink()
     except (OSError, ValueError) as error:
@@ -231,12 +242,6 @@ def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], facts: 
         ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def card_digest(card: Mapping[str, Any]) -> str:
-    """SHA-256 of all a card says, the tensors' own hash among it: two cards with one digest give the same results."""
-    rest = {key: value for key, value in card.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_card(folder: Path, name: str, schema: type[Card] = Card) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..errors import CheckpointError, OutputError
 from .documents import Line, read_document
-from .files import each_row, read_rows, refuse_links, write_file
+from .files import CheckpointCard, each_row, read_card, read_rows, refuse_links, write_file
 from .replace import previous_of, standing
 
 CHECKPOINT = "[0-9]{6,}"
@@ -157,6 +157,26 @@ class RunFolder:
                 f"{file} was changed or damaged since the checkpoint after iteration {iteration} was written: its first "
                 f"{rows} rows are not those it counts, or it is of another run. {remedy}"
             )
+
+    def check_counted(self) -> int | None:
+        """:meth:`check_metrics` of the newest checkpoint, for who shows the rows.
+
+        Returns:
+            How many rows it counts; None where there is no checkpoint.
+
+        Raises:
+            CheckpointError: as there, or the checkpoint's card is damaged.
+        """
+        while saved := self.checkpoints():
+            try:
+                record = read_card(self.checkpoint(saved[-1]), "state", CheckpointCard).get("metrics")
+                self.check_metrics(saved[-1], record)
+            except CheckpointError:
+                if self.checkpoints()[-1:] == saved[-1:]:
+                    raise
+                continue  # the run that is being trained has a newer one
+            return saved[-1] if record is None else int(record["rows"])
+        return None
 
     def truncate_metrics(self, iterations: int) -> None:
         """Keep the rows of the first ``iterations`` iterations (what the checkpoint stands for), byte for byte."""
