@@ -37,7 +37,7 @@ from ..policies import load_policy
 from ..registry import create_features, create_generator, create_reward, toolkit_version
 from ..runtime import MemoryShortage, dtype_name, float32_by_default, resolve_device, resolve_dtype
 from ..sampling import seed_range
-from ..storage import RunFolder, prepare_folder, refuse_links, write_file, write_json
+from ..storage import RunFolder, prepare_folder, refuse_links, sealed, write_file, write_json
 from ..training import alarms, create_trainer, load_judge
 from .cells import CellFiles
 from .controls import WITHIN, control_actions
@@ -403,7 +403,7 @@ def write_report(
     cells = [result.to_json() for result in results]
     for cell in cells:
         del cell["training"]  # it stands in the run's metrics.jsonl
-    write_json(folder / "compare.json", {**table.to_json(), "cells": cells})
+    write_json(folder / "compare.json", sealed({**table.to_json(), "cells": cells}))
     write_file(folder / "compare.csv", to_csv(table))
     write_file(folder / "compare.md", markdown(table, command=command))
     pictures = draw_all(results, table, folder, sheets=sheets)
