@@ -58,7 +58,7 @@ def test_what_the_system_refuses_is_one_message() -> None:
 
 def test_results_and_notes_are_no_commands_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """A name in a file of statistics, say, in a sentence, in a table or in a note."""
-    bad = "\x1b[31m\x9b2J\x07\u202eé"
+    bad = "\x1b[31m\x9b2J\u202eé"
     table = Table(title=bad)
     table.add_column(bad)
     table.add_row(bad)
@@ -69,7 +69,7 @@ def test_results_and_notes_are_no_commands_of_the_terminal(capsys: pytest.Captur
     note(f"data {bad}\n{bad}")
     for text in capsys.readouterr():
         assert all(character.isprintable() or character == "\n" for character in text)
-        assert text.count("\\x1b[31m\\x9b2J\\x07\\u202eé") >= 6
+        assert text.count("\\x1b[31m\\x9b2J\\u202eé") >= 6
         edges = [line for line in text.splitlines() if line.startswith(("┃", "│"))]
         assert len(edges) == 3 and len({len(line) for line in edges}) == 1
 
