@@ -223,7 +223,8 @@ def test_names_of_rewards_are_text_on_a_page(tmp_path: Path, tiny_plugins: None)
         assert all(character.isprintable() or character == "\n" for character in text)
     page = markdown(table)
     assert "<img" not in page and "\n## no" not in page and "](https://b)" not in page and "\\u202e" in page
-    assert len({line.replace("\\|", "").count("|") for line in page.splitlines() if line.startswith("|")}) <= 2
+    for block in page.split("\n\n"):  # a bar in a name makes no column
+        assert len({line.replace("\\|", "").count("|") for line in block.splitlines() if line.startswith("|")}) <= 1
     # From a cell it is not taken at all.
     cell = tmp_path / "out" / "cells" / "hand-made-T2-s0.json"
     stored = json.loads(cell.read_text())
