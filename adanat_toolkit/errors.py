@@ -11,6 +11,17 @@ LONGEST_MESSAGE = 4_000
 """Characters; a message quotes names and values that others gave, and the middle of a longer one is left out."""
 
 
+def printable(text: str, keep: str = "") -> str:
+    """A text of others as a terminal may show it: what it would take for a command is written as an escape.
+
+    Args:
+        keep: characters that stay, though they do not print.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 class AdaNATError(Exception):
     """Base class. The command line prints the message alone (no traceback) and exits with code 1.
 
@@ -21,9 +32,7 @@ class AdaNATError(Exception):
         text = super().__str__()
         if len(text) > LONGEST_MESSAGE:
             text = f"{text[: LONGEST_MESSAGE // 2]} [...] {text[-LONGEST_MESSAGE // 2 :]}"
-        if text.isprintable():
-            return text
-        return "".join(c if c.isprintable() or c in "\n\xa0" else c.encode("unicode_escape").decode() for c in text)
+        return printable(text, keep="\n\xa0")
 
 
 class ConfigError(AdaNATError):

@@ -79,13 +79,14 @@ def publish(
     inside = RunFolder(run).policy
     source = inside if os.path.exists(inside / "policy.json") else run
     judged = _evaluation_of(card, run, evaluation)
+    counted = RunFolder(run).check_counted()
+    metrics = RunFolder(run).metrics()[:counted]  # the policy is the checkpoint's
     on_hub = is_hub_id(target) and not target.startswith(("./", "../"))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "policy" if on_hub else _folder(Path(target).expanduser())
         prepare_folder(folder)
         files = _policy_files(source, card)
         title = target.rpartition("/")[2] if on_hub else folder.resolve().name
-        metrics = RunFolder(run).metrics()
         identifier = target if on_hub else f"./{folder.name}"
         text = model_card(title, identifier, policy, generator, judged, metrics, licence=licence, seed=seed)
         baseline = load_policy("fixed", generator, policy.steps)

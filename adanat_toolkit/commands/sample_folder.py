@@ -7,6 +7,7 @@ images that are missing and writes the list anew from the files.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -22,13 +23,14 @@ from torch import Tensor
 from ..core import Context, Generator, Noise, as_seeds
 from ..decoding import SamplingPolicy
 from ..errors import ConfigError, OutputError
-from ..images import GRID_LIMIT, grid, read_facts, read_png, write_png
+from ..images import GRID_LIMIT, grid, read_facts, read_png, to_bytes, write_png
 from ..registry import toolkit_version
 from ..runtime import distributed, dtype_name, float32_by_default
 from ..sampling import Edit, Refinement, Samples, Start, begin, edit, sample, start_of_edit
 from ..storage import (
     MAX_DOCUMENT,
     MIB,
+    card_digest,
     holds_files,
     parse_document,
     prepare_folder,
@@ -55,11 +57,24 @@ class Row(BaseModel):
     file: str
     seed: int = Field(ge=0, lt=2**63)
     knobs: dict[str, list[float]]
+    settings: str | None = None
+    pixels: str | None = None
+    """See :func:`marks`; None: made by a version without them."""
 
 
 def image_name(seed: int) -> str:
     """``000123.png`` for seed 123."""
     return f"{seed:06d}.png"
+
+
+def marks(settings: Mapping[str, Any], image: Tensor) -> dict[str, str]:
+    """What tells images of another policy, and changed ones, from a folder's own: hashes of the settings and of the pixels.
+
+    Args:
+        settings: of :func:`folder_settings`. image: (3, H, W), float in [0, 1] or uint8.
+    """
+    pixels = to_bytes(image).contiguous().numpy().tobytes()
+    return {"settings": card_digest(settings)[:16], "pixels": hashlib.sha256(pixels).hexdigest()[:16]}
 
 
 @float32_by_default()
@@ -111,7 +126,7 @@ def sample_to_folder(
         missing = _begin(folder, settings, seeds, chosen)
     missing = distributed.from_main(missing)
     try:
-        _make(generator, policy, folder, seeds, chosen, missing, batch, editing, start, refinement, on_image)
+        _make(generator, policy, settings, folder, seeds, chosen, missing, batch, editing, start, refinement, on_image)
     except BaseException:
         if distributed.is_main():
             _take_back(folder, is_new)
@@ -125,6 +140,7 @@ def sample_to_folder(
 def _make(
     generator: Generator,
     policy: SamplingPolicy,
+    settings: Mapping[str, Any],
     folder: Path,
     seeds: Tensor,
     chosen: Context,
@@ -150,7 +166,7 @@ def _make(
             parts = edit(generator, policy, editing, seeds[index], wanted, batch=batch, one=start)
         for part in parts:
             for position in range(len(part.seeds)):
-                _write_image(folder, part, position, policy.space.names)
+                _write_image(folder, part, position, policy.space.names, settings)
             done += len(part.seeds)
             if on_image is not None:
                 on_image(kept + done * len(missing) // len(index))  # the other processes are about as far
@@ -176,7 +192,7 @@ def save_samples(samples: Samples, names: Sequence[str], settings: dict[str, Any
     """
     missing = _begin(folder, settings, samples.seeds, samples.context)
     for position in missing:
-        _write_image(folder, samples, position, names)
+        _write_image(folder, samples, position, names, settings)
     _finish(folder, settings, samples.seeds, (samples.images.shape[2], samples.images.shape[3]))
     return _result(folder, len(samples.seeds), len(missing))
 
@@ -191,15 +207,17 @@ def _begin(folder: Path, settings: dict[str, Any], seeds: Tensor, context: Conte
             "each image a seed of its own, or save them in folders of their own. Nothing was written."
         )
     _check_folder(folder, settings)
-    missing = _missing(folder, seeds, context)
+    missing = _missing(folder, seeds, context, settings)
     prepare_folder(folder)
     if not (folder / LIST).exists():
         write_json(folder / LIST, {**settings, "images": []})
     return missing
 
 
-def _write_image(folder: Path, part: Samples, position: int, names: Sequence[str]) -> None:
-    row = _row(part, position, names)
+def _write_image(
+    folder: Path, part: Samples, position: int, names: Sequence[str], settings: Mapping[str, Any]
+) -> None:
+    row = {**_row(part, position, names), **marks(settings, part.images[position])}
     write_png(folder / row["file"], part.images[position], row)
 
 
@@ -271,8 +289,8 @@ def _stored_settings(listing: Path) -> dict[str, Any]:
     return stored
 
 
-def _missing(folder: Path, seeds: Tensor, context: Context) -> list[int]:
-    """Positions of the images that are not there."""
+def _missing(folder: Path, seeds: Tensor, context: Context, settings: Mapping[str, Any]) -> list[int]:
+    """Positions of the images that are not there; those that are must be of these settings, and unchanged."""
     out = []
     for position, seed in enumerate(seeds.tolist()):
         path = folder / image_name(seed)
@@ -290,6 +308,11 @@ def _missing(folder: Path, seeds: Tensor, context: Context) -> list[int]:
             raise OutputError(
                 f"{path} was made for {_told(made)}, now {_told(wanted)} is asked for; choose another --out "
                 "or another --seed. Nothing was changed."
+            )
+        if any(row.get(key) not in (None, own) for key, own in marks(settings, read_png(path)).items()):
+            raise OutputError(
+                f"{path} is of another folder (made with other settings), or was changed since it was made. Remove it, so that "
+                "it is made again, or choose another --out. Nothing was changed."
             )
     return out
 
@@ -316,7 +339,7 @@ def _list(folder: Path, settings: dict[str, Any]) -> Iterator[bytes]:
     separator = "\n    "
     for seed in sorted({int(path.stem) for path in folder.glob("*.png") if re.fullmatch("[0-9]{6,19}", path.stem)}):
         row = _own_row(folder / image_name(seed))
-        if row is not None:
+        if row is not None and row.get("settings") in (None, card_digest(settings)[:16]):
             yield f"{separator}{json.dumps(row)}".encode()
             separator = ",\n    "
     yield b"\n  ]\n}\n"

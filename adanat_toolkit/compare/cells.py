@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError, InUseError, OutputError, PluginError
 from ..images import write_png
-from ..storage import MIB, held, prepare_folder, read_bytes, read_document, write_file, write_json
+from ..storage import MIB, held, prepare_folder, read_bytes, read_sealed, sealed, write_file, write_json
 from .grid import cell_key
 from .result import HAND_MADE, Cell, Result
 from .stored import StoredCell, StoredReport
 
+log = logging.getLogger("adanat_toolkit")
 POLL_SECONDS = 2.0
 MOST_SHEET = 64 * MIB
 """Bytes of a picture that is taken over."""
@@ -44,6 +46,7 @@ class CellFiles:
         lacks: Callable[[Cell, Result], bool] = lambda cell, result: False,
     ) -> None:
         self.folder, self.key, self.lacks = folder, key, lacks
+        self._told: set[Cell] = set()
         self._reusable = {
             key: (result, path / "cells" / f"{result.cell.name}.png")
             for path in reuse
@@ -67,18 +70,22 @@ class CellFiles:
         return (None, None) if result is None or self.lacks(cell, result) else (result, sheet)
 
     def _own(self, cell: Cell) -> Result | None:
-        """The result that is kept here. A damaged file counts as not finished."""
+        """The result that is kept here. A damaged or changed file counts as not finished, which is said once."""
         if not os.path.lexists(self.file(cell)):
             return None
-        with contextlib.suppress(DataError):
-            stored: StoredCell = read_document(self.file(cell), StoredCell, error=DataError)
-            result = replace(stored.result.result(), cell=cell)
-            if stored.key == self.key(cell) and not self.lacks(cell, result):
-                return result
-        return None
+        try:
+            remedy = "The cell counts as not finished."
+            stored: StoredCell = read_sealed(self.file(cell), StoredCell, error=DataError, remedy=remedy)
+        except DataError as error:
+            if cell not in self._told:
+                self._told.add(cell)
+                log.warning("%s", error)
+            return None
+        result = replace(stored.result.result(), cell=cell)
+        return result if stored.key == self.key(cell) and not self.lacks(cell, result) else None
 
     def save(self, cell: Cell, result: Result) -> None:
-        write_json(self.file(cell), {"key": self.key(cell), "result": result.to_json()})
+        write_json(self.file(cell), sealed({"key": self.key(cell), "result": result.to_json()}))
 
     def complete(
         self,
@@ -159,12 +166,12 @@ def read_report(path: Path) -> dict[str, Result]:
     """The finished cells of a ``compare.json`` by their keys.
 
     Raises:
-        DataError: it is not there, or is none.
+        DataError: it is not there, is none, or was changed since it was written.
     """
     file = path / "compare.json" if path.is_dir() else path
     remedy = "Give the --report (or --out) folder of an adanat compare that wrote its table."
     try:
-        stored: StoredReport = read_document(file, StoredReport, error=DataError, remedy=remedy)
+        stored: StoredReport = read_sealed(file, StoredReport, error=DataError, remedy=remedy)
     except DataError as error:
         raise DataError(f"cannot reuse {file}: {error}") from None
     facts = stored.facts

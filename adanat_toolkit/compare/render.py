@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import printable
 from ..metrics import FIGURES, TABLE, direction, title
 from .result import HAND_MADE
 from .table import Figure, Row, Saved, Table
@@ -104,7 +105,7 @@ def caption(table: Table) -> list[str]:
         "partial: optimised on the very features that judge it here, so that its figures flatter it; FIGURE partial: that "
         "figure's alone.",
         *(["reward NAME: mean score of the images under that reward; higher is better."] if scored else []),
-        *(f"reward {name}: no scores. {plain(why)}" for name, why in facts.get("without_scores", {}).items()),
+        *(f"reward {plain(name)}: no scores. {plain(why)}" for name, why in facts.get("without_scores", {}).items()),
         f"Budget of learned policies and of the search: {facts['budget']:,} generated images a seed.",
     ]
 
@@ -151,10 +152,10 @@ def markdown(table: Table, *, pictures: Sequence[str] = (), command: str | None 
 def _tables(table: Table) -> list[str]:
     """Tables of at most :data:`WIDTH` characters a line, each with as many figures as fit beside what a row is."""
     names = [name for name in columns(table) if name != "frechet"]
-    labels = list(zip(HEADS, *(cells_of(row, ())[: len(HEADS)] for row in table.rows), strict=True))
+    labels = list(zip(HEADS, *(map(plain, cells_of(row, ())[: len(HEADS)]) for row in table.rows), strict=True))
     figures = [("frechet", *(_show(row.figures.get("frechet")) for row in table.rows))]
     figures += [("ratio", *(_show(row.ratio) for row in table.rows))]
-    figures += [(name, *(_show(row.figures.get(name)) for row in table.rows)) for name in names]
+    figures += [(plain(name), *(_show(row.figures.get(name)) for row in table.rows)) for name in names]
     width = {column: max(map(len, column)) + len("|  ") for column in {*labels, *figures}}
     tables: list[list[tuple[str, ...]]] = []
     for column in figures:
@@ -163,9 +164,12 @@ def _tables(table: Table) -> list[str]:
         tables[-1].append(column)
     lines = []
     for heads, *rows in (zip(*columns_, strict=True) for columns_ in tables):
-        lines += ["", "| " + " | ".join(head.replace("|", "\\|") for head in heads) + " |", "|" + "---|" * len(heads)]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        lines += ["", _line(heads), "|" + "---|" * len(heads), *map(_line, rows)]
     return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _item(text: str) -> list[str]:
@@ -196,10 +200,11 @@ def _continued(command: str) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """A text of others for a page: one line without HTML, links or pictures."""
+    """A text of others for a page: one line without HTML, links or pictures, what does not show as an escape."""
+    text = printable(" ".join(text.split()))
     for sign, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("[", "&#91;"), ("]", "&#93;")):
         text = text.replace(sign, written)
-    return " ".join(text.split())
+    return text
 
 
 def to_csv(table: Table) -> str:
@@ -210,11 +215,11 @@ def to_csv(table: Table) -> str:
         heads += [name, f"{name}_low", f"{name}_high"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*heads, "partial", "alarms", "failed"])
+    writer.writerow([*map(printable, heads), "partial", "alarms", "failed"])
     for row in table.rows:
         line: list[Any] = [
-            row.title,
-            row.reward or "",
+            printable(row.title),
+            printable(row.reward or ""),
             row.steps,
             " ".join(map(str, row.seeds)),
             table.facts["images"],

@@ -37,7 +37,7 @@ from ..policies import load_policy
 from ..registry import create_features, create_generator, create_reward, toolkit_version
 from ..runtime import MemoryShortage, dtype_name, float32_by_default, resolve_device, resolve_dtype
 from ..sampling import seed_range
-from ..storage import RunFolder, prepare_folder, write_file, write_json
+from ..storage import RunFolder, prepare_folder, refuse_links, sealed, write_file, write_json
 from ..training import alarms, create_trainer, load_judge
 from .cells import CellFiles
 from .controls import WITHIN, control_actions
@@ -157,6 +157,7 @@ class Comparison:
             OutputError: the folder cannot be written. CheckpointError: a run folder is damaged or of other settings.
         """
         prepare_folder(self.out)
+        refuse_links(self.out / "cells", self.out / "runs")
         return self.files.complete(
             self.cells, self._finish, on_wait=lambda done, total: self.progress("cells of other processes", done, total)
         )
@@ -264,6 +265,7 @@ class Comparison:
 
     def _train(self, cell: Cell, run: Path) -> list[dict[str, Any]]:
         """Rows of the finished training."""
+        refuse_links(run)
         config = self.config.run_of(cell)
         trainer = create_trainer(config)
         total = config.iterations * config.batch
@@ -401,7 +403,7 @@ def write_report(
     cells = [result.to_json() for result in results]
     for cell in cells:
         del cell["training"]  # it stands in the run's metrics.jsonl
-    write_json(folder / "compare.json", {**table.to_json(), "cells": cells})
+    write_json(folder / "compare.json", sealed({**table.to_json(), "cells": cells}))
     write_file(folder / "compare.csv", to_csv(table))
     write_file(folder / "compare.md", markdown(table, command=command))
     pictures = draw_all(results, table, folder, sheets=sheets)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ..evaluation import Count, StoredFigure, StoredInterval
+from ..evaluation import Count, StoredFigure, StoredInterval, require_inside
 from ..metrics import Evaluation
 from .grid import MOST_CELLS, CompareConfig
 from .result import Cell, Result
@@ -14,6 +14,16 @@ from .result import Cell, Result
 Text = Annotated[str, Field(max_length=10_000)]
 Name = Annotated[str, Field(max_length=100, pattern=r"^[\w.:+-]*$")]
 """What stands in a table as it is: no Markdown, no line breaks."""
+
+
+def _shown(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("a name of a reward has control characters")
+    return text
+
+
+Title = Annotated[Text, AfterValidator(_shown)]
+"""A reward as a table calls it, with its options: one line."""
 Amount = Annotated[int, Field(ge=0)]
 Curve = list[list[StoredFigure]]
 
@@ -45,6 +55,11 @@ class _Evaluation(_Stored):
         if figures.get("frechet", -1) < 0:
             raise ValueError("there is no figure 'frechet' of 0 or more")
         return figures
+
+    @model_validator(mode="after")
+    def _inside(self) -> _Evaluation:
+        require_inside(self.figures, self.intervals)
+        return self
 
 
 class _Alarm(_Stored):
@@ -88,8 +103,8 @@ class StoredResult(_Stored):
     search: dict[str, Any] | None = None
     partial: bool = False
     told: list[Name] = []
-    scores: dict[Text, tuple[StoredFigure, StoredFigure]] = {}
-    unscored: list[Text] = []
+    scores: dict[Title, tuple[StoredFigure, StoredFigure]] = {}
+    unscored: list[Title] = []
     error: str | None = None
     device: Name = ""
 
@@ -110,6 +125,8 @@ class StoredCell(_Stored):
 
     key: str
     result: StoredResult
+    digest: str | None = None
+    """None: made by a version without one."""
 
 
 class _Facts(BaseModel):

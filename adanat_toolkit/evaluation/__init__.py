@@ -11,7 +11,7 @@ from .choices import (
     require_real_images,
 )
 from .evaluate import MINIMUM, RESULT, Comparison, Judged, Progress, evaluate_policies, write_comparison
-from .stored import Count, StoredFigure, StoredInterval, read_evaluation
+from .stored import Count, StoredFigure, StoredInterval, read_evaluation, require_inside
 from .yardstick import Images, Yardstick, require_enough
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "read_evaluation",
     "real_side",
     "require_enough",
+    "require_inside",
     "require_real_images",
     "write_comparison",
 ]

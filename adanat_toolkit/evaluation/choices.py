@@ -85,7 +85,9 @@ def own_contexts(
         return None
     if isinstance(real, Reference):
         counts = real.statistics.card.get("classes")
-        return None if counts is None or generator.context_kind != "class" else ClassCounts.read(generator, counts)
+        if counts is None or generator.context_kind != "class":
+            return None
+        return ClassCounts.read(generator, counts, real.statistics.count)
     return real if generator.context_kind == "text" else ClassCounts.of(generator, real)
 
 

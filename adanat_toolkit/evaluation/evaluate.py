@@ -29,7 +29,7 @@ from ..policies import load_policy, local_spec
 from ..registry import toolkit_version
 from ..runtime import Aside, distributed, dtype_name, float32_by_default
 from ..sampling import Refinement, seed_range
-from ..storage import prepare_folder, write_json
+from ..storage import prepare_folder, sealed, write_json
 from .choices import choose_scorer
 from .yardstick import Images, Yardstick
 
@@ -85,20 +85,17 @@ class Comparison:
     facts: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able: the facts, then one object a hand-made schedule and one a policy."""
-        return {
-            **self.facts,
-            "baselines": [_json(b) for b in self.baselines],
-            "policies": [
-                {
-                    **_json(row.judged),
-                    "baseline": row.baseline.policy,
-                    "ratio": {"frechet": row.ratio},
-                    "ratio_interval": None if row.ratio_interval is None else {"frechet": list(row.ratio_interval)},
-                }
-                for row in self.rows
-            ],
-        }
+        """JSON-able: the facts, one object a hand-made schedule and one a policy, and the ``digest`` of all of them."""
+        policies = [
+            {
+                **_json(row.judged),
+                "baseline": row.baseline.policy,
+                "ratio": {"frechet": row.ratio},
+                "ratio_interval": None if row.ratio_interval is None else {"frechet": list(row.ratio_interval)},
+            }
+            for row in self.rows
+        ]
+        return sealed({**self.facts, "baselines": [_json(b) for b in self.baselines], "policies": policies})
 
 
 def _json(judged: Judged) -> dict[str, Any]:

@@ -25,9 +25,10 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..core import CONTEXT, Context, ContextKind, Generator, ImageSource, Noise
@@ -227,6 +228,10 @@ def images_for(
     )
 
 
+_Id = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,8})$")]
+_Amount = Annotated[int, Field(gt=0, lt=2**53)]
+
+
 @dataclass(frozen=True)
 class ClassCounts:
     """How many of the user's images are of each class of a generator.
@@ -256,25 +261,28 @@ class ClassCounts:
         return cls(torch.bincount(labels, minlength=number).double())
 
     @classmethod
-    def read(cls, generator: Generator, text: str) -> ClassCounts:
+    def read(cls, generator: Generator, text: str, total: int | None = None) -> ClassCounts:
         """From JSON, an object of counts by class id, as ``adanat stats`` keeps them.
+
+        Args:
+            total: how many images they must be, where that is known.
 
         Raises:
             DataError: it is something else, or has a class that the generator does not have.
         """
         counts = torch.zeros(generator.num_classes or 0, dtype=torch.float64)
-        try:
-            for number, count in json.loads(text).items():
-                if not 0 <= int(number) < len(counts) or not 0 < int(count) < 2**53:
-                    raise ValueError(f"{count!r} of class {number!r}")
-                counts[int(number)] = int(count)
-            if not counts.any():
-                raise ValueError("none")
-        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise DataError(
-                f"the statistics are of images of other classes than {generator.name} has, 0..{len(counts) - 1} ({error}); "
-                "make them of images with its own labels."
-            ) from None
+        remedy = (
+            f"The statistics are of images of other classes than {generator.name} has, 0..{len(counts) - 1}; make them of "
+            "images with its own labels."
+        )
+        where = "the classes of the statistics"
+        found: dict[str, int] = parse_document(text, dict[_Id, _Amount], where=where, error=DataError, remedy=remedy)
+        for number, count in found.items():
+            if int(number) >= len(counts):
+                raise DataError(f"{where} are not usable: there is no class {number}. {remedy}")
+            counts[int(number)] = count
+        if not found or total not in (None, sum(found.values())):
+            raise DataError(f"{where} count {sum(found.values()):,} images, not {total or 'one or more'}. {remedy}")
         return cls(counts)
 
     @staticmethod

@@ -138,10 +138,13 @@ class FeatureStatistics:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write a ``.safetensors`` file whose metadata hold count, protocol, data fingerprint and card."""
+        """Write a ``.safetensors`` file whose metadata hold count, protocol, data fingerprint, card and digest."""
         from safetensors.torch import save_file
 
-        about = {"count": self.count, "protocol": self.protocol, "data": self.data, "card": self.card}
+        from .stored import statistics_digest
+
+        about: dict[str, object] = {"count": self.count, "protocol": self.protocol, "data": self.data, "card": self.card}
+        about["digest"] = statistics_digest(about, self.mean, self.scatter)
         tensors = {"mean": self.mean.contiguous(), "scatter": self.scatter.contiguous()}
         save_file(tensors, str(path), metadata={"adanat_statistics": json.dumps(about)})
 

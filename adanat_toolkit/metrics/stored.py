@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ..errors import DataError
-from ..storage import TensorFacts, parse_document, read_header, regular_file
+from ..storage import TensorFacts, card_digest, parse_document, read_header, regular_file
 
 KEY = "adanat_statistics"
 """Entry of the metadata of a safetensors file."""
@@ -37,13 +39,23 @@ class About(BaseModel):
     protocol: str = Field(max_length=1000)
     data: str = Field(max_length=1000)
     card: dict[str, str]
+    digest: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """None: made by a version without one."""
+
+
+def statistics_digest(about: Mapping[str, Any], mean: Tensor, scatter: Tensor) -> str:
+    """SHA-256 of the numbers and of what is said of them."""
+    digest = hashlib.sha256(card_digest(about).encode())
+    for values in (mean, scatter):
+        digest.update(values.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_statistics(path: Path) -> tuple[About, Tensor, Tensor]:
     """Facts, mean (D,) and scatter (D, D), both float64 and finite, of a safetensors file.
 
     Raises:
-        DataError: it cannot be read, is damaged, or holds something else.
+        DataError: it cannot be read, is damaged, was changed since it was written, or holds something else.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -70,6 +82,8 @@ def read_statistics(path: Path) -> tuple[About, Tensor, Tensor]:
     about: About = parse_document(text, About, where=f"the metadata of {path}", error=DataError, remedy=REMEDY)
     for name, value in zip(expected, values, strict=True):
         _check(path, name, value, REMEDY)
+    if about.digest not in (None, statistics_digest(about.model_dump(), *values)):
+        raise DataError(f"{path} was changed or damaged since it was written: its checksum (digest) differs. {REMEDY}")
     return about, *values
 
 

@@ -91,6 +91,7 @@ def _read(path: Path, name: str) -> Run:
             f"{path} has no finished iteration, so there is nothing to report. Wait for the first one, or run the same "
             "adanat train again; it goes on."
         )
+    folder.check_counted()
     card = _card(path)
     evaluation, stale = (None, False) if card is None else _evaluation(path, card)
     watch = alarms.Watch(rows)

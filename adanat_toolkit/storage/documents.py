@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, NoReturn, TypeVar, cast
@@ -173,6 +174,39 @@ def read_document(
     """The JSON document in a file: :func:`read_bytes`, then :func:`parse_document`."""
     data = read_bytes(path, error=error, limit=limit, remedy=remedy)
     return cast(T, parse_document(data, schema, where=_name(path), error=error, remedy=remedy))
+
+
+def card_digest(card: Mapping[str, Any]) -> str:
+    """SHA-256 of all a card says, the tensors' own hash among it: two cards with one digest give the same results."""
+    rest = {key: value for key, value in card.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document as JSON keeps it, with the digest by which :func:`read_sealed` sees that it was changed."""
+    kept: dict[str, Any] = json.loads(json.dumps(document))
+    return {**kept, "digest": card_digest(kept)}
+
+
+def read_sealed(
+    path: str | os.PathLike[str],
+    schema: type[T] | Any,
+    *,
+    error: type[AdaNATError],
+    limit: int = MAX_DOCUMENT,
+    remedy: str = REMEDY,
+) -> T:
+    """A document that was :func:`sealed`; one of a version that gave no digest is taken as it is.
+
+    Raises:
+        error: as :func:`read_document`, or it was changed since it was written.
+    """
+    data, where = read_bytes(path, error=error, limit=limit, remedy=remedy), _name(path)
+    value = cast(T, parse_document(data, schema, where=where, error=error, remedy=remedy))
+    found: dict[str, Any] = parse_document(data, dict[str, Any], where=where, error=error, remedy=remedy)
+    if found.get("digest") not in (None, card_digest(found)):
+        raise error(f"{where} was changed or damaged since it was written: its checksum (digest) differs. {remedy}")
+    return value
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,17 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import CheckpointError, InUseError, OutputError, ReplacedError
-from .documents import MIB, Line, check_value, read_bytes, read_document, read_lines, shortened, was_missing
+from .documents import (
+    MIB,
+    Line,
+    card_digest,
+    check_value,
+    read_bytes,
+    read_document,
+    read_lines,
+    shortened,
+    was_missing,
+)
 from .replace import again_if_replaced, gave_way, replace_folder
 from .tensors import TensorFacts, read_header
 
@@ -114,12 +124,27 @@ def prepare_file(path: Path) -> Path:
         raise OutputError(f"{path} is a folder; give --out the name of a file, such as {path / path.name}.")
     probe = path.with_name(f".{path.name}.{os.getpid()}.tmp.safetensors")  # as long as a name that is written aside
     try:
+        probe.unlink(missing_ok=True)  # a link is not followed
         probe.touch()
         probe.unlink()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise OutputError(f"cannot write {path}: {why}. Choose another --out.") from None
     return path
+
+
+def refuse_links(*paths: Path) -> None:
+    """Before a folder that anyone may have made is written to: what is written must not land elsewhere.
+
+    Raises:
+        OutputError: a path is a link, to whatever.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise OutputError(
+                f"{path} is a link, and what it leads to would be written to. Remove it, or choose another --out. Nothing was "
+                "changed."
+            )
 
 
 @contextlib.contextmanager
@@ -130,15 +155,19 @@ def held(path: Path) -> Iterator[None]:
     (Windows, some network disks), nobody is kept out.
 
     Raises:
-        InUseError: another process holds it. OutputError: the file cannot be made.
+        InUseError: another process holds it. OutputError: the file cannot be made, or is a link.
     """
     try:
         import fcntl
     except ImportError:
         yield
         return
+    is_folder = path.is_dir()
+    if not is_folder:
+        refuse_links(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+        flags = os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         raise OutputError(
             f"cannot write {path}: {error.strerror}. Choose another --out, or change permissions."
@@ -173,7 +202,8 @@ def write_file(path: Path, data: bytes | str | Iterable[bytes], *, parents: bool
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as handle:
+        temporary.unlink(missing_ok=True)  # of a killed process, or a link to elsewhere
+        with open(temporary, "xb") as handle:
             handle.writelines((whole,) if isinstance(whole, bytes) else whole)
             handle.flush()
             os.fsync(handle.fileno())
@@ -215,12 +245,6 @@ def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], facts: 
         ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def card_digest(card: Mapping[str, Any]) -> str:
-    """SHA-256 of all a card says, the tensors' own hash among it: two cards with one digest give the same results."""
-    rest = {key: value for key, value in card.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_card(folder: Path, name: str, schema: type[Card] = Card) -> dict[str, Any]:

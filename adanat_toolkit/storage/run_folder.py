@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,8 +21,11 @@ from typing import Any
 
 from ..errors import CheckpointError, OutputError
 from .documents import Line, read_document
-from .files import each_row, read_rows, write_file
-from .replace import standing
+from .files import CheckpointCard, each_row, read_card, read_rows, refuse_links, write_file
+from .replace import previous_of, standing
+
+CHECKPOINT = "[0-9]{6,}"
+"""What a checkpoint's folder is called."""
 
 
 class RunFolder:
@@ -68,19 +72,43 @@ class RunFolder:
             shutil.rmtree(aside, ignore_errors=True)
 
     def recover(self) -> None:
-        """Tidy up after a kill: put back a folder that was moved aside for its successor, remove what was half written."""
-        for parent in (self.path, self.path / "checkpoints"):
-            for previous in parent.glob(".*.old"):
-                folder = previous.with_name(previous.name.removeprefix(".").removesuffix(".old"))
-                if folder.exists():
-                    shutil.rmtree(previous, ignore_errors=True)
-                else:
-                    os.replace(previous, folder)
-            for temporary in parent.glob(".*.tmp"):
-                if temporary.is_dir():
-                    shutil.rmtree(temporary, ignore_errors=True)
-                else:
-                    temporary.unlink(missing_ok=True)
+        """Tidy up after a kill: put back a folder that was moved aside for its successor, remove what was half written.
+
+        Only what bears a name that a run gives, and only where a run was begun: the rest is the user's.
+        """
+        if not os.path.lexists(self.path / "config.json"):
+            return
+        for parent, folders, files in (
+            (self.path, "policy", r"config\.json|metrics\.jsonl"),
+            (self.path / "checkpoints", CHECKPOINT, None),
+        ):
+            for path in list(parent.iterdir()) if parent.is_dir() else ():
+                if moved := re.fullmatch(rf"\.({folders})\.old", path.name):
+                    _put_back(path, path.with_name(moved[1]))
+                elif re.fullmatch(rf"\.({folders})\.([0-9]+|pruned)\.tmp", path.name):
+                    shutil.rmtree(path, ignore_errors=True)
+                elif files is not None and re.fullmatch(rf"\.({files})\.[0-9]+\.tmp", path.name):
+                    path.unlink(missing_ok=True)
+
+    def refuse_links(self, *more: str) -> None:
+        """Before a run writes to the folder: none of its parts leads elsewhere.
+
+        Args:
+            more: names of parts beside those of every run.
+
+        Raises:
+            OutputError: one is a link.
+        """
+        names = "config.json", "metrics.jsonl", "checkpoints", "policy", previous_of(Path("policy")).name, *more
+        parts = [self.path / name for name in names]
+        refuse_links(*parts)
+        refuse_links(*(p for p in (self.path / "checkpoints").glob("*") if re.match(rf"\.?{CHECKPOINT}", p.name)))
+
+    def without_config(self) -> str | None:
+        """What of a run there is in a folder that has no configuration, for messages; None for nothing."""
+        parts = {"metrics.jsonl": "rows of metrics", "policy": "a policy", previous_of(Path("policy")).name: "a policy"}
+        found = [what for name, what in parts.items() if os.path.lexists(self.path / name)]
+        return "checkpoints" if self.checkpoints() else next(iter(found), None)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl (see :func:`read_rows`)."""
@@ -130,11 +158,38 @@ class RunFolder:
                 f"{rows} rows are not those it counts, or it is of another run. {remedy}"
             )
 
+    def check_counted(self) -> int | None:
+        """:meth:`check_metrics` of the newest checkpoint, for who shows the rows.
+
+        Returns:
+            How many rows it counts; None where there is no checkpoint.
+
+        Raises:
+            CheckpointError: as there, or the checkpoint's card is damaged.
+        """
+        while saved := self.checkpoints():
+            try:
+                record = read_card(self.checkpoint(saved[-1]), "state", CheckpointCard).get("metrics")
+                self.check_metrics(saved[-1], record)
+            except CheckpointError:
+                if self.checkpoints()[-1:] == saved[-1:]:
+                    raise
+                continue  # the run that is being trained has a newer one
+            return saved[-1] if record is None else int(record["rows"])
+        return None
+
     def truncate_metrics(self, iterations: int) -> None:
         """Keep the rows of the first ``iterations`` iterations (what the checkpoint stands for), byte for byte."""
         # By their places: what comes after them is dropped, whatever iterations it says it is of.
         kept = (line.data for line in itertools.islice(self.metrics_lines(), iterations))
         write_file(self.path / "metrics.jsonl", kept)
+
+
+def _put_back(previous: Path, folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+    else:
+        os.replace(previous, folder)
 
 
 class MetricsLog:

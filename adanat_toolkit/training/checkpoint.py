@@ -87,9 +87,9 @@ def stored_config(folder: RunFolder) -> RunConfig | None:
 
 def settle(folder: RunFolder, found: Found) -> None:
     """Make the folder what its newest checkpoint stands for. Called in the main process, once the state fits."""
+    folder.recover()  # before there is a config.json: in a folder that held no run, nothing is of a run
     if found.new_config is not None:
         write_json(folder.path / "config.json", found.new_config)
-    folder.recover()
     folder.truncate_metrics(found.iteration)
 
 
@@ -177,11 +177,14 @@ def _stored_epsilon(folder: RunFolder, stored: Mapping[str, Any]) -> float:
 
 def _read(folder: RunFolder, config: RunConfig, facts: Mapping[str, str | None]) -> Found:
     prepare_folder(folder.path)
+    folder.refuse_links(*config.tracker)  # trackers write to folders of their names
     stored = folder.config
     if stored is None:
-        for kept, what in ((folder.checkpoints(), "checkpoints"), (any(folder.each_row()), "rows of metrics")):
-            if kept:
-                raise CheckpointError(f"{folder.path} has {what} but no config.json; choose another --out.")
+        kept = folder.without_config()
+        if kept is not None:  # config.json is the first that a run writes: these are another program's, or lost theirs
+            raise CheckpointError(
+                f"{folder.path} has {kept} but no config.json; choose another --out, or restore it. Nothing was changed."
+            )
         return Found(config.ppo.adam_epsilon, 0, None, config.model_dump(mode="json"))
     complete = merge(BEFORE, stored)
     saved = folder.checkpoints()

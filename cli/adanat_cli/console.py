@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
 
-from adanat_toolkit.errors import ConfigError
+from adanat_toolkit.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -109,28 +109,41 @@ def results() -> IO[str]:
     return sys.stdout if _results is None else _results
 
 
+def _console(**settings: Any) -> Console:
+    """A console for texts that come from files, names of folders and the environment: brackets are brackets, and what a
+    terminal would take for a command is shown as an escape. What has a style is a ``rich.text.Text``."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Plain(Console):
+        def render_str(self, text: str, **options: Any) -> Any:  # before columns are measured
+            return super().render_str(_told(text), **options)
+
+        def render(self, *values: Any, **options: Any) -> Any:  # what is no plain str comes by here
+            for text, style, control in super().render(*values, **options):
+                yield Segment(text if control else _told(text), style, control)
+
+    return Plain(highlight=False, markup=False, emoji=False, **settings)
+
+
+def _told(text: str) -> str:
+    return printable(text, keep="\n\t\xa0")
+
+
 def stderr(*, wrap: bool = True) -> Console:
     """Console for errors (``wrap``: long lines are left to the terminal) and for live displays (cropped to its width)."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, soft_wrap=wrap, markup=False, emoji=False)
+    return _console(stderr=True, soft_wrap=wrap)
 
 
 def stdout() -> Console:
-    """Console for results meant for people.
-
-    Brackets in a text are brackets, as texts come from files, names of folders and the environment; what has a style is a
-    ``rich.text.Text``.
-    """
-    from rich.console import Console
-
-    return Console(highlight=False, file=results(), markup=False, emoji=False)
+    """Console for results meant for people."""
+    return _console(file=results())
 
 
 def note(text: str, *, quiet: bool = False) -> None:
     """One line on stderr."""
     if not quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(_told(text), file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 import typer
+from rich.table import Table
+from rich.text import Text
 
+from adanat_cli.console import note, stderr, stdout
 from adanat_cli.main import SHARED, app
 from adanat_toolkit.errors import AdaNATError, DataError, explained
 
@@ -51,6 +54,24 @@ def test_what_the_system_refuses_is_one_message() -> None:
     except OSError as unnamed:
         told = explained(unnamed)
     assert type(told) is AdaNATError and "the system refused something" in str(told) and "ADANAT_DEBUG=1" in str(told)
+
+
+def test_results_and_notes_are_no_commands_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name in a file of statistics, say, in a sentence, in a table or in a note."""
+    bad = "\x1b[31m\x9b2J\u202eé"
+    table = Table(title=bad)
+    table.add_column(bad)
+    table.add_row(bad)
+    table.add_row(Text(bad, "bold"))
+    for console in (stdout(), stderr()):
+        console.print(table)
+        console.print(f"data {bad}", f"[b]{bad}")
+    note(f"data {bad}\n{bad}")
+    for text in capsys.readouterr():
+        assert all(character.isprintable() or character == "\n" for character in text)
+        assert text.count("\\x1b[31m\\x9b2J\\u202eé") >= 6
+        edges = [line for line in text.splitlines() if line.startswith(("┃", "│"))]
+        assert len(edges) == 3 and len({len(line) for line in edges}) == 1
 
 
 def test_messages_are_no_commands_of_the_terminal_and_have_an_end() -> None:

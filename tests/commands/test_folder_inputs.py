@@ -15,11 +15,12 @@ import torch
 from adanat_plugins.rewards.fid import FidReward
 from adanat_plugins.weights import read_state
 from adanat_toolkit.commands.feature_statistics import write_statistics
-from adanat_toolkit.commands.sample_folder import sample_to_folder
+from adanat_toolkit.commands.sample_folder import Row, sample_to_folder
 from adanat_toolkit.compare import Comparison, configure
 from adanat_toolkit.errors import ConfigError, DataError, OutputError, WeightsError
 from adanat_toolkit.evaluation import evaluate_policies, own_contexts, real_side
-from adanat_toolkit.images import ClassCounts, MemoryImages
+from adanat_toolkit.images import ClassCounts, MemoryImages, read_facts, read_png, write_png
+from adanat_toolkit.images.pictures import png_bytes
 from adanat_toolkit.images.real_images import open_images
 from adanat_toolkit.metrics import FeatureStatistics, Reference
 from adanat_toolkit.policies import load_policy
@@ -60,6 +61,25 @@ def test_a_file_of_the_users_is_content(tmp_path: Path) -> None:
         (tmp_path / name / name).write_bytes(b"x")
         with pytest.raises(OutputError, match=r"is not empty and has no samples\.json"):
             sample_into(tmp_path / name)
+
+
+def test_an_image_of_another_policy_is_foreign(tmp_path: Path) -> None:
+    ours, theirs, generator = tmp_path / "ours", tmp_path / "theirs", TinyGenerator()
+    whole = sample_into(ours)
+    sample_to_folder(generator, load_policy("fixed:linear", generator, 2), theirs, seeds=torch.arange(5))
+    row = read_facts(ours / "000000.png", Row)
+    assert row is not None
+    own = (ours / "000000.png").read_bytes()
+    for foreign in ((theirs / "000000.png").read_bytes(), png_bytes(torch.zeros(3, *generator.image_size), row)):
+        (ours / "000000.png").write_bytes(foreign)
+        with pytest.raises(OutputError, match=r"000000\.png is of another folder .* or was changed .* Remove it, so that"):
+            sample_into(ours)
+    # One that is not asked for is not listed; ones of versions without marks stay.
+    shutil.copy(theirs / "000004.png", ours)
+    old = {key: value for key, value in row.items() if key not in ("settings", "pixels")}
+    (ours / "000000.png").write_bytes(own)
+    write_png(ours / "000000.png", read_png(ours / "000000.png"), old)
+    assert sample_into(ours)["images"] == [old, *whole["images"][1:]]
 
 
 def test_a_copied_image_is_no_image_of_the_list(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from adanat_toolkit.commands.publish import CARD, PICTURE, PUBLISHED, publish
 from adanat_toolkit.errors import CheckpointError, ConfigError, OutputError, ReplacedError
 from adanat_toolkit.evaluation import RESULT
 from adanat_toolkit.policies import load_policy
+from adanat_toolkit.report import read_runs
 from adanat_toolkit.sampling import sample, seed_range
-from adanat_toolkit.storage import card_digest, is_hub_id, local_policy
+from adanat_toolkit.storage import card_digest, is_hub_id, local_policy, sealed
 from adanat_toolkit.training import Trainer, validate
 
 from ..helpers.cli import contents
@@ -135,6 +136,36 @@ def test_figures_are_those_of_this_policy(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
     with pytest.raises(ConfigError, match=r"cannot read .*nowhere: No such file or directory. This is no result"):
         publish(run, str(tmp_path / "other"), TinyGenerator(), evaluation=tmp_path / "nowhere")
+
+
+def test_what_was_changed_is_not_published(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    whole = sealed(evaluation(run))
+    better = json.loads(json.dumps(whole))
+    better["policies"][0]["ratio"]["frechet"] = 0.71
+    for changed, message in (
+        (better, "was changed or damaged since it was written: its checksum"),
+        ({**evaluation(run), "images": 50_000}, "images is 50000, and seeds 0 to 1999 are 2000"),
+        (json.loads(json.dumps(evaluation(run)).replace("12.345", "0.5")), r"'frechet' is 0\.5, outside of its interval 11\.5"),
+    ):
+        (tmp_path / RESULT).write_text(json.dumps(changed))
+        with pytest.raises(ConfigError, match=message):
+            publish(tmp_path / "run", str(tmp_path / "mine"), TinyGenerator(), evaluation=tmp_path)
+    (tmp_path / RESULT).write_text(json.dumps(whole))
+    rows = tmp_path / "run" / "metrics.jsonl"
+    first, last = rows.read_text().splitlines()
+    more = json.dumps({**json.loads(last), "iteration": 3, "reward/mean": 0.99})  # of no checkpoint, so of no policy
+    rows.write_text(f"{first}\n{last}\n{more}\n")
+    publish(tmp_path / "run", str(tmp_path / "mine"), TinyGenerator(), evaluation=tmp_path)
+    assert "0.99 in the last" not in (tmp_path / "mine" / CARD).read_text()
+    rows.write_text(f"{first}\n{json.dumps({**json.loads(last), 'reward/mean': 0.99})}\n")
+    for use in (
+        lambda: publish(tmp_path / "run", str(tmp_path / "other"), TinyGenerator(), evaluation=tmp_path),
+        lambda: read_runs([tmp_path / "run"]),
+    ):
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl was changed or damaged since the checkpoint"):
+            use()
+    assert not (tmp_path / "other").exists()
 
 
 BAD = [

@@ -12,6 +12,7 @@ import shlex
 import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import entrypoints
@@ -29,11 +30,11 @@ from adanat_toolkit.compare.result import Cell, Result
 from adanat_toolkit.compare.search import SEARCH_SEED, SearchSpace, check_kind, search_schedule
 from adanat_toolkit.compare.table import build_table
 from adanat_toolkit.core import GUIDANCE, TIME, ActionSpace, next_scale_knobs, parse_schedule
-from adanat_toolkit.errors import CheckpointError, ConfigError, DataError, PluginError
+from adanat_toolkit.errors import CheckpointError, ConfigError, DataError, OutputError, PluginError
 from adanat_toolkit.evaluation import Yardstick
 from adanat_toolkit.metrics import FIGURES, Evaluation, mean_interval
 from adanat_toolkit.runtime import MemoryShortage
-from adanat_toolkit.storage import held
+from adanat_toolkit.storage import held, sealed
 from adanat_toolkit.testing import Control
 from adanat_toolkit.training import Trainer, validate
 from adanat_toolkit.training.held_out import HELD_OUT_SEED
@@ -226,7 +227,7 @@ def test_cells_of_another_report_are_taken_over_where_the_settings_are_the_same(
     before = first.run()
     write_report(before, first.table(before), tmp_path / "report", sheets=tmp_path / "first" / "cells")
     report = tmp_path / "report" / "compare.json"
-    report.write_text(report.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    rewritten(report, '"device": "cpu"', '"device": "cuda"')
 
     second = Comparison(configuration(seeds=(1, 0)), tmp_path / "second", reuse=[report.parent])
     assert [second.plan()[key] for key in ("finished", "cells")] == [3, 6]
@@ -252,7 +253,8 @@ def test_cells_of_another_report_are_taken_over_where_the_settings_are_the_same(
             Comparison(configuration(seeds=(0,), **other), tmp_path / "third", reuse=[report]).plan()["finished"] == 0
         )
     rounded = tmp_path / "rounded.json"
-    rounded.write_text(report.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"'))
+    shutil.copy(report, rounded)
+    rewritten(rounded, '"dtype": "float32"', '"dtype": "bfloat16"')
     assert Comparison(configuration(seeds=(0,)), tmp_path / "third", reuse=[rounded]).plan()["finished"] == 0
     longer = Comparison(configuration({"trajectories": 112}, seeds=(0,)), tmp_path / "third", reuse=[report])
     assert longer.plan()["finished"] == 1  # the hand-made schedule needs no training
@@ -382,6 +384,21 @@ def test_processes_share_a_grid(tmp_path, tiny_plugins, monkeypatch):
     assert set(trained) == {"shared-contrast-T2-s1"}
     assert plain(results) == plain(whole)
     assert not list(cells.glob("*.lock"))
+
+
+@pytest.mark.parametrize("part", ["cells", "runs", "cells/hand-made-T2-s0.lock", "runs/shared-contrast-T2-s0"])
+def test_a_comparison_is_not_written_through_links(part, tmp_path, tiny_plugins):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "out" / part).parent.mkdir(parents=True)
+    (tmp_path / "out" / part).symlink_to(tmp_path / "outside" / ("new" if part.endswith(".lock") else "."))
+    with pytest.raises(OutputError, match=rf"{re.escape(part)} is a link"):
+        Comparison(configuration(seeds=(0,), candidates=0), tmp_path / "out").run()
+    assert not list((tmp_path / "outside").iterdir())
+
+
+def rewritten(file: Path, old: str, new: str) -> None:
+    """As another machine would have written it: with a digest of its own."""
+    file.write_text(json.dumps(sealed(json.loads(file.read_text().replace(old, new)))))
 
 
 def never(*_: Any, **__: Any) -> None:

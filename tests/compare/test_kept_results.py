@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from torch import Tensor
 
 from adanat_toolkit.compare import Comparison, caption, write_report
 from adanat_toolkit.compare.grid import cell_key
-from adanat_toolkit.errors import CheckpointError, NotFiniteError
+from adanat_toolkit.compare.render import markdown, to_csv
+from adanat_toolkit.errors import CheckpointError, DataError, NotFiniteError
 from adanat_toolkit.evaluation import Yardstick
 from adanat_toolkit.interfaces import PluginOptions, Source
+from adanat_toolkit.storage import sealed
 from adanat_toolkit.training import Trainer
 
 from ..helpers.tiny_plugins import Contrast, TinyImages, TinyWithData, tiny_plugins
@@ -176,3 +180,54 @@ def test_a_decoder_counts_by_what_it_holds(tmp_path: Path) -> None:
     file.write_bytes(b"another")
     assert key(str(file)) != before
     assert key("own") == "0222863e4ef41826"  # of a grid that names no file, as it always was
+
+
+def test_a_cell_or_report_that_was_changed_is_no_result(
+    tmp_path: Path, tiny_plugins: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, out = configuration(**BY_HAND), tmp_path / "out"
+    comparison = Comparison(config, out)
+    results = comparison.run()
+    write_report(results, comparison.table(results), out, sheets=out / "cells")
+    cell, report = out / "cells" / "hand-made-T2-s0.json", out / "compare.json"
+    whole, written = json.loads(cell.read_text()), json.loads(report.read_text())
+    better = json.loads(cell.read_text())
+    better["result"]["evaluation"]["figures"]["kid"] /= 10
+    cell.write_text(json.dumps(better))
+    again = Comparison(config, out)
+    assert [again.plan()["finished"] for _ in range(2)] == [1, 1]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert str(cell) in said and "checksum (digest) differs. The cell counts as not finished" in said
+    assert plain(again.run()) == plain(results) and json.loads(cell.read_text()) == whole
+    # Of a version without a digest it is taken as it is, unless it contradicts itself.
+    del whole["digest"], written["digest"]
+    cell.write_text(json.dumps(whole))
+    report.write_text(json.dumps(written))
+    assert Comparison(config, out, reuse=[report]).plan()["finished"] == 2
+    whole["result"]["evaluation"]["figures"]["frechet"] = 1e-3
+    cell.write_text(json.dumps(whole))
+    assert Comparison(config, out).plan()["finished"] == 1 and "outside of its interval" in caplog.records[-1].getMessage()
+    report.write_text(json.dumps(sealed(written)).replace('"n_fake": 64', '"n_fake": 64000'))
+    with pytest.raises(DataError, match=r"compare\.json was changed or damaged since .* Give the --report"):
+        Comparison(config, out, reuse=[report])
+
+
+STRANGE = "<img src=x onerror=alert(1)>|\n## no\x1b[31m\u202e [a](https://b)"
+
+
+def test_names_of_rewards_are_text_on_a_page(tmp_path: Path, tiny_plugins: None) -> None:
+    comparison = Comparison(configuration(**BY_HAND), tmp_path / "out")
+    results = [replace(result, scores={STRANGE: (1.0, 0.1)}) for result in comparison.run()]
+    table = comparison.table(results)
+    for text in (markdown(table), to_csv(table)):
+        assert all(character.isprintable() or character == "\n" for character in text)
+    page = markdown(table)
+    assert "<img" not in page and "\n## no" not in page and "](https://b)" not in page and "\\u202e" in page
+    for block in page.split("\n\n"):  # a bar in a name makes no column
+        assert len({line.replace("\\|", "").count("|") for line in block.splitlines() if line.startswith("|")}) <= 1
+    # From a cell it is not taken at all.
+    cell = tmp_path / "out" / "cells" / "hand-made-T2-s0.json"
+    stored = json.loads(cell.read_text())
+    stored["result"]["scores"] = {STRANGE: [1.0, 0.1]}
+    cell.write_text(json.dumps(sealed(stored)))
+    assert Comparison(configuration(**BY_HAND), tmp_path / "out").plan()["finished"] == 1

@@ -111,11 +111,21 @@ def test_evaluating(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['{"5": 1}', '{"-1": 1}', '{"1": 0}', "{}", "[1]", '{"a": 1}', '{"1": null}', "x", '{"1": 1e400}']
+    "text",
+    [
+        *('{"5": 1}', '{"-1": 1}', '{"1": 0}', "{}", "[1]", '{"a": 1}', '{"1": null}', "x", '{"1": 1e400}', '{"0": 5.9}'),
+        *('{"00": 3}', '{"0": "3"}', '{" 1 ": 1}', '{"1_0": 7}', '{"1": 1, "1": 2}', '{"1": true}', '{"\u0661": 1}'),
+    ],
 )
 def test_counts_of_other_classes_are_refused(text: str) -> None:
     with pytest.raises(DataError, match=r"other classes than tiny:class has, 0\.\.4"):
         ClassCounts.read(Recording(), text)
+
+
+def test_counts_are_as_many_as_images() -> None:
+    assert ClassCounts.read(Recording(), '{"0": 3, "4": 2}', 5).counts.tolist() == [3, 0, 0, 0, 2]
+    with pytest.raises(DataError, match="count 5 images, not 6"):
+        ClassCounts.read(Recording(), '{"0": 3, "4": 2}', 6)
 
 
 def test_data_like_the_generators_own_draw_the_same(tmp_path: Path) -> None:

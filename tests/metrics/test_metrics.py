@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -146,6 +148,27 @@ def test_an_npz_that_promises_more_than_it_should_takes_no_memory(packed: int, t
     expected = "packed as numpy does not" if packed == zipfile.ZIP_LZMA else "a header of 1,048,576 bytes, at most 10,000"
     with pytest.raises(DataError, match=rf"s\.npz holds 'mu' .*{expected}"):
         FeatureStatistics.load(tmp_path / "s.npz")
+
+
+def test_statistics_that_were_changed_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "s.safetensors"
+    FeatureStatistics.of(like_features(3, 50, 4), "p", "d").save(file)
+    with safe_open(str(file), "pt") as opened:
+        about = json.loads(opened.metadata()["adanat_statistics"])
+    numbers = load_file(file)
+    changes: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"scatter": numbers["scatter"] * 1.5}, {}),
+        ({"mean": numbers["mean"] + 0.5}, {}),
+        ({}, {"count": 5_000_000}),
+        ({}, {"card": {"classes": "{}"}}),
+    ]
+    for tensors, facts in changes:
+        save_file({**numbers, **tensors}, file, metadata={"adanat_statistics": json.dumps({**about, **facts})})
+        with pytest.raises(DataError, match=r"was changed or damaged since it was written.*Make it again with"):
+            FeatureStatistics.load(file)
+    del about["digest"]  # of a version without
+    save_file(numbers, file, metadata={"adanat_statistics": json.dumps(about)})
+    assert FeatureStatistics.load(file).count == 50
 
 
 def test_published_npz(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from adanat_toolkit.policies import load_policy
 from adanat_toolkit.registry import parse_override
 from adanat_toolkit.report import Settings, make_report
 from adanat_toolkit.sampling import seed_range
-from adanat_toolkit.storage import RunFolder, card_digest, load_checkpoint
+from adanat_toolkit.storage import RunFolder, card_digest, load_checkpoint, sealed
 from adanat_toolkit.training import load_judge, resolve, validate
 from adanat_toolkit.training.checkpoint import open_run
 
@@ -101,7 +101,7 @@ def judged(run: Path, text: bytes | str) -> str:
         card = json.loads(text)
         if isinstance(card, dict):
             facts["policies"][0]["card"] = card
-    return json.dumps(facts)
+    return json.dumps(sealed(facts))
 
 
 STRANGE_CARDS: tuple[dict[str, Any], ...] = (
@@ -154,7 +154,7 @@ def test_report(name: str, run: Path, tmp_path_factory: pytest.TempPathFactory) 
     def check(data: st.DataObject) -> None:
         change = changed_lines(whole) if name.endswith("l") else changed_json(whole)
         text: bytes | str = data.draw(st.one_of(change, change, changed_bytes(whole.encode())))
-        if name == "policy/policy.json" and isinstance(text, str):
+        if name in ("policy/policy.json", "evaluation/evaluation.json") and isinstance(text, str):
             text = signed(text)
         more = judged(run, text) if name == "policy/policy.json" and data.draw(st.booleans()) else None
         with Changed(run / name, text), nullcontext() if more is None else Changed(run / REPORTED[3], more):

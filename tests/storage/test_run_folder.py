@@ -76,6 +76,20 @@ def test_what_another_process_holds(tmp_path: Path, name: str) -> None:
         pass
 
 
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (tmp_path / "a.lock").symlink_to(outside)
+    with pytest.raises(OutputError, match=r"a\.lock is a link, .* Remove it"), held(tmp_path / "a.lock"):
+        raise AssertionError("it was opened")
+    (tmp_path / f".b.json.{os.getpid()}.tmp").symlink_to(outside)
+    write_json(tmp_path / "b.json", {})
+    assert not outside.exists() and (tmp_path / "b.json").read_text() == "{}\n"
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "runs")
+    with held(tmp_path / "linked"):  # the user's own choice, and nothing is made
+        pass
+
+
 def test_tensors_that_share_memory(tmp_path: Path) -> None:
     whole = torch.arange(4.0)
     save_tensors(tmp_path / "s", "state", {"whole": whole, "part": whole[1:3], "again": whole}, {})
@@ -169,7 +183,9 @@ def test_an_interruption_at_any_call_loses_nothing(
     monkeypatch.undo()
     assert finished == (count < call)
     assert read_policy(RunFolder(tmp_path))[1]["n"] in (1, 2)  # also before anything is tidied up
+    write_json(tmp_path / "config.json", {})  # a run's: elsewhere nothing is tidied up
     RunFolder(tmp_path).recover()
+    (tmp_path / "config.json").unlink()
     tensors, facts = load_tensors(tmp_path / "policy", "policy")
     assert tensors["a"].tolist() == [facts["n"] - 1.0] * 3
     assert facts["n"] == 2 if finished else facts["n"] in (1, 2)
@@ -334,6 +350,23 @@ def test_recover(tmp_path: Path) -> None:
     folder.recover()
     assert not (tmp_path / ".policy.old").exists()
     assert load_tensors(tmp_path / "policy", "policy")[0]["a"].tolist() == [1]
+
+
+THEIRS = (".work.tmp/thesis.txt", ".env.tmp", ".data.old/last.csv", ".env.old", ".policy.mine.tmp", ".config.json.old")
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_recover_leaves_what_is_the_users(is_run: bool, tmp_path: Path) -> None:
+    for name in (*THEIRS, "data/this.csv", "checkpoints/.best.old/notes", "checkpoints/.12.tmp"):
+        write_file(tmp_path / name, name)
+    if is_run:
+        write_json(tmp_path / "config.json", {})
+    else:  # names of ours are the user's too where no run was begun
+        for name in (".policy.old/notes", ".policy.77.tmp", ".metrics.jsonl.7.tmp", "checkpoints/.000003.old/notes"):
+            write_file(tmp_path / name, name)
+    before = snapshot(tmp_path)
+    RunFolder(tmp_path).recover()
+    assert snapshot(tmp_path) == before
 
 
 @pytest.fixture

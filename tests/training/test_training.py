@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from adanat_toolkit.errors import AdaNATError, CheckpointError, ConfigError, InU
 from adanat_toolkit.policies import load_policy
 from adanat_toolkit.registry import create_generator
 from adanat_toolkit.sampling import sample, seed_range
-from adanat_toolkit.storage import RunFolder, card_digest, held
+from adanat_toolkit.storage import RunFolder, card_digest, held, write_file
 from adanat_toolkit.storage.files import load_tensors
 from adanat_toolkit.training import Callback, Trainer, merge, validate
 from adanat_toolkit.training.checkpoint import load_optimiser, optimiser_state
@@ -79,7 +80,7 @@ def files(folder: Path) -> dict[str, bytes]:
             card = json.loads(found[name])
             rest = {key: value for key, value in card.items() if key not in ("metrics", "digest")}
             found[name] = json.dumps({**rest, "rows": card.get("metrics", {}).get("rows")}).encode()
-    if "metrics.jsonl" in found:
+    if "metrics.jsonl" in found and "config.json" in found:
         found["metrics.jsonl"] = json.dumps(steady(RunFolder(folder).metrics())).encode()
     return found
 
@@ -287,6 +288,45 @@ def refused(settings: dict[str, Any], out: Path, message: str, error: type[AdaNA
     with pytest.raises(error, match=message):
         train(settings, out)
     assert files(out) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("checkpoints/000001/notes", "checkpoints"),
+        ("metrics.jsonl", "rows of metrics"),
+        ("policy/thesis.txt", "a policy"),
+        (".policy.old/thesis.txt", "a policy"),
+    ],
+)
+def test_a_folder_of_others_is_left_as_it_is(name: str, what: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Without a config.json what bears a name of ours is not ours; what bears another is nobody's business."""
+    for mine in (".work.tmp/thesis.txt", ".env.old", ".data.old/a.csv", "data/b.csv"):
+        write_file(tmp_path / "mine" / mine, mine)
+    before = files(tmp_path / "mine")
+    train(tiny, tmp_path / "mine")
+    assert files(tmp_path / "mine").items() > before.items()
+    write_file(tmp_path / "other" / name, "mine, without a line break")
+    refused(tiny, tmp_path / "other", f"has {what} but no config.json; choose another --out")
+
+
+@pytest.mark.parametrize("part", ["checkpoints", "policy", ".policy.old", "metrics.jsonl", "checkpoints/000002", "board"])
+def test_a_run_is_not_written_through_links(part: str, tiny: dict[str, Any], tmp_path: Path) -> None:
+    out, outside = tmp_path / "run", tmp_path / "outside"
+    train(tiny, out)
+    place = out / part
+    if place.exists():
+        shutil.copytree(place, outside) if place.is_dir() else shutil.copy(place, outside)
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    place.symlink_to(outside)  # or to nothing, which a write would make
+    before = files(out), files(outside)
+    if part == "board":  # what a tracker writes to
+        RunFolder(out).refuse_links()
+        with pytest.raises(OutputError, match="board is a link"):
+            RunFolder(out).refuse_links(part)
+        return
+    refused(tiny, out, rf"{re.escape(part)} is a link, .* Remove it, or choose another --out", OutputError)
+    assert (files(out), files(outside)) == before
 
 
 def test_a_run_is_made_longer_where_its_iterations_stay_what_they_were(tiny: dict[str, Any], tmp_path: Path) -> None:
