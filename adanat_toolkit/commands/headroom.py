@@ -44,6 +44,7 @@ from ..training import PPOConfig
 from ..training.checkpoint import stored_config
 from ..training.judge import reward_state
 from ..training.objects import name_of
+from ..training.reward_update import load_into
 from ..training.scoring import score
 
 Progress = Callable[[str, int, int], None]
@@ -474,7 +475,7 @@ def reward_for(
             f"folder that was trained with it, or a reward that does not learn, such as {DEFAULT_REWARD}."
         )
     tensors, _ = load_checkpoint(folder.checkpoint(saved[-1]))
-    reward.load_state(reward_state(tensors, generator.device))
+    load_into(reward, reward_state(tensors, generator.device))
     return reward, f"{chosen} of {Path(policy or '').name}, iteration {saved[-1]}"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..core import Context, FeatureExtractor, Generator, ImageSource, Noise, PromptScorer, RewardModel, unchanged
+from ..core import Context, FeatureExtractor, Generator, ImageSource, Noise, PromptScorer, RewardModel
 from ..decoding import SamplingPolicy
 from ..errors import DataError
 from ..images import OwnContexts, draw_contexts, to_bytes
@@ -27,7 +27,7 @@ from ..metrics import (
     shared_reference,
 )
 from ..runtime import distributed
-from ..sampling import Refinement, Samples, checked_scores, sample
+from ..sampling import Refinement, Samples, checked_embedding, checked_scores, sample
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and of all."""
@@ -215,8 +215,7 @@ def _scored(reward: RewardModel, name: str, samples: Samples, device: torch.devi
     scores = []
     for rows in (slice(start, start + BATCH) for start in range(0, len(samples.images), BATCH)):
         context, images = samples.context.select(rows).to(device), samples.images[rows].to(device)
-        with unchanged(images, f"reward {name!r}"):
-            embedded = reward.embed(images, context)
+        embedded = checked_embedding(reward, name, images, context)
         scores.append(checked_scores(reward, name, embedded, context)[0])
     return torch.cat(scores)
 

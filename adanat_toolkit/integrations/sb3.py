@@ -388,7 +388,7 @@ class SB3Trainer(Trainer):
         finished = self.env.finished
         assert finished is not None
         group = self.config.ppo.group
-        self._row |= describe(finished, self.env.scores, self.reward.terms(), self.space, group=group)
+        self._row |= describe(finished, self.env.scores, self.env.terms, self.space, group=group)
         explore = self._exploration(0, self.config.batch)
         self._row |= describe_shares(finished, self.env.scores, explore, start=0, group=group)
         if self.policy.reads == "statistics":

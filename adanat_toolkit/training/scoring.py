@@ -15,6 +15,10 @@ from ..errors import NotFiniteError
 from ..runtime import MicroBatch, distributed, gather, whole, world_size
 from ..sampling import checked_scores
 
+REWARD_FIGURES = "reward_model/"
+"""What the names of the figures of a reward's update begin with."""
+_KEPT = "The run was stopped and is as it was before that iteration; its last checkpoint is good."
+
 
 def score(
     reward: RewardModel, name: str, embedded: Tensor, context: Context, micro_batch: MicroBatch
@@ -84,30 +88,49 @@ def require_finite(iteration: int, remedy: str, **values: Tensor) -> None:
             )
 
 
-def require_finite_update(iteration: int, row: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Neither a gradient nor what came of it may be NaN or infinite: such a state must not be kept.
+def require_finite_update(
+    iteration: int, row: Mapping[str, Any], state: Mapping[str, Tensor], reward: str = ""
+) -> None:
+    """Neither a gradient, nor a figure of the reward's update, nor what came of them may be NaN or infinite: such a state must
+    not be kept.
 
     Args:
-        iteration: 1-based, for the error. row: the iteration's figures, ``.../gradient_norm`` among them. state: of the run.
+        iteration: 1-based, for the error. row: the iteration's figures, ``.../gradient_norm`` and ``reward_model/...`` among
+            them. state: of the run. reward: its name, for the error.
 
     Raises:
         NotFiniteError: names the first that is.
     """
+    for key, value in row.items():
+        if key.startswith(REWARD_FIGURES) and not math.isfinite(value):
+            raise NotFiniteError(
+                f"iteration {iteration}: the figure {key.removeprefix(REWARD_FIGURES)!r} of the update of reward {reward!r} is "
+                f"not finite ({value}). {_KEPT} Mend the reward, or lower its learning rate."
+            )
     # A norm can be infinite where no tensor is: clipped to it, the gradient is zero and nothing would be learned.
     wrong = [
         f"{key} = {value}" for key, value in row.items() if key.endswith("gradient_norm") and not math.isfinite(value)
     ]
-    floating = {key: value for key, value in state.items() if value.is_floating_point() and value.numel()}
-    by_device: dict[torch.device, list[str]] = {}
-    for key, value in floating.items():
-        by_device.setdefault(value.device, []).append(key)
-    for keys in by_device.values():  # one call and one transfer a device
-        largest = torch._foreach_norm([floating[key] for key in keys], math.inf)
-        finite = torch.stack([norm.float() for norm in largest]).isfinite().tolist()
-        wrong += [key for key, fits in zip(keys, finite, strict=True) if not fits]
+    by_device: dict[torch.device, dict[torch.dtype, list[str]]] = {}
+    for key, value in state.items():
+        if (value.is_floating_point() or value.is_complex()) and value.numel():
+            by_device.setdefault(value.device, {}).setdefault(value.dtype, []).append(key)
+    for by_type in by_device.values():  # one call a type, in which each norm fits, and one transfer a device
+        finite = [_finite([state[key] for key in keys]) for keys in by_type.values()]
+        fits = (finite[0] if len(finite) == 1 else torch.cat(finite)).tolist()
+        keys = [key for some in by_type.values() for key in some]
+        wrong += [key for key, fit in zip(keys, fits, strict=True) if not fit]
     if wrong:
         raise NotFiniteError(
-            f"iteration {iteration}: {len(wrong)} tensors and norms of the update are not finite, first {wrong[0]}. The run "
-            "was stopped and is as it was before that iteration; its last checkpoint is good. Lower ppo.learning_rate (or "
-            "the reward's), or set ppo.max_gradient_norm."
+            f"iteration {iteration}: {len(wrong)} tensors and norms of the update are not finite, first {wrong[0]}. {_KEPT} "
+            "Lower ppo.learning_rate (or the reward's), or set ppo.max_gradient_norm."
         )
+
+
+def _finite(tensors: list[Tensor]) -> Tensor:
+    """Whether all numbers of each are finite; they are on one device and of one type."""
+    if tensors[0].is_complex():
+        tensors = [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors]
+    elif tensors[0].dtype.itemsize == 1:  # 8-bit floats, of which torch takes no norm
+        tensors = [tensor.float() for tensor in tensors]
+    return torch.stack(torch._foreach_norm(tensors, math.inf)).isfinite()

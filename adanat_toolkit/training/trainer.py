@@ -33,7 +33,7 @@ from ..core import (
     sample_seeds,
     seen_shape,
 )
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, PluginError
 from ..evaluation import own_contexts
 from ..images import draw_contexts, images_for
 from ..policies import SamplingPolicy, build_policy, export_policy, policy_class
@@ -76,9 +76,9 @@ from .held_out import AlarmWatch, Readings, held_out_of
 from .objects import RewardFunction, as_reward, require_callbacks, require_learnable, with_objects
 from .plan import local_batch, plan, stored_features
 from .ppo import Batch, explained_variance, ppo_update, targets
-from .reward_update import prepared_update
+from .reward_update import load_into, prepared_update, state_of
 from .same_run import source_hashes
-from .scoring import require_finite, require_finite_update, score
+from .scoring import REWARD_FIGURES, require_finite, require_finite_update, score
 from .trackers import Trackers
 
 
@@ -249,16 +249,20 @@ class Trainer(Engine):
         An iteration that fails or is interrupted leaves policy, critic, reward and optimisers as they were before it.
 
         Raises:
-            NotFiniteError: a score, a gradient or what came of it is NaN or infinite.
+            NotFiniteError: a score, a gradient, a figure of the reward, or what came of them is NaN or infinite.
+        PluginError: a plug-in failed or breaks its contract.
         """
         # Gradients are not looked at one by one: each look would wait for the device.
-        before = copied(self.state())
         try:
-            row = self._iterate()
-            require_finite_update(self.iteration + 1, row, self.state())
-        except BaseException:
-            self.load_state(before)
-            raise
+            before = copied(self.state())
+            try:
+                row = self._iterate()
+                require_finite_update(self.iteration + 1, row, self.state(), self.config.reward.name)
+            except BaseException:
+                self.load_state(before)
+                raise
+        except PluginError as error:
+            raise PluginError(f"iteration {self.iteration + 1}: {error}") from error
         self.iteration += 1
         return row
 
@@ -413,7 +417,7 @@ class Trainer(Engine):
             device=self.device,
             micro_batch=self.micro_batch,
         )
-        return lambda: {f"reward_model/{key}": value for key, value in update().items()}
+        return lambda: {REWARD_FIGURES + key: value for key, value in update().items()}
 
     # --- the run ----------------------------------------------------------------------------------------------------------
 
@@ -563,7 +567,7 @@ class Trainer(Engine):
         out |= optimiser_state(self.optimiser, "optimiser.")
         if self.baseline is not None:
             out |= {f"baseline.{k}": v for k, v in self.baseline.sums.items()}
-        return out | {f"reward.{k}": v for k, v in self.reward.state().items()}
+        return out | {f"reward.{k}": v for k, v in state_of(self.reward).items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Inverse of :meth:`state`.
@@ -589,7 +593,7 @@ class Trainer(Engine):
         load_optimiser(self.optimiser, part("optimiser."))
         if self.baseline is not None:
             self.baseline.sums = load_sums(self.baseline.sums, state, "baseline.")
-        self.reward.load_state(part("reward."))
+        load_into(self.reward, part("reward."))
 
 
 def _timed(name: str, update: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:

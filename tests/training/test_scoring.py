@@ -198,8 +198,8 @@ def test_ranks_with_other_settings(tiny: dict[str, Any], monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda images: 1 / 0, "reward 'Answers' failed: ZeroDivisionError: division by zero"),
-        (lambda images: next(iter(())), "reward 'Answers' failed: StopIteration"),
+        (lambda images: 1 / 0, "reward 'Answers' failed in score: ZeroDivisionError: division by zero"),
+        (lambda images: next(iter(())), "reward 'Answers' failed in score: StopIteration"),
         (lambda images: images.mean((1, 2, 3)).to_sparse(), "torch.sparse_coo"),
         (lambda images: images.mean((1, 2, 3)).to("meta"), "not one on the device meta"),
         (lambda images: images.mul_(2).mean((1, 2, 3)), "changed the images that it was given"),
@@ -228,7 +228,7 @@ class Centred(RewardModel):
 
 def test_a_reward_that_changes_the_images_it_embeds_is_named() -> None:
     images = torch.rand(8, 3, 5, 5)
-    with pytest.raises(PluginError, match="reward Centred changed the images"):
+    with pytest.raises(PluginError, match="reward 'Centred' changed the images"):
         embed(Centred(), TinyGenerator(), None, Context(8), images)
     mean = Answers(lambda images: images.mean((1, 2, 3)))
     for bad in (Centred(), Answers(lambda images: images.mul_(2).mean((1, 2, 3)))):
