@@ -406,7 +406,7 @@ class SB3Trainer(Trainer):
 
     def _terminal_reward(self, scores: Tensor) -> Tensor:
         """The standardised terminal reward of our engine; with all values zero it is the last step's target."""
-        self._require_finite(scores)
+        self._require_finite(scores, self.env.terms)
         values = torch.zeros(len(scores), self.space.decisions, device=scores.device)
         return targets(scores, values, self.config.ppo)[0][:, -1]
 

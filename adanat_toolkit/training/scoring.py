@@ -17,6 +17,9 @@ from ..sampling import checked_scores
 
 REWARD_FIGURES = "reward_model/"
 """What the names of the figures of a reward's update begin with."""
+LARGEST_SCORE = 1e18
+"""Scores are standardised: float32 must hold the squares of their differences."""
+_STOPPED = "The run was stopped before it learned from them; its last checkpoint is good."
 _KEPT = "The run was stopped and is as it was before that iteration; its last checkpoint is good."
 
 
@@ -68,24 +71,41 @@ def gather_context(context: Context) -> Context:
     )
 
 
-def require_finite(iteration: int, remedy: str, **values: Tensor) -> None:
+def require_finite(
+    iteration: int, remedy: str, reward: str, scores: Tensor, terms: Mapping[str, Tensor], others: Mapping[str, Tensor]
+) -> None:
     """All processes call it together, and all raise together. One transfer from the device.
 
     Args:
-        iteration: 1-based, for the error. values: by what they are (underscores are spaces).
+        iteration: 1-based, for the error. reward: its name. scores: (B,) float32. terms: of a mixture, whose scores are not
+            finite where one of its terms is not: the term is named. others: what else is learned from, by what it is.
 
     Raises:
-        NotFiniteError: names the first that is not, and how many of its numbers are not.
+        NotFiniteError: names the first that is not finite, and how many of its numbers are not; or the scores are so large
+            that float32 does not hold their spread.
     """
-    wrongs = torch.stack([(~v.isfinite()).sum() for v in values.values()])
+    what = f"scores of reward {reward!r}"
+    values = {f"values of the term {term!r} of reward {reward!r}": v for term, v in terms.items()}
+    values |= {what: scores, **others}
+    fits = [v.abs() <= LARGEST_SCORE if name == what else v.isfinite() for name, v in values.items()]
+    wrongs = torch.stack([(~fit).sum() for fit in fits])
     totals = torch.tensor([v.numel() for v in values.values()], device=wrongs.device)
     found = distributed.sum_over_ranks(torch.stack([wrongs, totals], 1)).tolist()
     for name, (wrong, total) in zip(values, found, strict=True):
-        if wrong:
-            raise NotFiniteError(
-                f"iteration {iteration}: {wrong} of {total} {name.replace('_', ' ')} are not finite (NaN or infinite). The "
-                f"run was stopped before it learned from them; its last checkpoint is good. {remedy}"
-            )
+        if not wrong:
+            continue
+        if name == what:
+            wrong = int(distributed.sum_over_ranks((~scores.isfinite()).sum()))
+            if not wrong:
+                largest = float(distributed.gather(scores.abs().max()[None]).max())
+                raise NotFiniteError(
+                    f"iteration {iteration}: the {what} are as large as {largest:.3g}; float32 holds the squares of their "
+                    f"spread up to {LARGEST_SCORE:g}. {_STOPPED} Divide the reward's scores by a number: their unit makes no "
+                    "difference."
+                )
+        raise NotFiniteError(
+            f"iteration {iteration}: {wrong} of {total} {name} are not finite (NaN or infinite). {_STOPPED} {remedy}"
+        )
 
 
 def require_finite_update(

@@ -12,7 +12,7 @@ import copy
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -79,6 +79,7 @@ from .ppo import Batch, explained_variance, ppo_update, targets
 from .reward_update import load_into, prepared_update, state_of
 from .same_run import source_hashes
 from .scoring import REWARD_FIGURES, require_finite, require_finite_update, score
+from .settings_read import READ_BY_PPO, Reads, refuse_unread
 from .trackers import Trackers
 
 
@@ -96,6 +97,8 @@ class Trainer(Engine):
 
     shows_distilled: ClassVar[bool] = True
     """Whether the reward can be shown images of a distilled decoder."""
+    reads: ClassVar[Reads] = READ_BY_PPO
+    """The settings of ``ppo`` and ``fit`` that the engine reads; a value of the user's of any other is refused."""
     needs_critic: ClassVar[bool] = True
     """Whether the policy's update reads the critic's values."""
 
@@ -110,6 +113,7 @@ class Trainer(Engine):
         reward = as_reward(reward)
         config = with_objects(config, generator, reward, data)
         self.refuse(config)
+        refuse_unread(config, self.reads)
         self.group, self.copies, self.alike = self.groups(config)
         if config.batch // self.group < distributed.world_size():
             raise ConfigError(
@@ -279,7 +283,8 @@ class Trainer(Engine):
 
         # Each image is scored once, at its end.
         scores, terms = self._score(rollout)
-        self._require_finite(scores, actions_of_the_policy=rollout.actions, values_of_the_critic=rollout.values)
+        others = {"actions of the policy": rollout.actions, "values of the critic": rollout.values}
+        self._require_finite(scores, terms, others)
         row |= describe(rollout, scores, terms, self.space, group=self.alike)
         row |= describe_shares(rollout, scores, explore, start=start, group=self.copies)
         if self.policy.reads == "statistics" and rollout.features is not None:
@@ -388,11 +393,12 @@ class Trainer(Engine):
         assert rollout.embedded is not None
         return score(self.reward, self.config.reward.name, rollout.embedded, rollout.context, self._scored_at_once)
 
-    def _require_finite(self, scores: Tensor, **others: Tensor) -> None:
+    def _require_finite(
+        self, scores: Tensor, terms: Mapping[str, Tensor], others: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Nothing is learned from numbers that are not finite; of the reward first, whose numbers come from outside."""
-        name = f"scores of reward {self.config.reward.name!r}"
         remedy = "Mend the reward, or lower ppo.learning_rate (and the reward's own), and run the same command again."
-        require_finite(self.iteration + 1, remedy, **{name: scores}, **others)
+        require_finite(self.iteration + 1, remedy, self.config.reward.name, scores, terms, others or {})
 
     @torch.no_grad()
     def _average_weights(self) -> None:

@@ -182,7 +182,7 @@ def test_state_of_any_type_is_looked_at() -> None:
 def test_a_term_of_a_mixture_is_named() -> None:
     images, context = torch.rand(4, 3, 2, 2), Context(4)
     bad = MixReward({"good": plugins_dark(), "bad": Learner("embed", lambda: None, after=0)}, {"good": 1, "bad": 1})
-    with pytest.raises(PluginError, match="embed of the term 'bad'.*not NoneType"):
+    with pytest.raises(PluginError, match=r"embed of the term 'bad'.*not NoneType"):
         bad.embed(images, context)
     bad = MixReward({"good": plugins_dark(), "bad": Learner("update", raising(Own()), after=0)}, {"good": 1, "bad": 1})
     embedded = bad.embed(images, context)
@@ -246,7 +246,7 @@ def test_a_nested_tensor_is_no_score() -> None:
         def score(self, images: Tensor, context: Context) -> Tensor:
             return torch.nested.nested_tensor([images.mean((1, 2, 3))])
 
-    with pytest.raises(PluginError, match="scores of reward 'learner'.*not a nested tensor"):
+    with pytest.raises(PluginError, match=r"scores of reward 'learner'.*not a nested tensor"):
         checked_scores(Nested(), "learner", torch.rand(4, 3, 2, 2), Context(4))
 
 
