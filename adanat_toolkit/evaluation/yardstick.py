@@ -26,7 +26,7 @@ from ..metrics import (
     extract_features,
     shared_reference,
 )
-from ..runtime import distributed
+from ..runtime import distributed, plugin_call, require_each
 from ..sampling import Refinement, Samples, checked_embedding, checked_scores, sample
 
 Progress = Callable[[int, int], None]
@@ -171,7 +171,10 @@ class Yardstick:
                 whole = total if done == total else len(pixels) // BATCH * BATCH
                 part = extract_features(self.extractor, pixels[:whole])
                 if self.scorer is not None and prompts:
-                    clip.append(self.scorer.scores(pixels[:whole].float() / 255, prompts[:whole]).cpu())
+                    with plugin_call(f"features {self.scorer.protocol!r}", "scores"):
+                        found = self.scorer.scores(pixels[:whole].float() / 255, prompts[:whole])
+                    require_each(f"the scores of features {self.scorer.protocol!r}", found, whole)
+                    clip.append(found.cpu())
                     prompts = prompts[whole:]
                 waiting = [pixels[whole:]]
                 values.append(part.values)
