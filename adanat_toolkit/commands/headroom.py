@@ -35,7 +35,7 @@ from ..decoding import SamplingPolicy
 from ..errors import ConfigError, DataError
 from ..images import OwnContexts, draw_contexts, figure_png
 from ..limits import MOST_IMAGES
-from ..metrics import Share, Slopes, VarianceShares, trajectories_to_move, variance_shares
+from ..metrics import Share, Slopes, VarianceShares, least_samples, trajectories_to_move, variance_shares
 from ..registry import create_reward, not_followed, reward_class, shown_options, toolkit_version
 from ..runtime import CPU_CHUNK, MicroBatch, float32_by_default, may_go_side_by_side
 from ..sampling import begin, embed, explored_by, mean_action
@@ -44,6 +44,7 @@ from ..training import PPOConfig
 from ..training.checkpoint import require_made_with, stored_config
 from ..training.judge import reward_state
 from ..training.objects import name_of
+from ..training.reward_update import load_into
 from ..training.scoring import score
 
 Progress = Callable[[str, int, int], None]
@@ -316,13 +317,15 @@ def find_headroom(
         facts: what else ``to_dict`` tells.
 
     Raises:
-        ConfigError: too few trajectories for an interval, or a published sampler. DataError: the reward is constant.
+        ConfigError: too few trajectories for an interval or for the slopes, or a published sampler. DataError: the reward is
+            constant.
         PluginError: the reward returned something else than scores.
     """
     shape = block_shape(trajectories)
     blocks, contexts, actions, draws = shape
     policy = explored(generator, policy)
     space, count, device = policy.space, math.prod(shape), generator.device
+    _require_enough(trajectories, space.decisions, space.size, len(generator.statistic_names))
     drawn = Noise(sample_seeds(derive(seed, CONTEXT), 0, 0, blocks * contexts, device))
     context = draw_contexts(generator, drawn, contexts_from)
     exploring = Noise(sample_seeds(derive(seed, ACTION), 0, 0, blocks * actions, device))
@@ -391,6 +394,32 @@ def block_shape(trajectories: int) -> tuple[int, int, int, int]:
         )
     blocks = next(number for least, number in BLOCKS if trajectories >= least)
     return blocks, CONTEXTS, trajectories // (blocks * CONTEXTS * DRAWS), DRAWS
+
+
+def _require_enough(trajectories: int, steps: int, knobs: int, statistics: int) -> None:
+    """See, before any image is made, that the images can carry a slope for each step and knob, and statistic of a state.
+
+    Raises:
+        ConfigError: they are too few; names how many would do.
+    """
+    slopes = steps * knobs
+
+    def carried(count: int) -> bool:
+        blocks, contexts, actions, draws = block_shape(count)
+        taken = blocks * (contexts + actions - 1)
+        states = blocks * contexts * actions * draws >= least_samples(slopes * statistics, lost=taken)
+        return states and blocks * actions >= least_samples(slopes, lost=blocks)
+
+    if carried(trajectories):
+        return
+    whole = BLOCKS[-1][1] * CONTEXTS * DRAWS
+    counts = range(trajectories - trajectories % whole, MOST_IMAGES, whole)
+    enough = next((count for count in counts if carried(count)), None)
+    remedy = f"give at least {enough:,} trajectories, " if enough else ""
+    raise ConfigError(
+        f"{trajectories:,} trajectories are too few for the {slopes:,} slopes of {steps} steps x {knobs} knobs: {remedy}take "
+        "fewer steps, or a policy that sets fewer knobs."
+    )
 
 
 def explored(generator: Generator, policy: SamplingPolicy) -> SamplingPolicy:
@@ -476,7 +505,7 @@ def reward_for(
     tensors, card = load_checkpoint(folder.checkpoint(saved[-1]))
     assert stored is not None
     require_made_with(folder, saved[-1], card, stored)
-    reward.load_state(reward_state(tensors, generator.device))
+    load_into(reward, reward_state(tensors, generator.device))
     return reward, f"{chosen} of {Path(policy or '').name}, iteration {saved[-1]}"
 
 

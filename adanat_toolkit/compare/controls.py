@@ -94,15 +94,27 @@ def _judged(row: Row, controls: Sequence[Row], gaps_of: Callable[[Row, Row], lis
     figures = f"{what}: {'; '.join(told.values())}."
     if missing:
         figures += f" Fewer than two seeds have {' and '.join(missing)}."
-    if not worse.get(MEAN, True):
-        return f"it did not adapt as far as these seeds tell, its mean schedule is as good for all. {figures}"
-    if not worse.get(OVERALL, True):
-        return f"it gained by variety, not by adapting: its actions are as good for other samples. {figures}"
-    if not worse.get(WITHIN, True):
-        return f"it adapted to contexts, not to the samples of one. {figures}"
-    if WITHIN not in worse:
-        return f"it adapted, to contexts or to samples. {figures}"
-    return f"it adapted. {figures}"
+    return f"{_conclusion(worse.get(MEAN), worse.get(OVERALL), worse.get(WITHIN))}. {figures}"
+
+
+def _conclusion(mean: bool | None, overall: bool | None, within: bool | None) -> str:
+    """What the controls say together; each is worse than the policy, not worse, or not known (None).
+
+    What is not known neither denies that a policy adapted nor shows it.
+    """
+    if mean is False:
+        return "it did not adapt as far as these seeds tell, its mean schedule is as good for all"
+    if overall is False:
+        return "it gained by variety, not by adapting: its actions are as good for other samples"
+    if overall is None and within is None:
+        return "whether it adapted cannot be told: its mean schedule is worse, and so it may be by variety alone"
+    if overall is None and within is False:
+        return "it did not adapt to the samples of one context; whether to contexts cannot be told"
+    if mean is None:
+        return "its actions suit its own samples best; whether that is better than its mean schedule cannot be told"
+    if within is False:
+        return "it adapted to contexts, not to the samples of one"
+    return "it adapted, to contexts or to samples" if within is None else "it adapted"
 
 
 def _distance_gaps(row: Row, control: Row) -> list[float]:

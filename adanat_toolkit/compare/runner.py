@@ -32,7 +32,7 @@ from ..evaluation import (
     require_real_images,
 )
 from ..images import grid
-from ..metrics import TABLE, flattered
+from ..metrics import TABLE, deciles, flattered
 from ..policies import load_policy
 from ..registry import create_features, create_generator, create_reward, toolkit_version
 from ..runtime import MemoryShortage, dtype_name, float32_by_default, resolve_device, resolve_dtype
@@ -430,5 +430,5 @@ def _summary(scores: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _spread(knobs: Tensor) -> dict[str, Any]:
     """(N, T, K) -> per step and knob the mean, and the 10 and 90 % quantiles over the images."""
-    low, high = torch.quantile(knobs.double(), torch.tensor([0.1, 0.9], dtype=torch.float64), dim=0)
+    low, high = deciles(knobs)
     return {"mean": knobs.double().mean(0).tolist(), "low": low.tolist(), "high": high.tolist()}

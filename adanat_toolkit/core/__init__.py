@@ -37,7 +37,7 @@ from .observation import see, see_statistics, seen_shape, statistic_units
 from .options import PluginOptions, Source
 from .policy import Policy
 from .policy_spec import PolicySpec, PolicyTerm
-from .reward import LearnedReward, RewardModel, unchanged
+from .reward import LearnedReward, RewardModel, called, unchanged
 from .reward_spec import RewardSpec, RewardTerm
 from .schedules import RATIO_CURVES, adanat_heuristic, linear, parse_schedule
 
@@ -84,6 +84,7 @@ __all__ = [
     "Tracker",
     "adanat_heuristic",
     "as_seeds",
+    "called",
     "derive",
     "linear",
     "mix",

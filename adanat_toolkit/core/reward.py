@@ -48,6 +48,8 @@ class RewardModel(ABC):
     thread_safe: bool = False
     """True when :meth:`embed` and :meth:`score` may be called from several threads at once. :meth:`update`
     then runs in another thread than the main one, while the policy is updated."""
+    made_as: str | None = None
+    """What it was asked for as, where the registry made it; for messages."""
     real_per_update: int = 0
     """How many real images (of all processes together) one call of :meth:`update` reads; the trainer draws them where
     ``needs`` has ``"real_images"``."""
@@ -136,6 +138,11 @@ class RewardModel(ABC):
         Raises:
             CheckpointError: a tensor is missing or misshapen.
         """
+
+
+def called(reward: RewardModel) -> str:
+    """What messages call a reward: as it was asked for, by a name of its own, or by its class."""
+    return reward.made_as or str(getattr(reward, "name", type(reward).__name__))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..core import Context, FeatureExtractor, Generator, ImageSource, Noise, PromptScorer, RewardModel, unchanged
+from ..core import Context, FeatureExtractor, Generator, ImageSource, Noise, PromptScorer, RewardModel
 from ..decoding import SamplingPolicy
 from ..errors import DataError
 from ..images import OwnContexts, draw_contexts, to_bytes
@@ -26,8 +26,8 @@ from ..metrics import (
     extract_features,
     shared_reference,
 )
-from ..runtime import distributed
-from ..sampling import Refinement, Samples, checked_scores, sample
+from ..runtime import distributed, plugin_call, require_each
+from ..sampling import Refinement, Samples, checked_embedding, checked_scores, sample
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and of all."""
@@ -171,7 +171,10 @@ class Yardstick:
                 whole = total if done == total else len(pixels) // BATCH * BATCH
                 part = extract_features(self.extractor, pixels[:whole])
                 if self.scorer is not None and prompts:
-                    clip.append(self.scorer.scores(pixels[:whole].float() / 255, prompts[:whole]).cpu())
+                    with plugin_call(f"features {self.scorer.protocol!r}", "scores"):
+                        found = self.scorer.scores(pixels[:whole].float() / 255, prompts[:whole])
+                    require_each(f"the scores of features {self.scorer.protocol!r}", found, whole)
+                    clip.append(found.cpu())
                     prompts = prompts[whole:]
                 waiting = [pixels[whole:]]
                 values.append(part.values)
@@ -215,8 +218,7 @@ def _scored(reward: RewardModel, name: str, samples: Samples, device: torch.devi
     scores = []
     for rows in (slice(start, start + BATCH) for start in range(0, len(samples.images), BATCH)):
         context, images = samples.context.select(rows).to(device), samples.images[rows].to(device)
-        with unchanged(images, f"reward {name!r}"):
-            embedded = reward.embed(images, context)
+        embedded = checked_embedding(reward, name, images, context)
         scores.append(checked_scores(reward, name, embedded, context)[0])
     return torch.cat(scores)
 

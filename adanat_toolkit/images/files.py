@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import DataError
@@ -299,7 +299,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
                 raise ValueError(f"it has {wide} x {high} pixels, at most {MOST_PIXELS:,} are read")
             yield image
     except UnidentifiedImageError:
-        raise ValueError("its format is unknown, or it was cut short") from None
+        raise ValueError(_unknown(data)) from None
     except Exception as error:  # Pillow raises a dozen kinds for damaged files
         raise ValueError(_reason(error)) from error
 
@@ -311,11 +311,11 @@ def open_upright(data: bytes) -> Image.Image:
         ValueError: it cannot be read, or has more than :data:`MOST_PIXELS`; the message says why.
     """
     with _opened(data) as image:
-        return _upright(image)
+        return _upright(image, data)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    eight_bit = _eight_bit(image)
+def _upright(image: Image.Image, data: bytes) -> Image.Image:
+    eight_bit = _eight_bit(image, data)
     # Pillow itself turns TIFF files. Its exif_transpose writes all metadata anew, and fails where any is odd.
     turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
     return eight_bit if turn is None else eight_bit.transpose(turn)
@@ -347,7 +347,7 @@ def decode_image(data: bytes, size: tuple[int, int]) -> Tensor:
         ValueError: it cannot be read; the message says why.
     """
     with _opened(data) as image, _PIXELS.taken(math.prod(image.size)):
-        return fitted(_upright(image), size)
+        return fitted(_upright(image, data), size)
 
 
 _TURNS: dict[Any, Image.Transpose] = {
@@ -386,12 +386,33 @@ def _orientation(image: Image.Image) -> Any:
     return 1
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def _unknown(data: bytes) -> str:
+    """Why Pillow does not know a file: of TIFF, which has many kinds of numbers, what its pixels are."""
+    with contextlib.suppress(Exception):  # whatever is damaged in it
+        if data.startswith((b"II*\0", b"MM\0*")):
+            tags, file = TiffImagePlugin.ImageFileDirectory_v2(data[:8]), io.BytesIO(data)
+            file.seek(tags.next)
+            tags.load(file)
+            bits, number = " + ".join(map(str, tags[258])), _SAMPLES.get(tags.get(339, (1,))[0], "an unknown kind of numbers")
+            return f"it is a TIFF file whose pixels are {number} of {bits} bits, which is not read: save it with 8 or 16 bits"
+    return "its format is unknown, or it was cut short"
+
+
+_SAMPLES = {1: "unsigned integers", 2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex floats"}
+"""Sample formats of TIFF (tag 339)."""
+
+
+def _eight_bit(image: Image.Image, data: bytes) -> Image.Image:
     """RGB, or RGBA where there is transparency.
+
+    Args:
+        data: the file that the image is of.
 
     Raises:
         ValueError: no level is known to be white.
     """
+    if 2 in getattr(image, "tag_v2", {}).get(339, ()):  # Pillow takes those of 8 bits for unsigned ones
+        raise ValueError("its pixels are 32-bit or signed integers, which do not say what white is: save it with 8 or 16 bits")
     # Read before the pixels are, which drops it.
     deep = ";16" in str(getattr(image, "tile", ""))
     image.load()
@@ -403,10 +424,23 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     key = image.info.get("transparency")
-    if deep and image.mode == "RGB" and isinstance(key, tuple):  # Pillow keeps the high byte of each pixel
-        image.info["transparency"] = tuple(value >> 8 for value in key)
+    if deep and image.mode == "RGB" and isinstance(key, tuple):
+        return _without_colour(image, data, key)
     transparent = image.mode in ("1", "L", "P", "RGB") and key is not None
     return image.convert("RGBA" if transparent or image.mode in ("RGBA", "LA", "PA", "RGBa") else "RGB")
+
+
+def _without_colour(image: Image.Image, data: bytes, key: tuple[int, ...]) -> Image.Image:
+    """RGBA of a PNG of 16 bits a channel in which one colour is transparent: all its bits, of which Pillow keeps the high 8."""
+    with Image.open(io.BytesIO(data)) as again:
+        low: Any = again
+        low.tile = [(*tile[:3], "RGB;16L") for tile in low.tile]  # the other byte order: the low 8
+        low.load()
+        values = np.asarray(image).astype(np.uint16) * 256 + np.asarray(low)
+    opaque = (values != np.array(key, dtype=np.uint16)).any(-1)
+    image.info.pop("transparency")
+    image.putalpha(Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8)))
+    return image
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:

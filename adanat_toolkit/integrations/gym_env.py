@@ -35,6 +35,7 @@ from ..core import (
     Policy,
     RewardModel,
     as_seeds,
+    called,
     derive,
     mix,
     see,
@@ -175,6 +176,8 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         self._episode = 0
         self._step: int | None = None  # None before the first reset; T after the last step
         self._updates = 0
+        self.terms: dict[str, Tensor] = {}
+        """(num_envs,) of each term of the reward, of the last finished episodes."""
         self._shown: Tensor | None = None  # finished images, as long as render shows them
         self.finished: Rollout | None = None
         """The last finished episodes: contexts, raw and physical actions, images, and ``RewardModel.embed`` of them."""
@@ -390,7 +393,8 @@ class GenerationVectorEnv(VectorEnv[Observations, np.ndarray, np.ndarray]):
         )
         self._shown = self.finished.images
         assert self.finished.embedded is not None
-        self._scores, _ = checked_scores(self.reward, type(self.reward).__name__, self.finished.embedded, self._context)
+        name = called(self.reward)
+        self._scores, self.terms = checked_scores(self.reward, name, self.finished.embedded, self._context)
 
     def _observe(self) -> Observations:
         """New arrays every time: users keep them."""

@@ -389,7 +389,7 @@ class SB3Trainer(Trainer):
         finished = self.env.finished
         assert finished is not None
         group = self.config.ppo.group
-        self._row |= describe(finished, self.env.scores, self.reward.terms(), self.space, group=group)
+        self._row |= describe(finished, self.env.scores, self.env.terms, self.space, group=group)
         explore = self._exploration(0, self.config.batch)
         self._row |= describe_shares(finished, self.env.scores, explore, start=0, group=group)
         if self.policy.reads == "statistics":
@@ -407,7 +407,7 @@ class SB3Trainer(Trainer):
 
     def _terminal_reward(self, scores: Tensor) -> Tensor:
         """The standardised terminal reward of our engine; with all values zero it is the last step's target."""
-        self._require_finite(scores)
+        self._require_finite(scores, self.env.terms)
         values = torch.zeros(len(scores), self.space.decisions, device=scores.device)
         return targets(scores, values, self.config.ppo)[0][:, -1]
 

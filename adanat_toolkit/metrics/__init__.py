@@ -4,12 +4,20 @@ from .evaluation import Evaluation, evaluate_features, require_comparable, resam
 from .extract import BATCH, Features, Reference, extract_features, reference_of, statistics_of
 from .figures import FIGURES, TABLE, direction, flattered, title
 from .frechet import FeatureStatistics, frechet_distance
-from .intervals import bootstrap_interval, mean_interval, resampled_interval
+from .intervals import bootstrap_interval, deciles, mean_interval, resampled_interval
 from .kid import kernel_distance
 from .prdc import FEWEST, neighbourhoods
 from .scores import clip_scores, inception_score, within_class_diversity
 from .shared import shared_reference, shared_statistics
-from .variance_shares import Share, Slopes, VarianceShares, batch_shares, trajectories_to_move, variance_shares
+from .variance_shares import (
+    Share,
+    Slopes,
+    VarianceShares,
+    batch_shares,
+    least_samples,
+    trajectories_to_move,
+    variance_shares,
+)
 
 __all__ = [
     "BATCH",
@@ -26,6 +34,7 @@ __all__ = [
     "batch_shares",
     "bootstrap_interval",
     "clip_scores",
+    "deciles",
     "direction",
     "evaluate_features",
     "extract_features",
@@ -33,6 +42,7 @@ __all__ = [
     "frechet_distance",
     "inception_score",
     "kernel_distance",
+    "least_samples",
     "mean_interval",
     "neighbourhoods",
     "reference_of",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core import FeatureExtractor, ImageSource, JointExtractor, Labelled, PrecomputedExtractor
 from ..errors import DataError
+from ..runtime import plugin_call, require_rows
 from .frechet import FeatureStatistics
 
 Progress = Callable[[int, int], None]
@@ -60,11 +61,13 @@ def extract_features(
     """
     values, probabilities = [], []
     for batch in _batches(images, progress):
-        if isinstance(extractor, JointExtractor):
-            part, classes = extractor.joint(batch)
-        else:
-            part, found = extractor(batch), extractor.probabilities(batch)
-            classes = torch.empty(0) if found is None else found
+        with plugin_call(f"features {extractor.protocol!r}", "features"):
+            if isinstance(extractor, JointExtractor):
+                part, classes = extractor.joint(batch)
+            else:
+                part, found = extractor(batch), extractor.probabilities(batch)
+                classes = torch.empty(0) if found is None else found
+        require_rows(f"the features of {extractor.protocol!r}", part, len(batch))
         values.append(part.float().cpu())
         if classes.numel():
             probabilities.append(classes.float().cpu())
@@ -75,7 +78,7 @@ def reference_of(extractor: FeatureExtractor, source: ImageSource, *, progress: 
     """Features and statistics of real images. What the extractor ships for this very data set is used, not computed."""
     features = extractor.precomputed(source) if isinstance(extractor, PrecomputedExtractor) else None
     if features is None:
-        features = torch.cat([extractor(batch).float().cpu() for batch in _batches(source, progress)])
+        features = torch.cat([_features(extractor, batch).float().cpu() for batch in _batches(source, progress)])
     statistics = FeatureStatistics.of(features, extractor.protocol, source.fingerprint)
     return Reference(statistics, features, source.labels if isinstance(source, Labelled) else None)
 
@@ -92,10 +95,17 @@ def statistics_of(
     statistics = FeatureStatistics.empty(extractor.feature_dim, extractor.protocol, data, dict(extractor.card))
     waiting: list[Tensor] = []
     for batch in _batches(source, progress):
-        waiting.append(extractor(batch))
+        waiting.append(_features(extractor, batch))
         if len(waiting) == 8:  # each update costs several passes over a (D, D) matrix
             statistics, waiting = statistics.update(torch.cat(waiting)), []
     return statistics.update(torch.cat(waiting)) if waiting else statistics
+
+
+def _features(extractor: FeatureExtractor, images: Tensor) -> Tensor:
+    with plugin_call(f"features {extractor.protocol!r}", "features"):
+        found = extractor(images)
+    require_rows(f"the features of {extractor.protocol!r}", found, len(images))
+    return found
 
 
 def _batches(images: Tensor | ImageSource, progress: Progress | None) -> Iterator[Tensor]:

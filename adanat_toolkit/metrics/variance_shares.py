@@ -101,7 +101,7 @@ def variance_shares(reward: Tensor, action: Tensor, statistics: Tensor | None = 
         statistics: (G, C, A, R, T, S) of the state that each step's action was taken in.
 
     Raises:
-        DataError: the reward is constant, or not finite.
+        DataError: the reward is constant, or not finite; or there are more slopes than the images can carry.
     """
     reward, action = reward.double(), action.double()
     if not bool(reward.isfinite().all()):
@@ -146,9 +146,11 @@ def batch_shares(reward: Tensor, action: Tensor, context: Tensor) -> dict[str, f
         nothing where the reward does not vary.
     """
     y, x = reward.double().cpu(), action.double().cpu().flatten(1)
-    count, (y, variance) = len(y), (y - y.mean(), float(y.var()))
-    out: dict[str, float] = {}
-    if count < 3 or not variance > 0:
+    count, out = len(y), dict[str, float]()
+    if count < 3:
+        return out
+    y, variance = y - y.mean(), float(y.var())
+    if not variance > 0:
         return out
     _, place, sizes = context.cpu().unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, place, y)
@@ -157,9 +159,21 @@ def batch_shares(reward: Tensor, action: Tensor, context: Tensor) -> dict[str, f
         alike = float(sums.square().sum() - y.square().sum()) / same
         others = -float(sums.square().sum()) / (count * count - count - same)
         out["context"] = (alike - others) / variance
-    if count > 1.5 * (x.shape[1] + 2):
+    if count >= least_samples(x.shape[1], lost=1):
         out["slope"] = _regress(x - x.mean(0), y / math.sqrt(variance), lost=1)[2]
     return out
+
+
+def least_samples(slopes: int, *, lost: int) -> int:
+    """How many samples carry so many slopes and their errors: half as many again, and what was taken out of them before.
+
+    With fewer the residuals are small because they were fitted, so that squared errors are too small; with no more than there
+    are slopes there is no solution.
+
+    Args:
+        lost: degrees of freedom that were taken out before.
+    """
+    return int(1.5 * (slopes + 2)) + lost
 
 
 def trajectories_to_move(share: float, count: int, context: float) -> float:
@@ -279,6 +293,12 @@ def _regress(x: Tensor, y: Tensor, *, lost: int) -> tuple[Tensor, Tensor, float,
         (p,) shares and coefficients in standard errors; the sum of the shares and the half-width of its 95 % interval, by the
         variance of b'b for a normal b of covariance V: 4 b' V b + 2 trace(V^2).
     """
+    least = least_samples(x.shape[1], lost=lost)
+    if len(x) < least:
+        raise DataError(
+            f"{len(x):,} samples cannot carry {x.shape[1]:,} slopes ({lost:,} degrees of freedom were taken out before): "
+            f"at least {least:,} are needed. Make more images, or take fewer steps or knobs."
+        )
     inverse = torch.linalg.inv(x.T @ x)
     slope = inverse @ (x.T @ y)
     meat = x * (y - x @ slope)[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..core import FeatureExtractor, Generator, ImageSource, RewardModel, RewardSpec
-from .discovery import load
+from .discovery import base_of, load
 from .options import parse_options
 
 
@@ -28,14 +29,18 @@ def create_generator(
         ConfigError: an option is unknown or does not fit.
         WeightsError: weights are missing or damaged.
     """
-    from ..runtime import float32_by_default  # imports torch, which a list of plug-ins does not need
+    # These import torch, which a list of plug-ins does not need.
+    from ..runtime import float32_by_default, plugin_call, require_made
     from ..storage import downloads_refused
 
     name, _, variant = spec.partition(":")
-    with float32_by_default(), downloads_refused(offline):
-        return load("generator", name).create(
+    made_by, plugin = load("generator", name), f"generator {name!r}"
+    with plugin_call(plugin, "create"), float32_by_default(), downloads_refused(offline):
+        made: Generator = made_by.create(
             variant or None, dict(options or {}), device=device, dtype=dtype, offline=offline
         )
+    require_made(plugin, made, base_of("generator"))
+    return made
 
 
 def create_reward(
@@ -60,7 +65,7 @@ def create_reward(
         DataError: the reward needs real images and there are none.
     """
     from ..core import RewardSpec
-    from ..runtime import float32_by_default
+    from ..runtime import float32_by_default, plugin_call, require_made
     from ..storage import downloads_refused
 
     written = RewardSpec.parse(spec)
@@ -73,8 +78,13 @@ def create_reward(
         raise DataError(
             f"reward {name!r} needs real images, and {generator.name} ships none. Give --data FOLDER or FILE.zip."
         )
-    with float32_by_default(), downloads_refused(offline):
-        return made_by.create(parsed, generator=generator, real=real, device=device, seed=seed, offline=offline)
+    plugin = f"reward {spec!r}"
+    with plugin_call(plugin, "create"), float32_by_default(), downloads_refused(offline):
+        made = made_by.create(parsed, generator=generator, real=real, device=device, seed=seed, offline=offline)
+    require_made(plugin, made, base_of("reward"))
+    with contextlib.suppress(AttributeError):  # one that takes no attributes is called by its class
+        made.made_as = spec
+    return made
 
 
 def reward_class(spec: RewardSpec) -> tuple[type[RewardModel], dict[str, Any]]:
@@ -101,10 +111,12 @@ def create_features(
         ConfigError: an option is unknown or does not fit.
         WeightsError: weights are missing or damaged.
     """
-    from ..runtime import float32_by_default
+    from ..runtime import float32_by_default, plugin_call, require_made
     from ..storage import downloads_refused
 
     made_by = load("features", name)
     parsed = parse_options(f"features {name!r}", made_by.Options, options or {})
-    with float32_by_default(), downloads_refused(offline):
-        return made_by.create(parsed, device=device, offline=offline)
+    with plugin_call(f"features {name!r}", "create"), float32_by_default(), downloads_refused(offline):
+        made: FeatureExtractor = made_by.create(parsed, device=device, offline=offline)
+    require_made(f"features {name!r}", made, base_of("features"))
+    return made

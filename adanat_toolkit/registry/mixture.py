@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core import Context, PluginOptions, RewardModel, RewardSpec, derive, unchanged
 from ..errors import CheckpointError, ConfigError, nearest
+from ..runtime import checked_figures, plugin_call, require_each, require_rows, require_tensors
 from .discovery import load
 from .factories import create_reward
 
@@ -98,10 +99,12 @@ class MixReward(RewardModel):
 
     def _embed_term(self, name: str, images: Tensor, context: Context) -> Tensor:
         reward = self.rewards[name]
-        with unchanged(images, f"term {name!r}"):
-            if reward.set_level or reward.learns:
-                return reward.embed(images, context)
-            return reward.score(images, context)[:, None]
+        if reward.set_level or reward.learns:
+            return _embedded(name, reward, images, context, "embed")
+        with plugin_call(f"term {name!r}", "score"), unchanged(images, f"term {name!r}"):
+            scores = reward.score(images, context)
+        require_each(f"the scores of the term {name!r}", scores, len(context))
+        return scores[:, None]
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
@@ -112,11 +115,13 @@ class MixReward(RewardModel):
         for name, part in unpack(embedded, self._layout).items():
             reward = self.rewards[name]
             kept = reward.set_level or reward.learns
-            with unchanged(part, f"term {name!r}"):
-                scores = (reward.score_embedded(part, context) if kept else part[:, 0]).float()
+            scores = (_scores(name, reward, part, context) if kept else part[:, 0]).float()
             self._scores[name] = scores
             if kept:
-                self._scores |= {f"{name}/{key}": value for key, value in reward.terms().items()}
+                with plugin_call(f"term {name!r}", "terms"):
+                    terms = reward.terms()
+                require_tensors(f"terms() of the term {name!r}", terms)
+                self._scores |= {f"{name}/{key}": value for key, value in terms.items()}
             total += self.weights[name] * standardise(scores).to(total.device)
         return total
 
@@ -142,9 +147,13 @@ class MixReward(RewardModel):
 
     def state(self) -> dict[str, Tensor]:
         """The terms' states, ``NAME/KEY``."""
-        return {
-            f"{name}/{key}": value for name, reward in self.rewards.items() for key, value in reward.state().items()
-        }
+        states: dict[str, Tensor] = {}
+        for name, reward in self.rewards.items():
+            with plugin_call(f"term {name!r}", "state"):
+                own = reward.state()
+            require_tensors(f"what state of the term {name!r} returns", own)
+            states |= {f"{name}/{key}": value for key, value in own.items()}
+        return states
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in self.rewards}
@@ -157,7 +166,8 @@ class MixReward(RewardModel):
                 )
             parts[name][rest] = value
         for name, part in parts.items():
-            self.rewards[name].load_state(part)
+            with plugin_call(f"term {name!r}", "load_state"):
+                self.rewards[name].load_state(part)
 
     # --- the terms that learn -------------------------------------------------------------------------------------------
 
@@ -168,10 +178,9 @@ class MixReward(RewardModel):
     @torch.no_grad()
     def embed_real(self, images: Tensor, context: Context) -> Tensor:
         """What the terms that learn read of real images, side by side as in :meth:`embed`."""
-        parts = {}
-        for name, reward in self.learners.items():
-            with unchanged(images, f"term {name!r}"):
-                parts[name] = reward.embed_real(images, context)
+        parts = {
+            name: _embedded(name, reward, images, context, "embed_real") for name, reward in self.learners.items()
+        }
         if not parts:
             return self.embed(images, context)
         self._real_layout = forms(parts)
@@ -194,15 +203,32 @@ class MixReward(RewardModel):
         most = max(1, *wanted.values())
         for position, (name, reward) in enumerate(self.learners.items()):
             rows = slice(0, -(-len(real) * wanted[name] // most))
-            found = reward.update(
-                real_parts[name][rows],
-                real_context.select(rows),
-                fake_parts[name],
-                fake_context,
-                seed=derive(seed, position),
-            )
-            figures |= {f"{name}/{key}": value for key, value in found.items()}
+            with plugin_call(f"term {name!r}", "update"):
+                found = reward.update(
+                    real_parts[name][rows],
+                    real_context.select(rows),
+                    fake_parts[name],
+                    fake_context,
+                    seed=derive(seed, position),
+                )
+            own = checked_figures(f"the term {name!r}", found)
+            figures |= {f"{name}/{key}": value for key, value in own.items()}
         return figures
+
+
+def _embedded(name: str, reward: RewardModel, images: Tensor, context: Context, method: str) -> Tensor:
+    """What a term keeps of the images, seen to be one entry an image."""
+    with plugin_call(f"term {name!r}", method), unchanged(images, f"term {name!r}"):
+        embedded: Tensor = getattr(reward, method)(images, context)
+    require_rows(f"{method} of the term {name!r}", embedded, len(context))
+    return embedded
+
+
+def _scores(name: str, reward: RewardModel, embedded: Tensor, context: Context) -> Tensor:
+    with plugin_call(f"term {name!r}", "score"), unchanged(embedded, f"term {name!r}"):
+        scores = reward.score_embedded(embedded, context)
+    require_each(f"the scores of the term {name!r}", scores, len(context))
+    return scores
 
 
 def forms(parts: Mapping[str, Tensor]) -> dict[str, Form]:

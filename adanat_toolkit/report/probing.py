@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core import ActionSpace, Context, Generator, Noise, see
 from ..decoding import SamplingPolicy, TokenGenerator, TokenState
 from ..images import OwnContexts, draw_contexts, to_bytes
+from ..metrics import deciles
 from ..sampling import begin, mean_action, sample
 
 ALIKE = 1e-4
@@ -34,7 +35,7 @@ class Probe:
 
     def spread(self) -> list[KnobSpread]:
         """Mean, 10 and 90 % of every knob at every step over the samples."""
-        low, high = torch.quantile(self.knobs.double(), torch.tensor([0.1, 0.9], dtype=torch.float64), dim=0)
+        low, high = deciles(self.knobs)
         mean = self.knobs.double().mean(0)
         return [
             KnobSpread(name, mean[:, k].tolist(), low[:, k].tolist(), high[:, k].tolist())

@@ -2,6 +2,7 @@
 
 from .adam import Adam, clip_gradients, total_norm
 from .attention import attend
+from .calls import checked_figures, plugin_call, require_each, require_made, require_rows, require_tensors
 from .devices import (
     COMPILED,
     CPU_CHUNK,
@@ -46,6 +47,7 @@ __all__ = [
     "ThreadSafe",
     "attend",
     "check_devices",
+    "checked_figures",
     "clip_gradients",
     "dtype_name",
     "environment",
@@ -68,9 +70,14 @@ __all__ = [
     "minimum_batch",
     "minimum_rows",
     "padded",
+    "plugin_call",
     "rank",
     "ready_to_learn",
     "record_failure",
+    "require_each",
+    "require_made",
+    "require_rows",
+    "require_tensors",
     "resolve_device",
     "resolve_dtype",
     "together",

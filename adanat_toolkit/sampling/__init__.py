@@ -4,7 +4,7 @@ from .editing import Edit, edit, read_edit, start_of_edit
 from .refine import Refinement, candidate_seeds, forwards_of_an_image
 from .rollout import Rollout, Start, begin, collect, embed, explored_by, gaussian_log_prob
 from .sample import Samples, default_batch, sample, seed_range
-from .scores import checked_scores
+from .scores import checked_embedding, checked_scores
 from .whole_step import WholeStep, mean_action, value_of
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "WholeStep",
     "begin",
     "candidate_seeds",
+    "checked_embedding",
     "checked_scores",
     "collect",
     "default_batch",

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import CANDIDATE, ActionSpace, Context, Generator, Noise, RewardModel, as_seeds, derive, mix, unchanged
+from ..core import CANDIDATE, ActionSpace, Context, Generator, Noise, RewardModel, as_seeds, derive, mix
 from ..decoding import SamplingPolicy
 from ..errors import ConfigError, NotFiniteError
 from ..limits import MOST_IMAGES
 from .sample import Samples, default_batch, sample
-from .scores import checked_scores
+from .scores import checked_embedding, checked_scores
 
 
 def forwards_of_an_image(generator: Generator, space: ActionSpace) -> int:
@@ -96,8 +96,7 @@ class Refinement:
             (made,) = sample(generator, policy, candidate_seeds(seeds, number), context, batch=size)
             with torch.no_grad():
                 images = made.images.to(scores.device)
-                with unchanged(images, f"the reward of {self.judge}"):
-                    embedded = self.reward.embed(images, context)
+                embedded = checked_embedding(self.reward, self.judge, images, context)
                 score, _ = checked_scores(self.reward, self.judge, embedded, context)
             wrong = int((~score.isfinite()).sum())
             if wrong:

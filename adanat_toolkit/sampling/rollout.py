@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import ACTION, ActionSpace, Context, Generator, Noise, RewardModel, unchanged
+from ..core import ACTION, ActionSpace, Context, Generator, Noise, RewardModel, called
 from ..decoding import DistilledDecoder, SamplingPolicy, TokenGenerator
 from ..errors import ConfigError
-from ..runtime import MicroBatch, ThreadSafe, float32_by_default, may_go_side_by_side
+from ..runtime import MicroBatch, ThreadSafe, float32_by_default, may_go_side_by_side, plugin_call
+from .scores import checked_embedding
 from .whole_step import WholeStep, decide
 
 
@@ -165,7 +166,8 @@ def _collect(
                 generator, policy, critic, state, context, step, wander=wandered, smoothed=smoothed, guided=guided[t],
                 given=None if given is None else given[:, t].to(device),
             )  # fmt: skip
-            taken = decision, generator.step(state, decision.physical, noise)
+            with plugin_call(f"generator {generator.name!r}", "step"):
+                taken = decision, generator.step(state, decision.physical, noise)
         decision, state = taken
         smoothed = decision.smoothed
         actions.append(decision.action)
@@ -179,7 +181,7 @@ def _collect(
         if decision.statistics is not None:
             statistics.append(decision.statistics)
     nothing = torch.zeros(size, space.decisions, device=device)
-    images = generator.decode(state) if keep_images else None
+    images = _decoded(generator, state) if keep_images else None
     return Rollout(
         context=context,
         features=torch.stack(features, 1) if features else None,
@@ -207,16 +209,25 @@ def embed(
         decoder: shows the reward its own images, whatever ``images`` are.
 
     Raises:
-        PluginError: the reward changed what it was given.
+        PluginError: the generator or the reward failed, or the reward returned something else or changed what it was given.
     """
     if reward.reads_latents:
-        shown = generator.latents(state)
+        shown = _latents(generator, state)
     elif decoder is not None:
-        shown = decoder.decode(generator.latents(state))
+        shown = decoder.decode(_latents(generator, state))
     else:
-        shown = generator.decode(state) if images is None else images
-    with unchanged(shown, f"reward {type(reward).__name__}"):
-        return reward.embed_latents(shown, context) if reward.reads_latents else reward.embed(shown, context)
+        shown = _decoded(generator, state) if images is None else images
+    return checked_embedding(reward, called(reward), shown, context, "embed_latents" if reward.reads_latents else "embed")
+
+
+def _decoded(generator: Generator, state: Any) -> Tensor:
+    with plugin_call(f"generator {generator.name!r}", "decode"):
+        return generator.decode(state)
+
+
+def _latents(generator: Generator, state: Any) -> Tensor:
+    with plugin_call(f"generator {generator.name!r}", "latents"):
+        return generator.latents(state)
 
 
 def begin(
@@ -228,7 +239,8 @@ def begin(
         ConfigError: a rule or a start for a generator without tokens.
     """
     if policy.rule is None and start_from is None:
-        return generator.reset(context, noise, policy.steps)
+        with plugin_call(f"generator {generator.name!r}", "reset"):
+            return generator.reset(context, noise, policy.steps)
     if not isinstance(generator, TokenGenerator):
         raise ConfigError(
             f"{generator.name} is no token generator, so masked editing and published samplers do not apply; use "

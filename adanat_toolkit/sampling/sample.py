@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core import Context, Generator, Noise, as_seeds
 from ..decoding import SamplingPolicy
+from ..errors import NotFiniteError
 from ..limits import check_seeds
 from ..runtime import CPU_CHUNK, MicroBatch, measured_size
 from .rollout import Start, collect
@@ -62,6 +63,9 @@ def sample(
         on_batch: called with the number of images done.
         start_from: n starts, for masked editing (see ``editing.edit``).
         actions: (n, T, A) raw actions to take in place of the policy's.
+
+    Raises:
+        NotFiniteError: an image has NaN or infinity, which a picture would show as black or white.
     """
     seeds = as_seeds(seeds)
     noise = Noise(seeds.to(generator.device))
@@ -87,9 +91,21 @@ def sample(
             actions=None if actions is None else actions[rows],
         )
         assert part.images is not None
+        _require_finite(part.images, seeds[rows], generator)
         yield Samples(seeds[rows].cpu(), part.context, part.images, part.physical, part.actions)
         if on_batch is not None:
             on_batch(min(start + size, len(seeds)))
+
+
+def _require_finite(images: Tensor, seeds: Tensor, generator: Generator) -> None:
+    if bool(images.isfinite().all()):  # one transfer a batch
+        return
+    wrong = (~images.isfinite()).flatten(1).any(1).cpu()
+    raise NotFiniteError(
+        f"{int(wrong.sum())} of {len(images)} images of generator {generator.name!r} are not finite (NaN or infinite), first "
+        f"that of seed {int(seeds[wrong.to(seeds.device)][0])}. Use --dtype float32 where another type is used or another "
+        "policy, or mend the generator."
+    )
 
 
 def _fitting_batch(

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -227,12 +228,14 @@ class MetricsLog:
             )
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """
+        """Write a row. What is no finite number, which JSON has no word for, is left out: a share of a variance of 0.
+
         Raises:
             OutputError: the folder or the file is not there any more, or the disk is full.
         """
         self.require_folder()
-        line = json.dumps(row).encode() + b"\n"
+        told = {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
+        line = json.dumps(told, allow_nan=False).encode() + b"\n"
         file = self.folder.path / "metrics.jsonl"
         try:
             with open(os.open(file, os.O_WRONLY | os.O_APPEND), "wb") as handle:  # not made again where it is missing

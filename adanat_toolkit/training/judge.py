@@ -17,6 +17,7 @@ from ..runtime import float32_by_default
 from ..storage import RunFolder, load_checkpoint
 from .checkpoint import require_made_with, stored_config
 from .config import RewardConfig
+from .reward_update import load_into
 
 
 @float32_by_default()
@@ -73,7 +74,7 @@ def load_judge(
         seed=derive(config.seed, REWARD),
         offline=offline,
     )
-    reward.load_state(reward_state(tensors, generator.device))
+    load_into(reward, reward_state(tensors, generator.device))
     return reward, f"{settings.name} of {Path(run).resolve().name}, iteration {saved[-1]}"
 
 

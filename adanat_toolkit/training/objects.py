@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core import Context, Generator, ImageSource, RewardModel
 from ..errors import ConfigError
 from .config import RunConfig, validate
+from .reward_update import state_of
 
 RewardFunction: TypeAlias = Callable[[Tensor, Context], Tensor]
 """``(images, context) -> scores``: (B, 3, H, W) float32 in [0, 1] -> (B,) floating point, higher is better."""
@@ -98,7 +99,7 @@ def require_learnable(reward: RewardModel) -> None:
     Raises:
         ConfigError: it learns, and its weights were made where torch forbids that for good.
     """
-    if reward.learns and any(value.is_inference() for value in reward.state().values()):
+    if reward.learns and any(value.is_inference() for value in state_of(reward).values()):
         raise ConfigError(
             f"reward {name_of(reward)!r} learns, and was made inside torch.inference_mode(), whose tensors no gradient can "
             "change; make it outside."

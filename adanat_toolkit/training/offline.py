@@ -14,8 +14,7 @@ A reward that learns is trained between rounds, as with PPO. There is no critic,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,9 +24,9 @@ from ..errors import ConfigError
 from ..images import draw_contexts
 from ..runtime import distributed
 from ..sampling import Rollout, explored_by
-from ..settings import CheckedModel
 from .config import RunConfig
 from .ppo import Batch, descend, shrunk_baseline, unpacked
+from .settings_read import SIGMA, Reads
 from .standard import mean_and_divisor
 from .trainer import Trainer
 
@@ -40,6 +39,11 @@ class OfflineTrainer(Trainer):
     """
 
     needs_critic = False
+    reads: ClassVar[Reads] = {
+        "ppo": SIGMA
+        | {"learning_rate", "learning_rate_decay", "adam_epsilon", "epochs", "minibatches", "max_gradient_norm"},
+        "fit": frozenset({"actions", "repeats", "keep", "pull"}),
+    }
 
     @classmethod
     def refuse(cls, config: RunConfig) -> None:
@@ -52,7 +56,6 @@ class OfflineTrainer(Trainer):
             )
         if config.batch % group:
             raise ConfigError(f"batch = {config.batch} must be a multiple of {what}; choose another batch.")
-        refuse_settings_of_ppo(config, "offline")
 
     @classmethod
     def groups(cls, config: RunConfig) -> tuple[int, int, int]:
@@ -107,32 +110,3 @@ class OfflineTrainer(Trainer):
         )
         mean, _ = distributed.mean_and_std(best)
         return {**{f"fit/{key}": value for key, value in figures.items()}, "fit/best": float(mean)}
-
-
-def refuse_settings_of_ppo(config: RunConfig, engine: str) -> None:
-    """Refuse settings that an engine without ratio, returns and critic would pass over in silence.
-
-    Raises:
-        ConfigError: one of them is not at its default.
-    """
-    baselines = ("group", "context_baseline", "critic_statistics")
-    names = (*baselines, "standardise", "normalise_advantages", "target_kl", "gamma", "gae_lambda")
-    refuse_settings(config, engine, "ppo", names, "PPO's", "adanat")
-
-
-def refuse_settings(
-    config: RunConfig, engine: str, part: Literal["ppo", "fit"], names: Sequence[str], whose: str, other: str
-) -> None:
-    """Refuse settings of a part that ``engine`` would pass over, since they are ``whose`` and ``other`` is their engine.
-
-    Raises:
-        ConfigError: one of them is not at its default.
-    """
-    settings: CheckedModel = getattr(config, part)
-    for name in names:
-        value, default = getattr(settings, name), type(settings).model_fields[name].default
-        if value != default:
-            raise ConfigError(
-                f"{part}.{name} = {value!r} is {whose} and has no meaning for engine {engine!r}; leave it at {default!r}, or "
-                f"use engine {other!r}."
-            )

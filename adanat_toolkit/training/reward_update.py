@@ -10,19 +10,24 @@ from torch import Tensor
 
 from ..core import (
     DATA,
+    Context,
     ImageSource,
     Noise,
     RewardModel,
+    called,
     sample_seeds,
 )
 from ..images import augment
 from ..runtime import (
     MicroBatch,
+    checked_figures,
     distributed,
     may_go_side_by_side,
+    plugin_call,
+    require_tensors,
     whole,
 )
-from ..sampling import Rollout
+from ..sampling import Rollout, checked_embedding
 from .config import DataConfig
 
 
@@ -50,7 +55,7 @@ def prepared_update(
     if "real_images" not in reward.needs:
         none = slice(0, 0)
         nothing, about = made[none], about_made.select(none)
-        return partial(reward.update, nothing, about, made, about_made, seed=seed)
+        return partial(_update, reward, nothing, about, made, about_made, seed)
     assert real is not None  # ``create_reward`` has seen to it
     start, stop = distributed.local_slice(reward.real_per_update)
     seeds = sample_seeds(seed, 0, start, stop - start)
@@ -59,7 +64,7 @@ def prepared_update(
     context = real.contexts(index).to(device)
 
     def embed(rows: slice) -> Tensor:
-        return reward.embed_real(images[rows], context.select(rows))
+        return checked_embedding(reward, called(reward), images[rows], context.select(rows), "embed_real")
 
     threads = may_go_side_by_side(device, reward)
     with torch.no_grad():
@@ -68,6 +73,40 @@ def prepared_update(
 
     def update() -> dict[str, float]:
         with whole("the reward's update", "lower reward.options.batch or the batch, or use a reward that does not learn"):
-            return reward.update(embedded, context, made, about_made, seed=seed)
+            return _update(reward, embedded, context, made, about_made, seed)
 
     return update
+
+
+def _update(
+    reward: RewardModel, real: Tensor, real_context: Context, fake: Tensor, fake_context: Context, seed: int
+) -> dict[str, float]:
+    """
+    Raises:
+        PluginError: the update failed, or gave something else than figures by their names.
+    """
+    plugin = f"reward {called(reward)!r}"
+    with plugin_call(plugin, "update"):
+        found = reward.update(real, real_context, fake, fake_context, seed=seed)
+    return checked_figures(plugin, found)
+
+
+def state_of(reward: RewardModel) -> dict[str, Tensor]:
+    """
+    Raises:
+        PluginError: its ``state`` failed, or gave something else than tensors by their names.
+    """
+    plugin = f"reward {called(reward)!r}"
+    with plugin_call(plugin, "state"):
+        state = reward.state()
+    require_tensors(f"what state of {plugin} returns", state)
+    return state
+
+
+def load_into(reward: RewardModel, state: dict[str, Tensor]) -> None:
+    """
+    Raises:
+        CheckpointError: the reward says so. PluginError: its ``load_state`` failed.
+    """
+    with plugin_call(f"reward {called(reward)!r}", "load_state"):
+        reward.load_state(state)

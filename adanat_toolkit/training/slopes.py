@@ -20,7 +20,7 @@ change slowly. The policy moves ``fit.pull`` times sigma times the slopes. A rew
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from ..sampling import Rollout, explored_by
 from .checkpoint import load_sums
 from .config import RunConfig
 from .context_sums import no_sums, remembered, spread
-from .offline import refuse_settings, refuse_settings_of_ppo
+from .settings_read import SIGMA, Reads
 from .trainer import Trainer
 
 
@@ -45,6 +45,7 @@ class SlopesTrainer(Trainer):
     """
 
     needs_critic = False
+    reads: ClassVar[Reads] = {"ppo": SIGMA, "fit": frozenset({"actions", "pull", "memory"})}
 
     @classmethod
     def refuse(cls, config: RunConfig) -> None:
@@ -57,8 +58,6 @@ class SlopesTrainer(Trainer):
             raise ConfigError(
                 f"batch = {config.batch} must be a multiple of fit.actions = {config.fit.actions}; choose another batch."
             )
-        refuse_settings_of_ppo(config, "slopes")
-        refuse_settings(config, "slopes", "fit", ("repeats", "keep"), "of engine 'offline' alone", "offline")
 
     @classmethod
     def groups(cls, config: RunConfig) -> tuple[int, int, int]:

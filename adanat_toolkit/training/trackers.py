@@ -10,6 +10,7 @@ from typing import Any
 
 from ..core import Tracker
 from ..registry import load
+from ..runtime import plugin_call, require_made
 from .callbacks import Callback
 
 
@@ -26,7 +27,11 @@ class Trackers(Callback):
         self.open: dict[str, Tracker] = {}
         try:
             for name in dict.fromkeys(names):
-                self.open[name] = load("tracker", name).create(folder, config)
+                kind = load("tracker", name)
+                with plugin_call(f"tracker {name!r}", "create"):
+                    made = kind.create(folder, config)
+                require_made(f"tracker {name!r}", made, Tracker)
+                self.open[name] = made
         except BaseException:
             self.on_end()
             raise
@@ -40,16 +45,18 @@ class Trackers(Callback):
         }
         for name, tracker in list(self.open.items()):
             try:
-                tracker.log(figures, int(row["trajectories"]))
+                with plugin_call(f"tracker {name!r}", "log"):
+                    tracker.log(figures, int(row["trajectories"]))
             except Exception as error:  # the tracker's own code: a full disk, no network
-                warnings.warn(f"tracker {name!r} failed and is left out from now on: {error}", stacklevel=2)
+                warnings.warn(f"a tracker is left out from now on: {error}", stacklevel=2)
                 del self.open[name]
 
     def on_end(self) -> None:
         """Flush and release all."""
         for name, tracker in list(self.open.items()):
             try:
-                tracker.close()
+                with plugin_call(f"tracker {name!r}", "close"):
+                    tracker.close()
             except Exception as error:
-                warnings.warn(f"tracker {name!r} failed to close: {error}", stacklevel=2)
+                warnings.warn(str(error), stacklevel=2)
         self.open.clear()

@@ -12,7 +12,7 @@ import copy
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +34,7 @@ from ..core import (
     sample_seeds,
     seen_shape,
 )
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, PluginError
 from ..evaluation import own_contexts
 from ..images import draw_contexts, images_for
 from ..policies import SamplingPolicy, build_policy, export_policy, policy_class
@@ -77,9 +77,10 @@ from .held_out import AlarmWatch, Readings, held_out_of
 from .objects import RewardFunction, as_reward, require_callbacks, require_learnable, with_objects
 from .plan import local_batch, plan, stored_features
 from .ppo import Batch, explained_variance, ppo_update, targets
-from .reward_update import prepared_update
+from .reward_update import load_into, prepared_update, state_of
 from .same_run import source_hashes
-from .scoring import require_finite, require_finite_update, score
+from .scoring import REWARD_FIGURES, require_finite, require_finite_update, score
+from .settings_read import READ_BY_PPO, Reads, refuse_unread
 from .trackers import Trackers
 
 
@@ -97,6 +98,8 @@ class Trainer(Engine):
 
     shows_distilled: ClassVar[bool] = True
     """Whether the reward can be shown images of a distilled decoder."""
+    reads: ClassVar[Reads] = READ_BY_PPO
+    """The settings of ``ppo`` and ``fit`` that the engine reads; a value of the user's of any other is refused."""
     needs_critic: ClassVar[bool] = True
     """Whether the policy's update reads the critic's values."""
 
@@ -111,6 +114,7 @@ class Trainer(Engine):
         reward = as_reward(reward)
         config = with_objects(config, generator, reward, data)
         self.refuse(config)
+        refuse_unread(config, self.reads)
         self.group, self.copies, self.alike = self.groups(config)
         if config.batch // self.group < distributed.world_size():
             raise ConfigError(
@@ -266,16 +270,20 @@ class Trainer(Engine):
         An iteration that fails or is interrupted leaves policy, critic, reward and optimisers as they were before it.
 
         Raises:
-            NotFiniteError: a score, a gradient or what came of it is NaN or infinite.
+            NotFiniteError: a score, a gradient, a figure of the reward, or what came of them is NaN or infinite.
+        PluginError: a plug-in failed or breaks its contract.
         """
         # Gradients are not looked at one by one: each look would wait for the device.
-        before = copied(self.state())
         try:
-            row = self._iterate()
-            require_finite_update(self.iteration + 1, row, self.state())
-        except BaseException:
-            self.load_state(before)
-            raise
+            before = copied(self.state())
+            try:
+                row = self._iterate()
+                require_finite_update(self.iteration + 1, row, self.state(), self.config.reward.name)
+            except BaseException:
+                self.load_state(before)
+                raise
+        except PluginError as error:
+            raise PluginError(f"iteration {self.iteration + 1}: {error}") from error
         self.iteration += 1
         return row
 
@@ -292,7 +300,8 @@ class Trainer(Engine):
 
         # Each image is scored once, at its end.
         scores, terms = self._score(rollout)
-        self._require_finite(scores, actions_of_the_policy=rollout.actions, values_of_the_critic=rollout.values)
+        others = {"actions of the policy": rollout.actions, "values of the critic": rollout.values}
+        self._require_finite(scores, terms, others)
         row |= describe(rollout, scores, terms, self.space, group=self.alike)
         row |= describe_shares(rollout, scores, explore, start=start, group=self.copies)
         if self.policy.reads == "statistics" and rollout.features is not None:
@@ -403,11 +412,12 @@ class Trainer(Engine):
         assert rollout.embedded is not None
         return score(self.reward, self.config.reward.name, rollout.embedded, rollout.context, self._scored_at_once)
 
-    def _require_finite(self, scores: Tensor, **others: Tensor) -> None:
+    def _require_finite(
+        self, scores: Tensor, terms: Mapping[str, Tensor], others: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Nothing is learned from numbers that are not finite; of the reward first, whose numbers come from outside."""
-        name = f"scores of reward {self.config.reward.name!r}"
         remedy = "Mend the reward, or lower ppo.learning_rate (and the reward's own), and run the same command again."
-        require_finite(self.iteration + 1, remedy, **{name: scores}, **others)
+        require_finite(self.iteration + 1, remedy, self.config.reward.name, scores, terms, others or {})
 
     @torch.no_grad()
     def _average_weights(self) -> None:
@@ -432,7 +442,7 @@ class Trainer(Engine):
             device=self.device,
             micro_batch=self.micro_batch,
         )
-        return lambda: {f"reward_model/{key}": value for key, value in update().items()}
+        return lambda: {REWARD_FIGURES + key: value for key, value in update().items()}
 
     # --- the run ----------------------------------------------------------------------------------------------------------
 
@@ -582,7 +592,7 @@ class Trainer(Engine):
         out |= optimiser_state(self.optimiser, "optimiser.")
         if self.baseline is not None:
             out |= {f"baseline.{k}": v for k, v in self.baseline.sums.items()}
-        return out | {f"reward.{k}": v for k, v in self.reward.state().items()}
+        return out | {f"reward.{k}": v for k, v in state_of(self.reward).items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Inverse of :meth:`state`.
@@ -608,7 +618,7 @@ class Trainer(Engine):
         load_optimiser(self.optimiser, part("optimiser."))
         if self.baseline is not None:
             self.baseline.sums = load_sums(self.baseline.sums, state, "baseline.")
-        self.reward.load_state(part("reward."))
+        load_into(self.reward, part("reward."))
 
 
 def _timed(name: str, update: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:

@@ -137,6 +137,21 @@ def test_too_few_trajectories() -> None:
     assert blocks * contexts * actions * draws == FEWEST
 
 
+def test_more_slopes_than_trajectories_carry_are_refused_before_images_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(*_: object) -> None:
+        raise ValueError("images are made")
+
+    control = Control()
+    monkeypatch.setattr(control, "reset", made)
+    with pytest.raises(ConfigError, match=r"1,024 trajectories are too few.*40 steps.*give at least ([\d,]+)") as caught:
+        measured(control, 1024, 40)
+    enough = int(str(caught.value).split("at least ")[1].split(" ")[0].replace(",", ""))
+    with pytest.raises(ConfigError, match="too few"):
+        measured(control, enough - 1, 40)
+    with pytest.raises(PluginError, match="images are made"):
+        measured(control, enough, 40)
+
+
 def test_constant_reward() -> None:
     control = Control()
     with pytest.raises(DataError, match=r"'flat': the reward is constant \(0.5 for all"):

@@ -98,6 +98,27 @@ def test_the_sentence(controls: dict[str, float], said: str) -> None:
     assert "cannot be told from fewer than two seeds" in unknown
 
 
+@pytest.mark.parametrize("mean", [True, False, None])
+@pytest.mark.parametrize("overall", [True, False, None])
+@pytest.mark.parametrize("within", [True, False, None])
+def test_what_is_not_measured_shows_nothing(mean: bool | None, overall: bool | None, within: bool | None) -> None:
+    """Each control is worse than the policy, as good, or of one seed; it adapted where one shows it and none denies it."""
+    if mean is None and overall is None and within is None:
+        return
+    results = [judged("hand-made", None, 6.0, seed, None) for seed in range(3)]
+    results += [judged("adaptive", "r", 5.0, seed, None) for seed in range(3)]
+    for name, worse in (("mean", mean), ("overall", overall), ("within", within)):
+        seeds = range(1 if worse is None else 3)
+        results += [judged("adaptive", "r", 5.5 + 0.01 * seed if worse else 5.0, seed, name) for seed in seeds]
+    (sentence,) = build_table(results, FACTS).adapted
+    denied = mean is False or overall is False
+    shown = mean is True and (overall is True or within is True)
+    assert ("it adapted" in sentence.replace("whether it adapted", "")) == (shown and not denied), sentence
+    if overall is None and within is None and mean:
+        assert "whether it adapted cannot be told" in sentence
+    assert ("it adapted. " in sentence) == (shown and not denied and within is True)
+
+
 def test_its_own_reward_has_a_sentence_of_its_own() -> None:
     """A policy may do for its reward what the distance does not see."""
     results = [judged("hand-made", None, 6.0, seed, None) for seed in range(3)]

@@ -56,8 +56,9 @@ def tiff12() -> bytes:
     return tiff(body, 12, 1)
 
 
-def tiff(body: bytes, bits: int, photometric: int) -> bytes:
+def tiff(body: bytes, bits: int, photometric: int, sample: int | None = None) -> bytes:
     tags = {256: SIDE, 257: SIDE, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: SIDE, 279: len(body)}
+    tags |= {} if sample is None else {339: sample}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + struct.pack("<H", len(tags)) + entries + bytes(4)
 
@@ -113,6 +114,31 @@ def test_numbers_without_a_white_are_refused(tmp_path: Path, mode: str) -> None:
     (tmp_path / "image.png").write_bytes(RAMPS["L"])
     with pytest.raises(DataError, match=r"a\.tif is not a readable image .*what white is"):
         read_edit(tmp_path / "image.png", str(tmp_path / "a.tif"), (SIDE, SIDE))
+
+
+@pytest.mark.parametrize(
+    ("body", "bits", "sample", "message"),
+    [
+        (RAMP.tobytes(), 8, 2, "signed integers, which do not say what white is: save it with 8 or 16 bits"),
+        (DEEP.astype("<i2").tobytes(), 16, 2, "signed integers"),
+        ((RAMP / 255).astype("<f2").tobytes(), 16, 3, "floats of 16 bits, which is not read: save it with 8 or 16 bits"),
+        (RAMP.tobytes() * 8, 64, 1, "unsigned integers of 64 bits"),
+    ],
+)
+def test_numbers_of_a_tiff_that_are_not_read_are_named(body: bytes, bits: int, sample: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decoded(tiff(body, bits, 1, sample))
+    assert torch.equal(decoded(tiff(RAMP.tobytes(), 8, 1, 1)), GREY.int())
+    with pytest.raises(ValueError, match="its format is unknown, or it was cut short"):
+        decoded(tiff(body, bits, 1, sample)[:9])
+
+
+def test_a_transparent_colour_of_16_bits_is_that_colour_alone() -> None:
+    """Of two colours that share their high bytes one is transparent; compared by these, both would be white."""
+    pixels = np.full((SIDE, SIDE, 3), 0x0105, dtype=">u2")
+    pixels[:, : SIDE // 2, 2] = 0x0101
+    found = decoded(png_of(pixels.tobytes(), 16, 2, struct.pack(">HHH", 0x0105, 0x0105, 0x0101)))
+    assert (found[..., : SIDE // 2] == 255).all() and (found[..., SIDE // 2 :] == 1).all()
 
 
 HALF = np.where(np.arange(SIDE) < SIDE // 2, 255, 0).astype(np.uint8)[None].repeat(SIDE, 0)

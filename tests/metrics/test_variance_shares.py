@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adanat_toolkit.errors import DataError
-from adanat_toolkit.metrics import VarianceShares, trajectories_to_move, variance_shares
+from adanat_toolkit.metrics import VarianceShares, batch_shares, deciles, trajectories_to_move, variance_shares
 
 G, C, A, R, T, K, S = 8, 8, 16, 2, 3, 2, 3
 TRUTH = {"context": 0.2, "action": 0.04, "context_slope": 0.03, "state_slope": 0.05}
@@ -116,6 +116,27 @@ def test_refused(value: float, what: str) -> None:
     reward, action, _ = crossed(1)
     with pytest.raises(DataError, match=what):
         variance_shares(torch.full_like(reward, value), action)
+
+
+@pytest.mark.parametrize(("actions", "steps"), [(8, 13), (8, 14), (8, 16), (28, 50), (28, 56)])
+def test_more_slopes_than_the_images_carry_are_refused(actions: int, steps: int) -> None:
+    """Near the rank the residuals were fitted away, above it there is no solution: no share, and no negative variance."""
+    draw = torch.Generator().manual_seed(0)
+    action = torch.randn(8, actions, steps, 4, generator=draw)
+    with pytest.raises(DataError, match=r"samples cannot carry \d+ slopes"):
+        variance_shares(torch.randn(8, 8, actions, 2, generator=draw), action)
+
+
+def test_one_sample_says_nothing_and_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    for count in (1, 2):
+        assert batch_shares(torch.rand(count), torch.randn(count, 2, 2), torch.zeros(count, dtype=torch.int64)) == {}
+    assert not recwarn.list
+
+
+def test_deciles_are_the_quantiles_of_all_steps() -> None:
+    values = torch.randn(50, 3, 2)
+    expected = torch.quantile(values.double(), torch.tensor([0.1, 0.9], dtype=torch.float64), dim=0)
+    assert torch.equal(torch.stack(deciles(values)), expected)
 
 
 def test_trajectories_to_move_are_where_gradient_equals_noise() -> None:

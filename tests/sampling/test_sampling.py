@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adanat_plugins.generators.var import NextScale
 from adanat_toolkit.core import Noise, parse_schedule
+from adanat_toolkit.errors import NotFiniteError
 from adanat_toolkit.interfaces import Context, ContextKind, Generator, Policy, TokenGenerator
 from adanat_toolkit.policies import AdaptiveOptions, AdaptivePolicy, SamplingPolicy, load_policy
 from adanat_toolkit.policies.networks import SharedOptions, SharedPolicy
@@ -371,3 +372,18 @@ def test_chunks(total: int, chunk: int | None, minimum: int) -> None:
     twice, total_sum = in_chunks(double, x, 10 * x, chunk=chunk, minimum=minimum)
     assert torch.equal(twice, 2 * x) and torch.equal(total_sum, 11 * x)
     assert min(sizes) >= minimum and max(sizes) <= max(minimum, chunk or CPU_CHUNK)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_image_that_is_not_finite_is_no_picture(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = TinyGenerator()
+    decode = generator.decode_tokens
+
+    def bad(tokens: Tensor) -> Tensor:
+        images = decode(tokens).clone()
+        images[-1, 0, 0, 0] = value
+        return images
+
+    monkeypatch.setattr(generator, "decode_tokens", bad)
+    with pytest.raises(NotFiniteError, match=r"1 of 3 images of generator 'tiny:class' are not finite .*of seed 6"):
+        list(sample(generator, load_policy("fixed", generator, 2), [4, 5, 6]))

@@ -6,14 +6,28 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from adanat_toolkit.errors import ConfigError
-from adanat_toolkit.registry import parse_override
-from adanat_toolkit.training import PRESETS, PPOConfig, RunConfig, differences, merge, resolve, validate
+from adanat_toolkit.registry import load, parse_override
+from adanat_toolkit.storage import write_file
+from adanat_toolkit.training import (
+    PRESETS,
+    PPOConfig,
+    RunConfig,
+    create_trainer,
+    differences,
+    merge,
+    resolve,
+    validate,
+)
+from adanat_toolkit.training.settings_read import refuse_unread
+
+from ..helpers.tiny import TinyGenerator
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -281,3 +295,42 @@ def test_whole_numbers_are_decimal() -> None:
     assert resolve(overrides=["ppo.epochs=010"]).ppo.epochs == 10
     with pytest.raises(ConfigError, match=r"ppo.epochs = '1:30'"):
         resolve(overrides=["ppo.epochs=1:30"])
+
+
+@pytest.mark.parametrize(
+    ("engine", "setting", "message"),
+    [
+        ("adanat", "fit.actions=16", "of the engines 'offline' and 'slopes'.*leave it at 8, or use engine 'offline'"),
+        ("sb3", "fit.actions=16", "no meaning for engine 'sb3'"),
+        ("sb3", "fit.memory=0.5", "of engine 'slopes' alone"),
+        ("offline", "fit.memory=0.5", "of engine 'slopes' alone.*use engine 'slopes'"),
+        ("offline", "ppo.clip=0.1", "ppo.clip = 0.1 is PPO's"),
+        ("offline", "ppo.value_coefficient=1", "is PPO's"),
+        ("offline", "ppo.group_baseline=shrunk", "ppo.group"),
+        *(
+            ("slopes", setting, "is PPO's and has no meaning for engine 'slopes'")
+            for setting in (
+                "ppo.clip=0.1", "ppo.value_coefficient=1", "ppo.epochs=2", "ppo.minibatches=3", "ppo.learning_rate=0.5",
+                "ppo.max_gradient_norm=2", "ppo.learning_rate=1e-5", "ppo.standardise=returns",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_settings_that_an_engine_does_not_read_are_refused(engine: str, setting: str, message: str) -> None:
+    more = ["ppo.group=2"] if "group_baseline" in setting else []
+    with pytest.raises(ConfigError, match=message):
+        create_trainer(resolve(flags=flags_of(engine), overrides=[setting, *more]), TinyGenerator())
+
+
+def flags_of(engine: str) -> dict[str, Any]:
+    return {"engine": engine, "device": "cpu", "policy": {"name": "linear" if engine == "slopes" else "lean"}}
+
+
+@pytest.mark.parametrize("preset", ["default", "demo", "gpu"])
+@pytest.mark.parametrize("engine", ["adanat", "sb3", "offline", "slopes"])
+def test_presets_go_with_every_engine(engine: str, preset: str, tmp_path: Path) -> None:
+    """What a preset says of PPO is passed over by an engine that does not read it, also where the settings are a file's."""
+    config = resolve(preset=preset, flags=flags_of(engine))
+    refuse_unread(config, load("engine", engine).reads)
+    write_file(tmp_path / "settings.yaml", json.dumps(config.model_dump(mode="json")))
+    refuse_unread(resolve(file=tmp_path / "settings.yaml"), load("engine", engine).reads)
