@@ -24,6 +24,8 @@ from .search import SEARCHES, check_kind, check_search
 
 PUBLISHED = "published"
 LARGEST_SEED = 10**6
+NEWER = {"ppo": {"critic_statistics": False}}
+"""Settings that came after the first cells, and what cells without them were made with."""
 MOST_CELLS, MOST_CANDIDATES = 10**5, 10**5
 
 
@@ -197,6 +199,8 @@ class CompareConfig(BaseModel):
             if all(not field.is_required() for field in found.Options.model_fields.values()):
                 parsed = parse_options(f"{kind} {out[kind]['name']!r}", found.Options, out[kind]["options"])
                 out[kind]["options"] = parsed.model_dump(mode="json")
+        for part, before in NEWER.items():  # so that cells from before them are found
+            out[part] = {key: value for key, value in out[part].items() if key not in before or value != before[key]}
         return out
 
     def sources(self) -> dict[str, str]:
