@@ -271,7 +271,7 @@ class Trainer(Engine):
 
         Raises:
             NotFiniteError: a score, a gradient, a figure of the reward, or what came of them is NaN or infinite.
-        PluginError: a plug-in failed or breaks its contract.
+            PluginError: a plug-in failed or breaks its contract.
         """
         # Gradients are not looked at one by one: each look would wait for the device.
         try:
