@@ -29,7 +29,7 @@ from ..helpers.cli import adanat
 from ..helpers.doc_blocks import NEEDS, ROOT, SHELL, Block, blocks, documents, hooks, inline_commands, pages, prose
 
 SMALLER: dict[str, list[str]] = {
-    "train": ["--trajectories", "16", "--batch", "8", "--set", "ppo.epochs=1", "--set", "evaluate_images=16"],
+    "train": ["--trajectories", "16", "--batch", "8", "--set", "evaluate_images=16"],
     "sample": ["--num", "2"],
     "evaluate": ["--num", "16"],
     "compare": ["--dry-run"],  # tests/compare/test_compare.py runs whole grids
@@ -347,7 +347,7 @@ def test_every_logged_name_is_explained(tmp_path: Path) -> None:
         "baseline": [*smaller_discriminator(), "--set", "ppo.context_baseline=true"],
         "sb3": [*smaller_discriminator(), "--engine", "sb3"],
         "offline": [*smaller_discriminator(), "--engine", "offline"],
-        "slopes": [*smaller_discriminator(), "--engine", "slopes", "--policy", "linear"],
+        "slopes": [*smaller_discriminator(), "--engine", "slopes", "--policy", "linear", "--set", "ppo.epochs=4"],
     }
     logged: dict[str, set[str]] = {}
     for name, options in runs.items():

@@ -34,7 +34,8 @@ def test_it_is_diffusers(dtype: torch.dtype) -> None:
     codes = torch.randint(40, (5, 24))
     images = own.decode(codes, (4, 6))
     assert images.shape == (5, 3, 16, 24) and float(images.std()) > 0
-    assert torch.equal(images, other.decode(codes, (4, 6)))
+    # In float32 ours takes up-sampling and its convolution as one (tokenizers/layers.py).
+    torch.testing.assert_close(images, other.decode(codes, (4, 6)), rtol=0, atol=0 if dtype == torch.bfloat16 else 1e-5)
     assert torch.equal(own.latents(images), other.latents(images))
     assert torch.equal(own.encode(images), other.encode(images))
     assert torch.equal(own.vectors(codes, (4, 6)), other.vectors(codes, (4, 6)))

@@ -23,7 +23,7 @@ class Upsample(nn.Module):
     rounding, with 4 products an output in place of 9. They run as one convolution of four times the outputs.
 
     That is for float32 on a CPU, where it was measured (docs/results/profile.md), and for frozen weights: elsewhere, and
-    wherever gradients are recorded, the two operations are taken as they are.
+    wherever gradients are recorded or torch compiles, the two operations are taken as they are.
 
     Args:
         conv: 3x3, padding 1.
@@ -35,7 +35,8 @@ class Upsample(nn.Module):
         self._summed: tuple[tuple[int, int], Tensor, Tensor | None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
+        as_written = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if x.device.type != "cpu" or x.dtype != torch.float32 or as_written:
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         batch, _, height, width = x.shape
         if batch == 1:  # oneDNN multiplies one small image in another order, and pixels must not depend on the batch
