@@ -70,10 +70,10 @@ def _verdict(row: Row, controls: Sequence[Row]) -> str:
     """By the Frechet distance, and by the reward that the policy was trained on where that scores single images."""
     distance = "Frechet distance of its controls against its own"
     reward = "What its controls lose of it, in standard deviations of the images' scores"
-    said = _judged(row, controls, _distance_gaps, distance, ".1%")
-    if not any(len(_reward_gaps(row, control)) > 1 for control in controls):
+    said = _judged(row, controls, distance_gaps, distance, ".1%")
+    if not any(len(reward_gaps(row, control)) > 1 for control in controls):
         return said
-    return f"{said} By its own reward, {_judged(row, controls, _reward_gaps, reward, '.3f')}"
+    return f"{said} By its own reward, {_judged(row, controls, reward_gaps, reward, '.3f')}"
 
 
 def _judged(row: Row, controls: Sequence[Row], gaps_of: Callable[[Row, Row], list[float]], what: str, form: str) -> str:
@@ -85,10 +85,8 @@ def _judged(row: Row, controls: Sequence[Row], gaps_of: Callable[[Row, Row], lis
         if len(gaps) < 2:
             missing.append(TITLES[control.control])
             continue
-        low, high = mean_interval(gaps)
-        worse[control.control] = low > 0
-        mean = sum(gaps) / len(gaps)
-        told[control.control] = f"{TITLES[control.control]} {mean:+{form}} [{low:+{form}}, {high:+{form}}]"
+        worse[control.control] = mean_interval(gaps)[0] > 0
+        told[control.control] = f"{TITLES[control.control]} {with_interval(gaps, form)}"
     if not told:
         return "whether it adapted cannot be told from fewer than two seeds; give more (--seeds)."
     figures = f"{what}: {'; '.join(told.values())}."
@@ -117,7 +115,13 @@ def _conclusion(mean: bool | None, overall: bool | None, within: bool | None) ->
     return "it adapted, to contexts or to samples" if within is None else "it adapted"
 
 
-def _distance_gaps(row: Row, control: Row) -> list[float]:
+def with_interval(gaps: Sequence[float], form: str) -> str:
+    """Mean of two or more seeds with its interval, each with a sign."""
+    low, high = mean_interval(gaps)
+    return f"{sum(gaps) / len(gaps):+{form}} [{low:+{form}}, {high:+{form}}]"
+
+
+def distance_gaps(row: Row, control: Row) -> list[float]:
     """How much worse the control is, seed by seed, as a share of the policy's Frechet distance."""
     if "frechet" not in row.figures or "frechet" not in control.figures:
         return []
@@ -126,7 +130,7 @@ def _distance_gaps(row: Row, control: Row) -> list[float]:
     return [other[seed] / own[seed] - 1 for seed in own if seed in other and own[seed]]
 
 
-def _reward_gaps(row: Row, control: Row) -> list[float]:
+def reward_gaps(row: Row, control: Row) -> list[float]:
     """How much less the control scores, seed by seed, in standard deviations of the scores of the policy's images."""
     own, other = row.scores, control.scores
     return [(own[seed][0] - other[seed][0]) / own[seed][1] for seed in own if seed in other and own[seed][1] > 0]
