@@ -193,7 +193,6 @@ def read_sealed(
     schema: type[T] | Any,
     *,
     error: type[AdaNATError],
-    limit: int = MAX_DOCUMENT,
     remedy: str = REMEDY,
 ) -> T:
     """A document that was :func:`sealed`; one of a version that gave no digest is taken as it is.
@@ -201,7 +200,7 @@ def read_sealed(
     Raises:
         error: as :func:`read_document`, or it was changed since it was written.
     """
-    data, where = read_bytes(path, error=error, limit=limit, remedy=remedy), _name(path)
+    data, where = read_bytes(path, error=error, limit=MAX_DOCUMENT, remedy=remedy), _name(path)
     value = cast(T, parse_document(data, schema, where=where, error=error, remedy=remedy))
     found: dict[str, Any] = parse_document(data, dict[str, Any], where=where, error=error, remedy=remedy)
     if found.get("digest") not in (None, card_digest(found)):
